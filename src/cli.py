@@ -1,0 +1,45 @@
+"""What the six scripts share: their arguments, and errors without tracebacks."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from src.errors import UserError
+
+
+def parser(doc: str, *, many_configs: bool = False) -> argparse.ArgumentParser:
+    """A parser with --config, --set and --overwrite; `doc` is the script's docstring."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        nargs="+" if many_configs else None,
+        metavar="YAML",
+        help="the experiment: configs/X.yaml; its name is the experiment's name",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="KEY=VALUE",
+        help="override keys of the config, for example train.epochs=3 model.backbone=resnet50",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace finished work instead of skipping it"
+    )
+    return parser
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; print a UserError in words and exit with status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,56 @@
+"""Features and logits as plain arrays: what stages 2 to 6 compute with. numpy only.
+
+f: features [N, D] · W: class weights or class means [K, D] · z: logits [N, K]
+"""
+
+import numpy as np
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows divided by their Euclidean norm; a zero row stays zero."""
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(norm, 1e-12)
+
+
+def linear_logits(f: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """z = f Wᵀ + b, [N, K]."""
+    z = f @ weight.T
+    return z if bias is None else z + bias
+
+
+def cosine_logits(f: np.ndarray, weight: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """z = scale · cos(f, w_c), [N, K]."""
+    return scale * (unit(f) @ unit(weight).T)
+
+
+def class_means(f: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Mean over each class of the L2-normalised features, [K, D]. A class without features is an
+    error: its mean would be zero and nothing would ever be assigned to it."""
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() == 0:
+        raise ValueError(f"labels {np.flatnonzero(counts == 0).tolist()} have no features")
+    sums = np.zeros((num_classes, f.shape[1]), dtype=np.float64)
+    np.add.at(sums, labels, unit(f))
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.ndarray:
+    """Logits of a head that 02 or 03 saved.
+
+    kind: linear (weight [K, D], bias [K]), or cosine (weight, scale []).
+    """
+    if kind == "linear":
+        return linear_logits(f, head["weight"], head.get("bias"))
+    if kind == "cosine":
+        return cosine_logits(f, head["weight"], float(head["scale"]))
+    raise ValueError(f"unknown kind of head {kind!r}")
+
+
+def to_range(z: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Map each row of z linearly onto the range of the same row of `like`.
+
+    z̃ = (max l − min l) / (max z − min z) · (z − min z) + min l. The ranking within a row stays.
+    """
+    low, high = z.min(1, keepdims=True), z.max(1, keepdims=True)
+    to_low, to_high = like.min(1, keepdims=True), like.max(1, keepdims=True)
+    return (to_high - to_low) * (z - low) / np.maximum(high - low, 1e-12) + to_low

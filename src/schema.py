@@ -1,0 +1,403 @@
+"""Every key of a config: default, range, unit and meaning.
+
+`configs/folder_template.yaml` is generated from this file, so what stands here is the reference.
+A new method adds its keys here, in the section of its stage. Nothing here imports torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from src.errors import some
+
+VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    source: Literal["folder", "csv", "digits"] = Field(
+        "folder",
+        description="folder: train/<classID>_<className>/*.jpg and test/<imageID>.jpg; csv: tables "
+        "plus image roots; digits: scikit-learn's handwritten digits, written to root once",
+    )
+    root: str = Field("data/raw/my_competition", description="directory of the competition's files")
+    name: str | None = Field(
+        None, description="the dataset's directory under runs/; null: the last part of root"
+    )
+    train: str = Field(
+        "train", description="folder source: directory under root; csv source: table under root"
+    )
+    test: str | None = Field(
+        "test", description="like train, for the test images; null: there are none"
+    )
+    sample_submission: str | None = Field(
+        "sample_submission.csv",
+        description="under root; fixes the ids, order and columns of the submission. The default "
+        "is used only where the file exists",
+    )
+    solution: str | None = Field(
+        "solution.csv",
+        description="under root; true labels of some test images, used by 06 to print a score and "
+        "never to choose anything. The default is used only where the file exists",
+    )
+    image_column: str = Field("image_id", description="csv source: column with the image's id")
+    label_column: str = Field("class_id", description="csv source: column with the class id")
+    name_column: str | None = Field(None, description="csv source: column with the class's name")
+    group_column: str | None = Field(
+        None,
+        description="csv source: images that share a value (an individual, a session) share a fold",
+    )
+    train_images: str = Field("", description="csv source: directory of train images, under root")
+    test_images: str = Field("", description="csv source: directory of test images, under root")
+    suffix: str = Field("", description="csv source: what to add to an id to get the file's name")
+    bad_images: Literal["stop", "skip"] = Field(
+        "stop", description="what to do with unreadable, truncated or empty image files"
+    )
+    near_duplicates: int | None = Field(
+        4,
+        ge=0,
+        le=16,
+        description="largest difference in bits (of 64) between the perceptual hashes of two "
+        "images that count as the same photo; null: only identical files count",
+    )
+    resize: int | None = Field(
+        None,
+        ge=16,
+        description="make a one-off copy of all images with this short side in pixels; null: no",
+    )
+    resize_quality: int = Field(92, ge=50, le=100, description="JPEG quality of that copy")
+    workers: int = Field(
+        2,
+        ge=0,
+        description="processes that read images, per GPU; 0 reads in the main process. The "
+        "images they produce are the same for any number",
+        json_schema_extra=VOLATILE,
+    )
+
+
+class Longtail(Section):
+    profile: Literal["exp", "step"] | None = Field(
+        None, description="cut the classes to a long tail (exp) or two levels (step); null: no"
+    )
+    ratio: float = Field(
+        100.0, ge=1, description="images of the largest class over images of the smallest"
+    )
+    seed: int = Field(0, ge=0, description="which images of each class stay")
+
+
+class Bins(Section):
+    mode: Literal["thresholds", "terciles", "halves"] = Field(
+        "thresholds",
+        description="bands of class size: many/medium/few by thresholds or by thirds of the "
+        "classes, or head/tail halves",
+    )
+    many: int = Field(100, ge=1, description="images; a class with more than this is in `many`")
+    few: int = Field(20, ge=1, description="images; a class with fewer than this is in `few`")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.mode == "thresholds" and self.few > self.many + 1:
+            raise ValueError(f"few ({self.few}) must not be above many ({self.many})")
+        return self
+
+
+class Folds(Section):
+    k: int = Field(5, ge=2, le=50, description="number of folds")
+    seed: int = Field(0, ge=0, description="which images go to which fold")
+
+
+class Model(Section):
+    network: Literal["plain"] = Field(
+        "plain", description="how a backbone becomes logits; plain: pooled features and one head"
+    )
+    backbone: str = Field(
+        "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
+    )
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of timm.create_model"
+    )
+    pretrained: bool | str = Field(
+        True,
+        description="true: timm's weights from the hub; false: random; a path: a local weights "
+        "file; experiment:<name>: stage 1 of another experiment on any dataset "
+        "(<dataset>/<name> for another one than this), same fold where it has it",
+    )
+    head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
+    cosine_scale: float = Field(
+        16.0, gt=0, description="cosine head: logits lie in [-scale, scale]"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
+    image_size: int = Field(
+        224, ge=8, description="pixels, height and width of the network's input"
+    )
+    crop_pct: float = Field(
+        0.875, gt=0, le=1, description="evaluation: centre crop's share of the resized short side"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="when resizing")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="of pixels in 0..1; null: what the backbone was pretrained with"
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="of pixels in 0..1; null: what the backbone was pretrained with"
+    )
+
+
+class Augment(Section):
+    crop: Literal["random_resized", "padded", "none"] = Field(
+        "random_resized",
+        description="random_resized: a random part of the image; padded: the whole image, "
+        "shifted by up to 1/8 (the CIFAR recipe); none: as in evaluation",
+    )
+    scale: tuple[float, float] = Field(
+        (0.35, 1.0), description="random_resized: share of the image's area, from 0 to 1"
+    )
+    hflip: bool = Field(True, description="mirror left-right half of the time")
+    vflip: bool = Field(False, description="mirror up-down half of the time")
+    rotate: float = Field(0.0, ge=0, le=180, description="up to this many degrees either way")
+    color_jitter: float = Field(
+        0.2, ge=0, le=1, description="relative change of brightness, contrast and saturation"
+    )
+    erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale must be 0 < low <= high <= 1, found {self.scale}")
+        return self
+
+
+class CrossEntropy(Section):
+    name: Literal["cross_entropy"] = "cross_entropy"
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class BalancedSoftmax(Section):
+    name: Literal["balanced_softmax"] = "balanced_softmax"
+    tau: float = Field(1.0, ge=0, description="strength of the class prior; 0 is cross-entropy")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+Criterion = Annotated[CrossEntropy | BalancedSoftmax, Field(discriminator="name")]
+
+
+class Mixing(Section):
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0: off")
+    probability: float = Field(1.0, ge=0, le=1, description="share of the steps that are mixed")
+    off_epochs: int = Field(0, ge=0, description="last epochs without mixing")
+
+
+class Train(Section):
+    epochs: int = Field(30, ge=1, description="passes of N images, for every sampler")
+    batch_size: int = Field(
+        64, ge=2, description="images per optimizer step, over all processes and micro-batches"
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images per forward pass and process; smaller than the batch means gradient "
+        "accumulation; null: batch_size / processes",
+    )
+    on_oom: Literal["stop", "accumulate"] = Field(
+        "stop",
+        description="out of memory: stop and say which micro_batch fits, or halve it and go on",
+    )
+    sampler: Literal["instance", "class_balanced", "square_root"] = Field(
+        "instance", description="which images an epoch sees: as they are, or by class"
+    )
+    criterion: Criterion = Field(
+        default_factory=CrossEntropy, description="logits and labels to a number"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with Nesterov momentum")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd; adamw's beta1")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and norm layers")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the lr from each layer to the one below it"
+    )
+    head_lr_factor: float = Field(1.0, gt=0, description="factor on the lr of the fresh head")
+    schedule: Literal["cosine", "multistep"] = Field("cosine", description="of the lr, per step")
+    min_lr: float = Field(1e-6, ge=0, description="cosine: the lr at the end")
+    milestones: tuple[float, ...] = Field(
+        (0.6, 0.8), description="multistep: fractions of the training at which the lr drops"
+    )
+    gamma: float = Field(0.1, gt=0, lt=1, description="multistep: factor at each milestone")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up from lr / 100")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    mixing: Mixing = Field(default_factory=Mixing, description="of images within a batch")
+    augment: Augment = Field(default_factory=Augment, description="of single images")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step of the moving average of the weights that is kept; null: no",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="autocast; auto: bf16 on a GPU that has it, fp32 on a CPU"
+    )
+    channels_last: bool = Field(True, description="memory format of images and convolutions")
+    compile: bool = Field(
+        False, description="torch.compile the network", json_schema_extra=VOLATILE
+    )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="which epoch's weights are kept. best: by the metric on the held-out fold, "
+        "which makes OOF scores optimistic; it is marked as such everywhere",
+    )
+    eval_batch_size: int = Field(
+        128,
+        ge=1,
+        description="images per forward pass without gradients",
+        json_schema_extra=VOLATILE,
+    )
+    eval_every: int = Field(
+        1,
+        ge=1,
+        description="epochs between validations; the last epoch always is",
+        json_schema_extra=VOLATILE,
+    )
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none", description="experiment tracker, through accelerate", json_schema_extra=VOLATILE
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch "
+                f"({self.micro_batch})"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})"
+            )
+        if list(self.milestones) != sorted(self.milestones) or not all(
+            0 < m < 1 for m in self.milestones
+        ):
+            raise ValueError(
+                "milestones must be rising fractions of the training between 0 and 1, "
+                f"found {list(self.milestones)}"
+            )
+        return self
+
+
+class CRT(Section):
+    head: Literal["crt"] = "crt"
+    name: str | None = Field(None, description="directory under stage2/; null: the head's kind")
+    sampler: Literal["instance", "class_balanced", "square_root"] = Field(
+        "class_balanced", description="which features an epoch sees"
+    )
+    views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="augmented views of each training image to cache and train on; 0: the "
+        "evaluation view alone",
+    )
+    epochs: int = Field(30, ge=1, description="passes of N features")
+    batch_size: int = Field(512, ge=2, description="features per step")
+    lr: float = Field(0.1, gt=0, description="peak learning rate of SGD, cosine to 0")
+    weight_decay: float = Field(5e-4, ge=0, description="on the weights and the bias")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class NCM(Section):
+    head: Literal["ncm"] = "ncm"
+    name: str | None = Field(None, description="directory under stage2/; null: the head's kind")
+    views: int = Field(0, ge=0, le=64, description="augmented views to average; 0: the plain one")
+
+
+Head = Annotated[CRT | NCM, Field(discriminator="head")]
+
+
+class Posthoc(Section):
+    heads: tuple[str, ...] | None = Field(
+        None,
+        description="linear heads to start from: stage1 and names of stage2 heads; null: all",
+    )
+    steps: tuple[Literal["tau_norm", "ncm_fusion", "temperature"], ...] = Field(
+        ("tau_norm", "ncm_fusion", "temperature"), description="tried in this order, on OOF logits"
+    )
+    tau_max: float = Field(2.0, gt=0, le=10, description="tau_norm: grid 0 … tau_max")
+    grid: int = Field(21, ge=2, le=1001, description="points of each grid")
+    min_gain: float = Field(
+        0.0, ge=0, description="a step is kept if its cross-fitted gain is above this"
+    )
+
+
+class TTA(Section):
+    flip: bool = Field(True, description="also the mirror image")
+    crops: Literal[1, 5] = Field(1, description="1: centre; 5: centre and four corners")
+    scales: tuple[float, ...] = Field(
+        (1.0,), description="factors on the size to which images are resized before the crop"
+    )
+
+    @model_validator(mode="after")
+    def _scales(self):
+        if not self.scales or min(self.scales) < 0.5 or max(self.scales) > 4:
+            raise ValueError(f"scales must lie between 0.5 and 4, found {list(self.scales)}")
+        return self
+
+
+class Predict(Section):
+    tta: TTA = Field(default_factory=TTA, description="test-time augmentation: views per image")
+
+
+class Ensemble(Section):
+    members: tuple[str, ...] = Field(
+        ("posthoc",),
+        description="which logits of each experiment take part: posthoc, stage1, names of heads",
+    )
+    weights: Literal["mean", "greedy"] = Field(
+        "greedy",
+        description="mean; or greedy selection with replacement on OOF, cross-fitted, which falls "
+        "back to the mean when its gain is within noise",
+    )
+    rounds: int = Field(30, ge=1, le=1000, description="greedy: selections")
+
+
+class Config(Section):
+    data: Data = Field(default_factory=Data, description="where the images are")
+    longtail: Longtail = Field(default_factory=Longtail, description="optional artificial tail")
+    bins: Bins = Field(default_factory=Bins, description="frequency bands of the classes")
+    folds: Folds = Field(default_factory=Folds, description="cross-validation")
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "top5"] = Field(
+        "balanced_accuracy", description="the competition's metric: what 04 and 06 tune for"
+    )
+    model: Model = Field(default_factory=Model, description="stage 1: the network")
+    train: Train = Field(default_factory=Train, description="stage 1: its training")
+    stage2: tuple[Head, ...] = Field(
+        (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
+    )
+    posthoc: Posthoc = Field(default_factory=Posthoc, description="calibration and fusion on OOF")
+    predict: Predict = Field(default_factory=Predict, description="test logits")
+    ensemble: Ensemble = Field(default_factory=Ensemble, description="the submission")
+    seed: int = Field(0, ge=0, description="of everything random in stages 1 and 2")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        names = [head.name or head.head for head in self.stage2]
+        taken = sorted({n for n in names if names.count(n) > 1 or n in ("stage1", "posthoc")})
+        if taken:
+            raise ValueError(
+                f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "
+                "add `name: …` to one of them"
+            )
+        for known in self.posthoc.heads or ():
+            if known not in ("stage1", *names):
+                raise ValueError(f"posthoc.heads names {known!r}, but stage2 has only {names}")
+        for member in self.ensemble.members:
+            if member not in ("posthoc", "stage1", *names):
+                raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
+        return self
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's directory under runs/."""
+        return self.data.name or Path(self.data.root).name
