@@ -1,51 +1,127 @@
-"""Scores of logits, always with an explicit set of K classes. numpy and scikit-learn only.
+"""Scores of logits, always with an explicit set of K classes. numpy only.
 
 logits: [N, K] · labels: [N] in 0 … K-1 · bins: [K] names such as many / medium / few
+
+Each score is a function of one small fact per image, its `outcome`: the predicted label, whether
+the true class is among the top five, or the negative log-likelihood. A search over many candidate
+logits keeps their outcomes, [N], and never the logits. Rows are read in chunks, so that no score
+needs memory of the size of the logits.
 """
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import f1_score
+from scipy.special import logsumexp
 
 BINS = {"thresholds": ("many", "medium", "few"), "halves": ("head", "tail")}
 BINS["terciles"] = BINS["thresholds"]
+CHUNK = 2**22  # logits that are worked on at once
+
+
+def chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices that cover 0 … rows-1, each of at most about CHUNK numbers."""
+    step = max(1, CHUNK // max(columns, 1))
+    return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+
+
+# ---- one fact per image ------------------------------------------------------------------------
+
+
+def predicted(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """The label with the largest logit, the smaller label of equals, [N]."""
+    return logits.argmax(1)
+
+
+def among_five(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether fewer than five classes are above the true one, [N]; ties count against it."""
+    true = np.take_along_axis(logits, labels[:, None], 1)
+    return (logits >= true).sum(1) - 1 < 5
+
+
+def surprise(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of the true class in nats, float64 [N]."""
+    out = np.empty(len(logits))
+    for rows in chunks(*logits.shape):
+        z = logits[rows].astype(np.float64)
+        out[rows] = logsumexp(z, axis=1) - np.take_along_axis(z, labels[rows, None], 1)[:, 0]
+    return out
+
+
+# ---- scores of outcomes ------------------------------------------------------------------------
+
+
+def _recalls(outcome, labels, num_classes):
+    total = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[outcome == labels], minlength=num_classes)
+    return np.divide(right, total, out=np.full(num_classes, np.nan), where=total > 0)
+
+
+def _accuracy(outcome, labels, num_classes):
+    return float(np.mean(outcome == labels))
+
+
+def _balanced_accuracy(outcome, labels, num_classes):
+    return float(np.nanmean(_recalls(outcome, labels, num_classes)))
+
+
+def _macro_f1(outcome, labels, num_classes):
+    support = np.bincount(labels, minlength=num_classes)
+    claimed = np.bincount(outcome, minlength=num_classes)
+    right = np.bincount(labels[outcome == labels], minlength=num_classes)
+    return float(np.mean(2 * right / np.maximum(support + claimed, 1)))
+
+
+def _mean(outcome, labels, num_classes):
+    return float(np.mean(outcome))
+
+
+OUTCOMES: dict[str, Callable] = {
+    "accuracy": predicted,
+    "balanced_accuracy": predicted,
+    "macro_f1": predicted,
+    "top5": among_five,
+    "nll": surprise,
+}
+SCORES: dict[str, Callable] = {
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "macro_f1": _macro_f1,
+    "top5": _mean,
+    "nll": _mean,
+}
+
+
+# ---- scores of logits --------------------------------------------------------------------------
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of images whose largest logit is the true class."""
-    return float(np.mean(logits.argmax(1) == labels))
+    return _accuracy(predicted(logits), labels, logits.shape[1])
 
 
 def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Share of each class's images that are right, [K]; NaN for classes without an image."""
-    num_classes = logits.shape[1]
-    total = np.bincount(labels, minlength=num_classes)
-    right = np.bincount(labels[logits.argmax(1) == labels], minlength=num_classes)
-    return np.divide(right, total, out=np.full(num_classes, np.nan), where=total > 0)
+    return _recalls(predicted(logits), labels, logits.shape[1])
 
 
 def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean recall over the classes that have an image."""
-    return float(np.nanmean(recalls(logits, labels)))
+    return _balanced_accuracy(predicted(logits), labels, logits.shape[1])
 
 
 def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
     """F1 per class, averaged over all K classes; a class neither present nor predicted counts 0."""
-    every = np.arange(logits.shape[1])
-    return float(f1_score(labels, logits.argmax(1), labels=every, average="macro", zero_division=0))
+    return _macro_f1(predicted(logits), labels, logits.shape[1])
 
 
 def top5(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of images with fewer than five classes above the true one; ties count against it."""
-    true = np.take_along_axis(logits, labels[:, None], 1)
-    above = (logits >= true).sum(1) - 1
-    return float(np.mean(above < 5))
+    return float(np.mean(among_five(logits, labels)))
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood of the true class, in nats."""
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
-    return float(-np.take_along_axis(log_p, labels[:, None], 1).mean())
+    return float(np.mean(surprise(logits, labels)))
 
 
 def calibration(
@@ -55,9 +131,11 @@ def calibration(
 
     Returns ece, and per confidence bin: mean confidence, accuracy (NaN where empty), images.
     """
-    probability = softmax(logits.astype(np.float64), axis=1)
-    confidence = probability.max(1)
-    right = logits.argmax(1) == labels
+    confidence = np.empty(len(logits))
+    for rows in chunks(*logits.shape):
+        z = logits[rows].astype(np.float64)
+        confidence[rows] = np.exp(z.max(1) - logsumexp(z, axis=1))
+    right = predicted(logits) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     size = np.bincount(which, minlength=bins)
     empty = np.full(bins, np.nan)

@@ -1,0 +1,84 @@
+"""Every score against a value worked out by hand, or against scikit-learn on random tails."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, recall_score
+
+from src import metrics
+
+# true label 0, 0, 1, 2; predicted 0, 1, 1, 0; class 3 is never seen
+LABELS = np.array([0, 0, 1, 2])
+LOGITS = np.array([[5.0, 1, 0, 0], [1, 2, 0, 0], [0, 3, 0, 0], [4, 0, 1, 0]])
+
+
+def test_scores_by_hand():
+    assert metrics.accuracy(LOGITS, LABELS) == 0.5
+    assert metrics.balanced_accuracy(LOGITS, LABELS) == pytest.approx((0.5 + 1 + 0) / 3)
+    # F1: class 0 2·1/(2+2), class 1 2·1/(1+2), classes 2 and 3 none
+    assert metrics.macro_f1(LOGITS, LABELS) == pytest.approx((0.5 + 2 / 3 + 0 + 0) / 4)
+    np.testing.assert_array_equal(metrics.recalls(LOGITS, LABELS), [0.5, 1, 0, np.nan])
+
+
+def test_top5_counts_ties_against_the_true_class():
+    logits = np.array([[9.0, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4], [1, 1, 1, 1, 1, 1]])
+    assert metrics.top5(logits, np.array([4, 5, 0])) == pytest.approx(1 / 3)
+
+
+def test_nll_by_hand():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])) + 7  # a shift changes nothing
+    assert metrics.nll(logits, np.array([0, 2])) == pytest.approx(-(np.log(0.5) + np.log(0.1)) / 2)
+    assert np.isfinite(metrics.nll(np.array([[1e4, 0.0]]), np.array([1])))
+
+
+def test_calibration_by_hand():
+    # confidence 0.9 and right, 0.9 and wrong, 0.6 and right: |0.9 - 0.5| · 2/3 + |0.6 - 1| · 1/3
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
+    ece, confidence, right, size = metrics.calibration(np.log(p), np.array([0, 1, 0]), bins=10)
+    assert ece == pytest.approx(0.4)
+    assert size.sum() == 3 and size[6] == 1
+    assert confidence[6] == pytest.approx(0.6) and right[6] == 1 and np.isnan(right[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_agree_with_scikit_learn_on_long_tails(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.minimum(rng.geometric(0.3, 300) - 1, 11)  # some of 15 classes are never seen
+    logits = rng.normal(size=(300, 15)) + 1.5 * np.eye(15)[labels]
+    found, every = logits.argmax(1), np.arange(15)
+    assert metrics.balanced_accuracy(logits, labels) == pytest.approx(
+        recall_score(labels, found, labels=np.unique(labels), average="macro", zero_division=0)
+    )
+    assert metrics.macro_f1(logits, labels) == pytest.approx(
+        f1_score(labels, found, labels=every, average="macro", zero_division=0)
+    )
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert metrics.nll(logits, labels) == pytest.approx(log_loss(labels, p, labels=every))
+    if set(found) <= set(labels):
+        assert metrics.balanced_accuracy(logits, labels) == pytest.approx(
+            balanced_accuracy_score(labels, found)
+        )
+
+
+def test_chunks_change_no_score(monkeypatch):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 7)).astype(np.float32), rng.integers(0, 7, 50)
+    bins = np.array(["many"] * 3 + ["few"] * 4)
+    whole = metrics.summary(logits, labels, bins)
+    monkeypatch.setattr(metrics, "CHUNK", 30)
+    assert [s.stop for s in metrics.chunks(9, 7)] == [4, 8, 9]
+    assert metrics.summary(logits, labels, bins) == whole
+
+
+def test_scores_of_outcomes_are_the_scores_of_logits():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(80, 9)), rng.integers(0, 9, 80)
+    whole = metrics.METRICS | {"nll": metrics.nll}
+    for name, outcome in metrics.OUTCOMES.items():
+        score = metrics.SCORES[name](outcome(logits, labels), labels, 9)
+        assert score == whole[name](logits, labels)
+
+
+def test_summary_averages_recall_over_the_classes_of_a_bin():
+    row = metrics.summary(LOGITS, LABELS, np.array(["many", "medium", "medium", "few"]))
+    assert list(row)[:4] == list(metrics.METRICS)
+    assert (row["many"], row["medium"]) == (0.5, 0.5) and np.isnan(row["few"])
