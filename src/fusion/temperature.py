@@ -1,0 +1,44 @@
+"""Temperature scaling (Guo et al., ICML 2017, "On Calibration of Modern Neural Networks").
+
+z / T with the T that minimises the negative log-likelihood. No argmax changes, but probabilities
+become honest, so that the log-probabilities of several experiments can be averaged.
+"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from src.fusion.step import State, Step
+from src.metrics import chunks
+
+LOG_T = (np.log(1e-2), np.log(1e2))
+
+
+def each(state: State, candidates):
+    for params in candidates:
+        yield state.logits / params["T"]
+
+
+def fit(states: list[State], labels: list[np.ndarray], config):
+    """Bounded scalar minimisation over log T, in which the likelihood has one minimum."""
+    images = sum(map(len, labels))
+
+    def loss(log_t: float) -> float:
+        beta = np.float32(np.exp(-log_t))
+        return sum(_nll(s.logits, y, beta) for s, y in zip(states, labels, strict=True)) / images
+
+    found = minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-3})
+    return {"T": float(np.exp(found.x))}
+
+
+def _nll(logits: np.ndarray, labels: np.ndarray, beta: np.float32) -> float:
+    """Sum over images. float32 exponentials: the sums of K terms are exact enough, and fast."""
+    total = 0.0
+    for rows in chunks(*logits.shape):
+        z = logits[rows]
+        z = (z - z.max(1, keepdims=True)) * beta
+        true = np.take_along_axis(z, labels[rows, None], 1)[:, 0]
+        total += float((np.log(np.exp(z).sum(1, dtype=np.float64)) - true).sum())
+    return total
+
+
+TEMPERATURE = Step("temperature", each, fit=fit, scored_by="nll")
