@@ -1,0 +1,116 @@
+"""Pictures of a dataset: how long its tail is, what its bins and its duplicates look like."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from src.artifacts import write_atomic
+from src.data.images import load_image
+from src.metrics import bin_names
+
+COLOURS = {
+    "many": "#33608f",
+    "medium": "#d08a2e",
+    "few": "#b5423c",
+    "head": "#33608f",
+    "tail": "#b5423c",
+}
+TILE = 160  # pixels
+COLUMNS = 8  # images per bin
+PAIRS = 8  # duplicate pairs shown
+
+
+def draw_figures(
+    directory: Path, images: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, paths: dict
+) -> list[str]:
+    """Write figures/*.png below `directory`; returns their names.
+
+    images: folds.csv · classes: classes.csv · pairs: duplicates.csv · paths: (split, image_id) →
+    file of every image.
+    """
+    figures = {"class_distribution.png": _distribution(classes)}
+    figures["bins.png"] = _bins(images, classes)
+    if len(pairs):
+        figures["duplicates.png"] = _duplicates(pairs, paths)
+    for name, figure in figures.items():
+        write_atomic(directory / "figures" / name, lambda file, f=figure: f.savefig(file, dpi=110))
+        plt.close(figure)
+    if not len(pairs):
+        (directory / "figures" / "duplicates.png").unlink(missing_ok=True)
+    return [f"figures/{name}" for name in figures]
+
+
+def _distribution(classes: pd.DataFrame):
+    """Images per class, largest first, on a logarithmic axis."""
+    ranked = classes.sort_values(["count", "label"], ascending=[False, True], kind="stable")
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    rank = np.arange(len(ranked))
+    for name in bin_names(classes["bin"].to_numpy()):
+        inside = (ranked["bin"] == name).to_numpy()
+        label = f"{name}: {inside.sum()} classes, {ranked['count'][inside].sum()} images"
+        axes.bar(rank[inside], ranked["count"][inside], 1.0, color=COLOURS[name], label=label)
+    axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images")
+    axes.set_xlim(-0.5, len(ranked) - 0.5)
+    axes.set_ylim(bottom=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _bins(images: pd.DataFrame, classes: pd.DataFrame):
+    """One row per bin: an image each of classes spread over the bin."""
+    names = bin_names(classes["bin"].to_numpy())
+    size = (COLUMNS * 1.5, len(names) * 1.9)
+    figure, grid = plt.subplots(len(names), COLUMNS, figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained")
+    first = images.drop_duplicates("label").set_index("label")["path"]
+    for row, name in zip(grid, names, strict=True):
+        inside = classes[classes["bin"] == name]
+        inside = inside.sort_values(["count", "label"], ascending=[False, True], kind="stable")
+        picks = np.unique(np.linspace(0, len(inside) - 1, COLUMNS).round().astype(int))
+        for axes in row:
+            axes.axis("off")
+        for axes, (_, chosen) in zip(row, inside.iloc[picks].iterrows(), strict=False):
+            axes.imshow(_tile(first[chosen["label"]]))
+            axes.set_title(f"{_short(chosen['class_name'])}\n{chosen['count']}", fontsize=7)
+        row[0].text(-0.06, 0.5, name, rotation=90, va="center", ha="right", color=COLOURS[name])
+        row[0].texts[-1].set_transform(row[0].transAxes)
+    return figure
+
+
+def _duplicates(pairs: pd.DataFrame, paths: dict):
+    """Pairs one above the other: conflicting labels first, then the largest distances."""
+    shown = pairs.assign(rank=(pairs["conflict"] != "yes")).sort_values(
+        ["rank", "distance"], ascending=[True, False], kind="stable"
+    )[:PAIRS]
+    size = (max(len(shown), 3) * 1.6, 4.2)
+    figure, grid = plt.subplots(2, len(shown), figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained")
+    for column, (_, pair) in zip(grid.T, shown.iterrows(), strict=True):
+        for axes, side in zip(column, "ab", strict=True):
+            split, image_id = pair[f"split_{side}"], pair[f"image_id_{side}"]
+            axes.imshow(_tile(paths[split, image_id]))
+            axes.axis("off")
+            axes.set_title(f"{split}\n{_short(image_id)}", fontsize=7)
+        note = "two labels, " if pair["conflict"] == "yes" else ""
+        column[1].text(0.5, -0.1, f"{note}{pair['kind']}, {pair['distance']} bits", fontsize=7)
+        column[1].texts[-1].set(transform=column[1].transAxes, ha="center")
+    return figure
+
+
+def _tile(path: str) -> Image.Image:
+    image = Image.fromarray(load_image(path))
+    image.thumbnail((TILE, TILE))
+    return image
+
+
+def _short(text: str) -> str:
+    text = text.replace("$", r"\$")
+    return text if len(text) <= 20 else f"{text[:8]}…{text[-11:]}"

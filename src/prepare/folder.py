@@ -1,0 +1,155 @@
+"""Source `folder`: train/<classID>_<className>/*.jpg and test/<imageID>.jpg.
+
+The class id is what stands before the first underscore of the folder's name, the class name what
+stands after it; a name without underscore is both. Train ids are `<class folder>/<file stem>`.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from src.errors import UserError, some
+from src.prepare.sources import Source, Submission, optional_file, portable, read_submission
+from src.schema import Data
+
+ENDINGS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split()
+)
+
+
+def read_folder(data: Data) -> Source:
+    """Errors: UserError for a missing directory, a class folder without an id or without images,
+    two folders with one id, listed test images that are missing."""
+    root = Path(data.root)
+    train, notes = _read_train(root / data.train)
+    submission = read_submission(data)
+    test = pd.DataFrame({"image_id": [], "path": []}, dtype=str)
+    if data.test is not None:
+        test, more = _read_test(root / data.test, submission)
+        notes += more
+    solution = optional_file(data, "solution") if len(test) else None
+    tables = {"sample_submission": submission.path, "solution": solution}
+    return Source(
+        train=train.sort_values("image_id", kind="stable", ignore_index=True),
+        test=test,
+        columns=submission.columns,
+        sample_submission=submission.path,
+        solution=solution,
+        tables={name: path for name, path in tables.items() if path},
+        notes=tuple(notes),
+    )
+
+
+def _read_train(directory: Path) -> tuple[pd.DataFrame, list[str]]:
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such directory; expected {directory}/<classID>_<className>/*.jpg. "
+            "Did you unpack the competition's files there? Otherwise correct data.root and "
+            "data.train."
+        )
+    folders = sorted(e.name for e in os.scandir(directory) if e.is_dir() and visible(e.name))
+    if not folders:
+        raise UserError(f"{directory}: no class folders; expected <classID>_<className>/ in it")
+    _check_class_folders(directory, folders)
+    rows, ignored = [], []
+    for folder in folders:
+        files, others = image_files(directory / folder)
+        ignored += [f"{folder}/{name}" for name in others]
+        if not files:
+            found = f"only {some(others)}" if others else "nothing"
+            raise UserError(
+                f"{directory / folder}: no images in this class folder, {found} was found. Put "
+                f"the images there (one of {' '.join(sorted(ENDINGS))}) or remove the folder."
+            )
+        class_id, _, class_name = folder.partition("_")
+        prefix = f"{portable(directory)}/{folder}/"
+        for file, stem in zip(files, _stems(files), strict=True):
+            rows.append((f"{folder}/{stem}", prefix + file, class_id, class_name or class_id, ""))
+    notes = [f"{len(ignored)} files in {directory} are no images by their ending: {some(ignored)}"]
+    columns = ["image_id", "path", "class_id", "class_name", "group"]
+    return pd.DataFrame(rows, columns=columns, dtype=str), notes if ignored else []
+
+
+def _check_class_folders(directory: Path, folders: list[str]) -> None:
+    without = [name for name in folders if not name.partition("_")[0].strip()]
+    if without:
+        raise UserError(
+            f"{directory}: {len(without)} class folders without an id: {some(without)}. Expected "
+            "<classID>_<className>, for example 12_Sparrow; rename them."
+        )
+    owner: dict[str, str] = {}
+    for name in folders:
+        class_id = name.partition("_")[0]
+        if class_id in owner:
+            raise UserError(
+                f"{directory}: the folders {owner[class_id]!r} and {name!r} have one class id, "
+                f"{class_id!r}. Expected <classID>_<className> with an id of its own for each "
+                "class: merge them or rename one. If underscores are part of your names, put an "
+                "id before them (1_red_fox, 2_red_kite)."
+            )
+        owner[class_id] = name
+
+
+def _read_test(directory: Path, submission: Submission) -> tuple[pd.DataFrame, list[str]]:
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such directory; expected the test images in it. Correct data.test, "
+            "or set data.test=null if there are none."
+        )
+    files, _ = image_files(directory)
+    stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
+    of_stem: dict[str, list[str]] = {}
+    for stem, file in zip(stems, files, strict=True):
+        of_stem.setdefault(stem, []).append(file)
+    if submission.ids is None:
+        wanted = [[stem, of_stem[stem]] for stem in sorted(of_stem)]
+    else:
+        names = set(files)
+        wanted = [[i, [i] if i in names else of_stem.get(i, [])] for i in submission.ids]
+    missing = [i for i, found in wanted if not found]
+    if missing:
+        raise UserError(
+            f"{submission.path}: {len(missing)} of {len(wanted)} ids have no image in {directory}: "
+            f"{some(missing)}. Expected a file of that name, with or without ending; complete the "
+            "download or correct the ids."
+        )
+    several = [some(found) for _, found in wanted if len(found) > 1]
+    if several:
+        raise UserError(
+            f"{directory}: {len(several)} ids belong to more than one file: {several[0]}. "
+            "Image ids must be unique; remove or rename one of the files."
+        )
+    prefix = portable(directory) + "/"
+    test = pd.DataFrame(
+        [(i, prefix + found[0]) for i, found in wanted], columns=["image_id", "path"], dtype=str
+    )
+    left_out = sorted(set(files) - {found[0] for _, found in wanted})
+    note = f"{len(left_out)} images in {directory} are not in {submission.path}: {some(left_out)}"
+    return test, [note] if left_out else []
+
+
+def image_files(directory: Path) -> tuple[list[str], list[str]]:
+    """Files anywhere below a directory, as sorted posix paths: images by ending, and others.
+
+    Hidden files and directories (`.DS_Store`, `._x.jpg`, `__MACOSX`) are passed over.
+    """
+    images, others = [], []
+    for parent, below, files in os.walk(directory):
+        below[:] = [name for name in below if visible(name)]
+        inside = Path(parent).relative_to(directory)
+        for name in filter(visible, files):
+            known = os.path.splitext(name)[1].lower() in ENDINGS
+            (images if known else others).append((inside / name).as_posix())
+    return sorted(images), sorted(others)
+
+
+def visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _stems(files: list[str]) -> list[str]:
+    """File names without ending, except where two files would then share one."""
+    stems = [os.path.splitext(file)[0] for file in files]
+    seen = pd.Series(stems).value_counts()
+    return [f if seen[s] > 1 else s for f, s in zip(files, stems, strict=True)]

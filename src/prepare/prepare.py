@@ -1,0 +1,178 @@
+"""Stage 1 of the road, 01: raw images → classes.csv, folds.csv, test.csv and what they rest on."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from src.artifacts import MANIFEST, Step, read_json, write_table, write_text
+from src.config import dump_config
+from src.errors import UserError, some
+from src.prepare.classes import class_lines, class_order, class_table
+from src.prepare.duplicates import find_duplicates
+from src.prepare.figures import draw_figures
+from src.prepare.folds import make_folds
+from src.prepare.longtail import cut_tail
+from src.prepare.scan import clean_up, scan_images
+from src.prepare.sources import Source, read_source
+from src.schema import Config
+from src.tables import dataset_dir
+
+FACTS = ["width", "height", "sha1", "phash"]
+
+
+def prepare(config: Config, overwrite: bool = False) -> Path:
+    """Write runs/<dataset>/folds/; returns that directory.
+
+    Finished work is skipped, a killed run is continued. Errors: UserError for everything that
+    `read_source` finds, unreadable images, classes that are left without an image, and a directory
+    that was made with other settings or from other images.
+    """
+    source = read_source(config.data)
+    settings = dump_config(config, volatile=False)
+    settings = {key: settings[key] for key in ("data", "longtail", "bins", "folds")}
+    directory = dataset_dir(config.dataset)
+    step = Step(directory, settings, source.tables, overwrite=overwrite)
+    listing = _listing(source)
+    if step.finished():
+        _check_listing(directory, listing)
+        return directory
+    for note in source.notes:
+        print(f"note: {note}")
+    class_ids = class_order(source.train["class_id"])
+    train = cut_tail(source.train, class_ids, config.longtail)
+    train, test, bad = _read_images(train, source.test, directory, config)
+    classes = class_table(train, class_ids, config.bins)
+    _check_classes(classes, source)
+    pairs = _group(train, test, config)
+    label_of = dict(zip(classes["class_id"], classes["label"], strict=True))
+    train["label"] = train["class_id"].map(label_of).astype(int)
+    train["fold"] = make_folds(
+        train["label"].to_numpy(),
+        train["group_id"].to_numpy(str),
+        config.folds.k,
+        config.folds.seed,
+    )
+    outputs = _write(directory, train, test, classes, pairs, bad)
+    clean_up(directory, config.data)
+    step.finish(
+        outputs,
+        metrics={"images": len(train), "classes": len(classes), "test_images": len(test)},
+        submission=dict(zip(("id_column", "label_column"), source.columns, strict=True)),
+        sample_submission=_posix(source.sample_submission),
+        solution=_posix(source.solution),
+        listing=listing,
+        left_out=len(bad),
+    )
+    return directory
+
+
+def _read_images(
+    train: pd.DataFrame, test: pd.DataFrame, directory: Path, config: Config
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Both tables with what the scan found; and the train images that were left out."""
+    both = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)
+    found = scan_images(both["path"].tolist(), directory, config.data)
+    both["source"] = both["path"]
+    both[["path", *FACTS, "problem"]] = found[["path", *FACTS, "problem"]]
+    is_bad = both["problem"] != ""
+    bad = both.loc[is_bad, ["split", "image_id", "source", "problem"]]
+    bad = bad.rename(columns={"source": "path"})
+    if len(bad):
+        listed = write_table(directory / "bad_images.csv", bad)
+        _report_bad(bad, listed, config.data.bad_images)
+    good = both[~is_bad].drop(columns=["problem", "source"])
+    train = good[good["split"] == "train"].drop(columns="split").reset_index(drop=True)
+    test = good.loc[good["split"] == "test", ["image_id", "path", *FACTS]]
+    return train, test.reset_index(drop=True), bad
+
+
+def _report_bad(bad: pd.DataFrame, listed: Path, policy: str) -> None:
+    lines = [f"  {row.path}: {row.problem}" for row in bad[:8].itertuples()]
+    if len(bad) > 8:
+        lines.append(f"  … and {len(bad) - 8} more")
+    lines = "\n".join(lines)
+    in_test = int((bad["split"] == "test").sum())
+    if policy == "skip" and not in_test:
+        print(f"left out {len(bad)} train images that cannot be read ({listed}):\n{lines}")
+        return
+    hint = "Replace or remove these files, or set data.bad_images=skip to leave them out."
+    if in_test:
+        hint = (
+            f"{in_test} of them are test images. The submission needs every one of those, so they "
+            "cannot be skipped: unpack or download them again. "
+        )
+        hint += "data.bad_images=skip leaves out train images only."
+    raise UserError(
+        f"{len(bad)} images cannot be read (all of them in {listed}):\n{lines}\n{hint} Then run "
+        "01 again: it continues, and reads only these and new files."
+    )
+
+
+def _check_classes(classes: pd.DataFrame, source: Source) -> None:
+    empty = classes.loc[classes["count"] == 0, "class_id"]
+    if len(empty):
+        raise UserError(
+            f"classes {some(empty)} have no readable image left; replace their files, or remove "
+            f"the {len(empty)} classes from the competition's directory."
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"found {len(source.train)} train images of {len(classes)} class; expected at least "
+            "two classes. Is data.root right?"
+        )
+
+
+def _group(train: pd.DataFrame, test: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Add group_id to `train`: the smallest image_id among the train images of one photo or one
+    group. Returns the pairs of duplicates."""
+    every = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)
+    every = every.fillna({"class_id": "", "group": ""})
+    order = every.assign(rank=every["split"] != "train").sort_values(["rank", "image_id"]).index
+    every = every.loc[order].reset_index(drop=True)
+    pairs, component = find_duplicates(every, config.data.near_duplicates)
+    in_train = every["split"] == "train"
+    ids = every.loc[in_train, "image_id"]
+    train["group_id"] = ids.groupby(component[in_train]).transform("min").to_numpy()
+    return pairs
+
+
+def _write(directory: Path, train, test, classes, pairs, bad) -> list[str]:
+    """Write all tables and figures; returns the names of the files."""
+    columns = ["image_id", "path", "class_id", "label", "fold", "group_id", *FACTS]
+    write_table(directory / "folds.csv", train[columns])
+    write_table(directory / "classes.csv", classes)
+    write_table(directory / "test.csv", test)
+    write_table(directory / "duplicates.csv", pairs)
+    write_text(directory / "class_labels.txt", class_lines(classes))
+    outputs = ["folds.csv", "classes.csv", "test.csv", "duplicates.csv", "class_labels.txt"]
+    if len(bad):
+        outputs.append("bad_images.csv")
+    else:
+        (directory / "bad_images.csv").unlink(missing_ok=True)
+    paths = {("train", i): p for i, p in zip(train["image_id"], train["path"], strict=True)}
+    paths |= {("test", i): p for i, p in zip(test["image_id"], test["path"], strict=True)}
+    return outputs + draw_figures(directory, train, classes, pairs, paths)
+
+
+def _listing(source: Source) -> str:
+    """A fingerprint of which images and classes there are, so that a skip can notice a change."""
+    sha = hashlib.sha256()
+    for table in (source.train, source.test):
+        rows = np.sort(["\t".join(row) for row in table.itertuples(index=False, name=None)])
+        sha.update("\n".join([*rows, ""]).encode())
+    return sha.hexdigest()
+
+
+def _check_listing(directory: Path, listing: str) -> None:
+    path = directory / MANIFEST
+    if read_json(path).get("listing") != listing:
+        raise UserError(
+            f"{path}: made from other images than there are now: files were added, removed or "
+            "renamed. Run again with --overwrite to prepare them anew, or put the files back."
+        )
+
+
+def _posix(path: Path | None) -> str | None:
+    return None if path is None else path.as_posix()
