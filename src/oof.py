@@ -16,12 +16,8 @@ from src.tables import (
 )
 
 
-def load_folds(directory: Path, dataset: Dataset, script: str) -> dict[int, Predictions]:
-    """Predictions of every fold's held-out images, from `directory`/fold<k>/oof.npz.
-
-    Errors: UserError when folds are not finished (names them and the command that makes them), were
-    made from another folds.csv, or do not hold exactly the fold's images with their labels.
-    """
+def check_finished(directory: Path, dataset: Dataset, script: str) -> None:
+    """Errors: UserError that names the folds that `script` has not finished."""
     unfinished = [k for k in dataset.folds if not (directory / f"fold{k}" / MANIFEST).is_file()]
     if unfinished:
         numbers = " ".join(map(str, unfinished))
@@ -29,6 +25,15 @@ def load_folds(directory: Path, dataset: Dataset, script: str) -> dict[int, Pred
             f"{directory}: folds {numbers} of {' '.join(map(str, dataset.folds))} are missing. "
             f"Run `python {script} --folds {numbers}` with the same --config first."
         )
+
+
+def load_folds(directory: Path, dataset: Dataset, script: str) -> dict[int, Predictions]:
+    """Predictions of every fold's held-out images, from `directory`/fold<k>/oof.npz.
+
+    Errors: UserError when folds are not finished (names them and the command that makes them), were
+    made from another folds.csv, or do not hold exactly the fold's images with their labels.
+    """
+    check_finished(directory, dataset, script)
     found = {}
     for fold in dataset.folds:
         path = directory / f"fold{fold}" / "oof.npz"

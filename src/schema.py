@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from src.errors import some
 
+RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
 VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
 
 
@@ -319,7 +320,7 @@ Head = Annotated[CRT | NCM, Field(discriminator="head")]
 class Posthoc(Section):
     heads: tuple[str, ...] | None = Field(
         None,
-        description="linear heads to start from: stage1 and names of stage2 heads; null: all",
+        description="heads to start from: stage1 and names of stage2 heads; null: all",
     )
     steps: tuple[Literal["tau_norm", "ncm_fusion", "temperature"], ...] = Field(
         ("tau_norm", "ncm_fusion", "temperature"), description="tried in this order, on OOF logits"
@@ -327,8 +328,22 @@ class Posthoc(Section):
     tau_max: float = Field(2.0, gt=0, le=10, description="tau_norm: grid 0 … tau_max")
     grid: int = Field(21, ge=2, le=1001, description="points of each grid")
     min_gain: float = Field(
-        0.0, ge=0, description="a step is kept if its cross-fitted gain is above this"
+        0.0,
+        ge=0,
+        description="a step is kept if its cross-fitted gain, as a share of 1, is above this; "
+        "temperature if its cross-fitted NLL falls",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"steps must not repeat, found {list(self.steps)}")
+        if "tau_norm" in self.steps[1:]:
+            raise ValueError(
+                "tau_norm starts again from the weights, so it must be the first of the steps; "
+                f"found {list(self.steps)}"
+            )
+        return self
 
 
 class TTA(Section):
@@ -383,7 +398,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self):
         names = [head.name or head.head for head in self.stage2]
-        taken = sorted({n for n in names if names.count(n) > 1 or n in ("stage1", "posthoc")})
+        taken = sorted({n for n in names if names.count(n) > 1 or n in RESERVED})
         if taken:
             raise ValueError(
                 f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "

@@ -18,7 +18,7 @@ def ncm_heads(config) -> list[str]:
 
 def candidates(config):
     weights = np.linspace(1, 0, config.posthoc.grid)[1:]
-    return [{"w": float(w), "head": head} for w in weights for head in ncm_heads(config)]
+    return [{"w": round(float(w), 6), "head": h} for w in weights for h in ncm_heads(config)]
 
 
 def each(state: State, candidates):

@@ -15,7 +15,8 @@ TOLERANCE = 0.05  # of the logits' spread; autocast in bf16 stays below
 
 
 def candidates(config):
-    return [{"tau": float(t)} for t in np.linspace(0, config.posthoc.tau_max, config.posthoc.grid)]
+    grid = np.linspace(0, config.posthoc.tau_max, config.posthoc.grid)
+    return [{"tau": round(float(tau), 6)} for tau in grid]
 
 
 def each(state: State, candidates):

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from src.fusion.step import State, Step
 from src.metrics import chunks
 
-LOG_T = (np.log(1e-2), np.log(1e2))
+LOG_T = (np.log(1e-3), np.log(1e3))
 
 
 def each(state: State, candidates):

@@ -1,0 +1,48 @@
+"""Stage 4: calibrate and fuse the logits of stages 1 and 2 on out-of-fold images.
+
+    python 04_posthoc_calibrate.py --config configs/digits.yaml
+
+Needs 02 and 03. Runs on any CPU in seconds to minutes and never imports torch; there is nothing
+here for a GPU to do. For every start head (stage 1 and the trained heads of stage 2) it tries
+tau_norm, ncm_fusion and temperature in the config's order, keeps a step only if the cross-fitted
+gain (chosen on the other folds, scored on this one) is above posthoc.min_gain, and writes
+runs/<dataset>/<experiment>/posthoc/: posthoc.json, search.csv, table.csv, oof.npz.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from src import cli
+from src.artifacts import RUNS, read_json
+from src.config import load_config
+from src.posthoc.calibrate import posthoc
+
+SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
+
+
+def main() -> None:
+    args = cli.parser(__doc__).parse_args()
+    config = load_config(args.config, args.set)
+    experiment = Path(args.config).stem
+    table = posthoc(config, experiment, overwrite=args.overwrite)
+    directory = RUNS / config.dataset / experiment / "posthoc"
+    print(f"\n{readable(table)}\n")
+    result = read_json(directory / "posthoc.json")
+    steps = [f"{step['step']} {step['params']}" for step in result["steps"]]
+    print(f"{directory / 'posthoc.json'}: {' + '.join([result['head'], *steps])}")
+    if result["optimistic"]:
+        print(result["optimistic"])
+
+
+def readable(table: pd.DataFrame) -> str:
+    """The table for a terminal: one line per head and step, cross-fitted scores."""
+    names = [f"{h} + {s}" if s else h for h, s in zip(table["head"], table["step"], strict=True)]
+    names[-1] = "final"
+    short = table.drop(columns=["head", "step", "reason"]).rename(columns=SHORT)
+    short.insert(0, "cross-fitted", names)
+    return short.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

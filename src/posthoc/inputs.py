@@ -1,0 +1,112 @@
+"""What the search reads: per start head and fold, the out-of-fold logits, features and heads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.artifacts import MANIFEST, read_json
+from src.config import Config
+from src.errors import UserError
+from src.fusion.step import State
+from src.oof import check_finished, load_folds
+from src.tables import Dataset, Predictions, load_head
+
+SCRIPTS = {"stage1": "02_train_stage1.py", "stage2": "03_train_stage2.py"}
+SAME = 0.05  # features read back by 03 may differ by this share of their spread, no more
+
+
+@dataclass(frozen=True)
+class Start:
+    """A head from which the search starts: a state and labels [n] per fold."""
+
+    name: str
+    states: dict[int, State]
+    labels: dict[int, np.ndarray]
+
+
+def head_names(config: Config) -> list[str]:
+    """`stage1` and the heads of stage 2, in the order of the config."""
+    return ["stage1", *(head.name or head.head for head in config.stage2)]
+
+
+def start_names(config: Config) -> list[str]:
+    """Heads to start from: those of `posthoc.heads`, or all."""
+    return head_names(config) if config.posthoc.heads is None else list(config.posthoc.heads)
+
+
+def head_dir(experiment: Path, name: str) -> Path:
+    return experiment / "stage1" if name == "stage1" else experiment / "stage2" / name
+
+
+def script_of(name: str) -> str:
+    return SCRIPTS["stage1" if name == "stage1" else "stage2"]
+
+
+def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str, Path]:
+    """Every file that the result depends on, by its name below the experiment.
+
+    Errors: UserError when folds of a stage are missing.
+    """
+    files = {name: dataset.directory / name for name in ("folds.csv", "classes.csv")}
+    for name in head_names(config):
+        directory = head_dir(experiment, name)
+        check_finished(directory, dataset, script_of(name))
+        for fold in dataset.folds:
+            for file in ("oof.npz", "head.safetensors"):
+                path = directory / f"fold{fold}" / file
+                if path.is_file():  # some networks have no single head
+                    files[path.relative_to(experiment).as_posix()] = path
+    return files
+
+
+def load_stage1(experiment: Path, dataset: Dataset) -> dict[int, Predictions]:
+    return load_folds(experiment / "stage1", dataset, SCRIPTS["stage1"])
+
+
+def load_all_heads(experiment: Path, dataset: Dataset, config: Config) -> dict[int, dict]:
+    """Per fold, name → (kind, arrays) of every head that has a file."""
+    heads: dict[int, dict] = {fold: {} for fold in dataset.folds}
+    for name in head_names(config):
+        for fold in dataset.folds:
+            path = head_dir(experiment, name) / f"fold{fold}" / "head.safetensors"
+            if path.is_file():
+                heads[fold][name] = load_head(path)
+    return heads
+
+
+def load_start(
+    name: str,
+    stage1: dict[int, Predictions],
+    heads: dict[int, dict],
+    experiment: Path,
+    dataset: Dataset,
+) -> Start:
+    """Errors: UserError when a stage-2 head was trained on other features than stage 1 has now."""
+    found = stage1
+    if name != "stage1":
+        found = load_folds(head_dir(experiment, name), dataset, script_of(name))
+        for fold, predictions in found.items():
+            _check_features(predictions, stage1[fold], head_dir(experiment, name) / f"fold{fold}")
+    states = {
+        fold: State(found[fold].logits, stage1[fold].features, name, heads[fold])
+        for fold in dataset.folds
+    }
+    return Start(name, states, {fold: found[fold].label for fold in dataset.folds})
+
+
+def _check_features(head: Predictions, stage1: Predictions, origin: Path) -> None:
+    a, b = head.features, stage1.features
+    if a is None or b is None:
+        return
+    if a.shape != b.shape or np.sqrt(np.mean((a - b) ** 2)) > SAME * b.std():
+        raise UserError(
+            f"{origin}: trained on other features than {origin.parents[2] / 'stage1'} has now. "
+            f"Run `python {SCRIPTS['stage2']} --overwrite` with the same --config."
+        )
+
+
+def selected_by_oof(experiment: Path, dataset: Dataset) -> bool:
+    """Whether stage 1 kept the weights that were best on the held-out fold (`select: best`)."""
+    paths = [experiment / "stage1" / f"fold{fold}" / MANIFEST for fold in dataset.folds]
+    return any(read_json(path).get("select", "last") == "best" for path in paths)

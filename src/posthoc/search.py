@@ -1,0 +1,188 @@
+"""The search: parameters chosen on out-of-fold logits, gains measured on folds not chosen on.
+
+For each fold k the whole chain of steps is chosen on the other folds and applied to fold k; the
+pooled result is the cross-fitted one. `None` stands for the chain that is chosen on all folds, the
+one that predicts the test set. What is kept per candidate is one outcome per image (src/metrics.py)
+and logits exist for one chunk of rows at a time.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from src.config import Config
+from src.fusion.recipe import apply_steps
+from src.fusion.step import Params, State, Step
+from src.metrics import OUTCOMES, SCORES, chunks
+from src.posthoc.inputs import Start
+
+Recipe = tuple[tuple[str, Params], ...]  # names and parameters of steps, in order
+Recipes = dict[int | None, Recipe]  # by the fold that was left out
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step tried on one start head.
+
+    scored_by: the metric, or nll · before, after: cross-fitted scores · gain: > 0 is better ·
+    choices: parameters by fold left out (None: on all folds), None where leaving the step out was
+    best · searched: candidates and their scores on all folds, on which they were chosen
+    """
+
+    step: str
+    kept: bool
+    reason: str
+    scored_by: str = ""
+    before: float = float("nan")
+    after: float = float("nan")
+    gain: float = float("nan")
+    choices: dict[int | None, Params | None] = field(default_factory=dict)
+    searched: list[tuple[Params | None, float]] = field(default_factory=list)
+    recipes: Recipes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    params: Params | None
+    before: np.ndarray  # outcomes of the fold left out, without and with the step
+    after: np.ndarray
+    searched: list[tuple[Params | None, float]]
+
+
+def no_steps(start: Start) -> Recipes:
+    return {left_out: () for left_out in [*start.states, None]}
+
+
+def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Trial:
+    """Choose and judge one step on top of `recipes`."""
+    reasons = [step.refuses(state, config) for state in start.states.values()]
+    if any(reasons):
+        return Trial(step.name, False, next(filter(None, reasons)))
+    name = config.metric if step.scored_by == "metric" else step.scored_by
+    chosen: dict[int | None, _Choice] = {}
+    for upstream, left_outs in _distinct(recipes):
+        choose = _choose_on_grid if step.fit is None else _choose_by_fit
+        chosen |= choose(step, start, upstream, left_outs, name, config)
+    labels = np.concatenate([start.labels[k] for k in start.states])
+    before, after = (
+        SCORES[name](
+            np.concatenate([getattr(chosen[k], part) for k in start.states]),
+            labels,
+            _num_classes(start),
+        )
+        for part in ("before", "after")
+    )
+    gain = _sign(name) * (after - before)
+    kept, reason = _judge(step, chosen[None].params, gain, config)
+    choices = {left_out: choice.params for left_out, choice in chosen.items()}
+    longer = {
+        left_out: _extended(upstream, step.name, choices[left_out])
+        for left_out, upstream in recipes.items()
+    }
+    return Trial(
+        step.name, kept, reason, name, before, after, gain, choices, chosen[None].searched, longer
+    )
+
+
+def cross_fitted(start: Start, recipes: Recipes) -> dict[int, np.ndarray]:
+    """Logits [n, K] of each fold, with the steps that were chosen on the other folds."""
+    return {k: _transformed(state, recipes[k]).logits for k, state in start.states.items()}
+
+
+def _extended(recipe: Recipe, name: str, params: Params | None) -> Recipe:
+    return recipe if params is None else (*recipe, (name, params))
+
+
+def _judge(step: Step, final: Params | None, gain: float, config: Config) -> tuple[bool, str]:
+    if final is None:
+        return False, "no candidate beats leaving it out on the out-of-fold images"
+    least = config.posthoc.min_gain if step.scored_by == "metric" else 0.0
+    if not gain > least:
+        return False, f"cross-fitted gain {gain:+.4f} is not above {least:g}"
+    return True, f"cross-fitted gain {gain:+.4f}"
+
+
+def _choose_on_grid(step, start, upstream, left_outs, name, config) -> dict:
+    """Score every candidate once per image, then choose for each fold left out."""
+    candidates = step.candidates(config)
+    outcomes = {
+        k: _outcomes(step, candidates, state, start.labels[k], upstream, name)
+        for k, state in start.states.items()
+    }
+    options: list[Params | None] = [None, *candidates]
+    chosen = {}
+    for left_out in left_outs:
+        others = [k for k in start.states if k != left_out]
+        labels = np.concatenate([start.labels[k] for k in others])
+        scores = [
+            SCORES[name](
+                np.concatenate([outcomes[k][i] for k in others]), labels, _num_classes(start)
+            )
+            for i in range(len(options))
+        ]
+        best = int(np.argmax(_sign(name) * np.array(scores)))  # ties: nearest to leaving it out
+        before, after = (
+            (None, None) if left_out is None else (outcomes[left_out][0], outcomes[left_out][best])
+        )
+        searched = list(zip(options, scores, strict=True))
+        chosen[left_out] = _Choice(options[best], before, after, searched)
+    return chosen
+
+
+def _outcomes(step: Step, candidates, state: State, labels, upstream: Recipe, name: str):
+    """Outcomes without the step and of each candidate, [1 + G, n]."""
+    parts = []
+    for rows in chunks(*state.logits.shape):
+        part = apply_steps(state.rows(rows), upstream)
+        found = [OUTCOMES[name](part.logits, labels[rows])]
+        for logits in step.each(part, candidates):
+            found.append(OUTCOMES[name](logits, labels[rows]))
+        parts.append(np.stack(found))
+    return np.concatenate(parts, axis=1)
+
+
+def _choose_by_fit(step, start, upstream, left_outs, name, config) -> dict:
+    """Let the step fit itself on the other folds' states, for each fold left out."""
+    states = {k: _transformed(state, upstream) for k, state in start.states.items()}
+    chosen = {}
+    for left_out in left_outs:
+        others = [k for k in states if k != left_out]
+        params = step.fit([states[k] for k in others], [start.labels[k] for k in others], config)
+        scored = list(states) if left_out is None else [left_out]
+        labels = np.concatenate([start.labels[k] for k in scored])
+        before, after = np.hstack(
+            [_outcomes(step, [params], states[k], start.labels[k], (), name) for k in scored]
+        )
+        searched = [
+            (option, SCORES[name](outcome, labels, _num_classes(start)))
+            for option, outcome in ((None, before), (params, after))
+        ]
+        chosen[left_out] = _Choice(params, before, after, searched)
+    return chosen
+
+
+def _transformed(state: State, recipe: Recipe) -> State:
+    """The state after the recipe's steps, made in chunks."""
+    if not recipe:
+        return state
+    out = np.empty(state.logits.shape, np.float32)
+    for rows in chunks(*state.logits.shape):
+        out[rows] = apply_steps(state.rows(rows), recipe).logits
+    return state.with_logits(out)
+
+
+def _distinct(recipes: Recipes) -> list[tuple[Recipe, list[int | None]]]:
+    """Equal recipes share their work: each with the folds left out that have it."""
+    groups: dict[str, tuple[Recipe, list]] = {}
+    for left_out, recipe in recipes.items():
+        groups.setdefault(json.dumps(recipe, sort_keys=True), (recipe, []))[1].append(left_out)
+    return list(groups.values())
+
+
+def _sign(name: str) -> int:
+    return -1 if name == "nll" else 1
+
+
+def _num_classes(start: Start) -> int:
+    return next(iter(start.states.values())).logits.shape[1]
