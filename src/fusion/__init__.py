@@ -1,8 +1,58 @@
-"""Fusion and calibration of logits after training; fitted by 04 and applied by 05. No torch."""
+"""Fusion and calibration of logits after training; fitted by 04, applied by 05. No torch.
+
+A recipe is a start head and steps with their parameters: what 04 kept, and 05 does per fold model.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
 
 from src.fusion.ncm_fusion import NCM_FUSION
-from src.fusion.step import Step
+from src.fusion.step import Params, State, Step
 from src.fusion.tau_norm import TAU_NORM
 from src.fusion.temperature import TEMPERATURE
+from src.logits import head_logits
+from src.metrics import chunks
 
 STEPS: dict[str, Step] = {step.name: step for step in (TAU_NORM, NCM_FUSION, TEMPERATURE)}
+
+
+def apply_steps(state: State, steps: Iterable[tuple[str, Params]]) -> State:
+    """`state` after `steps`, pairs of name and parameters."""
+    for name, params in steps:
+        state = state.with_logits(STEPS[name].apply(state, params))
+    return state
+
+
+def apply_recipe(
+    recipe: dict,
+    features: np.ndarray | None,
+    heads: dict[str, tuple[str, dict[str, np.ndarray]]],
+    stage1_logits: np.ndarray,
+) -> np.ndarray:
+    """Final logits [N, K] of one fold's model.
+
+    recipe: posthoc.json as read, of which `head` and `steps` are used · features: [N, D] of that
+    fold's stage 1 · heads: name → (kind, arrays) of that fold, `stage1` among them, as
+    `src.tables.load_head` reads them · stage1_logits: [N, K]; returned as they are when the recipe
+    starts at stage 1 and has no steps, since some networks' logits are not linear in the features.
+    Errors: ValueError when the recipe needs a head that is not there.
+    """
+    start = recipe["head"]
+    steps = [(step["step"], step["params"]) for step in recipe["steps"]]
+    if start == "stage1" and not steps:
+        return stage1_logits
+    needed = {start} | {params["head"] for _, params in steps if "head" in params}
+    lacking = sorted(needed - heads.keys() - {"stage1"})
+    if lacking:
+        raise ValueError(f"the recipe needs the heads {lacking}, there are {sorted(heads)}")
+    out = np.empty_like(stage1_logits, dtype=np.float32)
+    for rows in chunks(*stage1_logits.shape):
+        f = None if features is None else features[rows]
+        if start == "stage1":
+            z = stage1_logits[rows]
+        else:
+            kind, arrays = heads[start]
+            z = head_logits(f, arrays, kind)
+        out[rows] = apply_steps(State(z, f, start, heads), steps).logits
+    return out

@@ -69,7 +69,7 @@ def facts(
     metric: str,
     optimistic: bool,
 ) -> dict:
-    """posthoc.json. `head` and `steps` are the recipe that `src.fusion.recipe` applies."""
+    """posthoc.json. `head` and `steps` are the recipe that `src.fusion.apply_recipe` applies."""
     plain = table[table["step"] == ""].set_index("head")[metric]
     return {
         "head": head,

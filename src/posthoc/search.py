@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from src.config import Config
-from src.fusion.recipe import apply_steps
+from src.fusion import apply_steps
 from src.fusion.step import Params, State, Step
 from src.metrics import OUTCOMES, SCORES, chunks
 from src.posthoc.inputs import Start
