@@ -1,0 +1,91 @@
+"""Everything the page is made from, read once."""
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.artifacts import MANIFEST, read_json
+from src.errors import UserError
+from src.report.curves import Metrics, load_curves
+from src.report.stages import Scored, fold_dirs, score_stages
+from src.schema import Config
+from src.tables import Dataset, load_dataset
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: its config, its scored stages, and what could not be read (`problem`)."""
+
+    name: str
+    config: Config
+    home: Path
+    stages: dict[str, Scored]
+    curves: Metrics
+    manifests: dict[str, dict]
+    problem: str = ""
+
+    @property
+    def optimistic(self) -> bool:
+        """Epochs were picked on the held-out folds, so out-of-fold scores flatter."""
+        return any(
+            manifest.get("select") == "best"  # older runs do not carry the fact
+            for name, manifest in self.manifests.items()
+            if name.startswith("stage1/fold")
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """One dataset with its experiments."""
+
+    name: str
+    data: Dataset
+    experiments: list[Experiment]
+    manifest: dict
+    submissions: dict[str, dict]
+    date: str
+    commit: str
+
+
+def gather(dataset: str, experiments: list[str], configs: list[Config]) -> Report:
+    """Read the tables, manifests and predictions. Errors: UserError when 01 has not finished."""
+    data = load_dataset(dataset)
+    runs = data.directory.parent
+    found = [_experiment(data, n, c) for n, c in zip(experiments, configs, strict=True)]
+    paths = [data.directory / MANIFEST, *(p for n in experiments for p in _paths(runs / n))]
+    newest = max(paths, key=lambda path: (path.stat().st_mtime, str(path)))
+    when = datetime.datetime.fromtimestamp(newest.stat().st_mtime, datetime.UTC)
+    submissions = {
+        path.name.removesuffix(".manifest.json"): read_json(path)
+        for path in sorted((runs / "submissions").glob("*.manifest.json"))
+    }
+    return Report(
+        dataset,
+        data,
+        found,
+        read_json(data.directory / MANIFEST),
+        submissions,
+        f"{when:%Y-%m-%d %H:%M} UTC",
+        read_json(newest).get("git", "unknown"),
+    )
+
+
+def _paths(home: Path) -> list[Path]:
+    """Every manifest of an experiment, stage by stage."""
+    order = ("stage1", "stage2", "posthoc", "predict")
+    return [path for stage in order for path in sorted((home / stage).rglob(MANIFEST))]
+
+
+def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
+    home = data.directory.parent / name
+    manifests = {str(p.parent.relative_to(home)): read_json(p) for p in _paths(home)}
+    try:
+        stages, problem = score_stages(data, name), ""
+    except UserError as error:
+        stages, problem = {}, str(error)
+    return Experiment(name, config, home, stages, load_curves(home / "stage1"), manifests, problem)
+
+
+def unfinished_folds(data: Dataset, home: Path) -> list[int]:
+    """Folds without a finished stage 1."""
+    return sorted(set(data.folds) - set(fold_dirs(home / "stage1")))

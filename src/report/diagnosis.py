@@ -1,0 +1,89 @@
+"""The page's last figures: how far to trust the confidences, and which classes are mixed up."""
+
+import pandas as pd
+
+from src.report.charts import confidence_panel, reliability_panel
+from src.report.confusions import Confusion, thumbnail, worst_pairs
+from src.report.context import Experiment, Report
+from src.report.figures import svg
+from src.report.markup import esc, missing, note, panels, section, swatch
+from src.report.overview import title
+
+
+def reliability(report: Report) -> str:
+    """Reliability diagrams before and after post-hoc calibration."""
+    text = (
+        "Above the diagonal the models are too modest, below it too sure. A dot's area is its "
+        "share of the images; ECE is the mean distance from the diagonal, weighted by that share."
+    )
+    parts = []
+    for experiment in report.experiments:
+        parts.append(f"<h3>{title(experiment)}</h3>")
+        shown = {n: s for n, s in experiment.stages.items() if n in ("stage1", "posthoc")}
+        if not shown:
+            parts.append(missing("No out-of-fold predictions.", "02_train_stage1.py"))
+            continue
+        alt = f"{esc(experiment.name)}: accuracy against confidence"
+        parts.append(
+            panels(
+                [
+                    svg(lambda ax, s=shown: reliability_panel(ax, s), alt),
+                    svg(lambda ax, s=shown: confidence_panel(ax, s), f"{alt}, histogram"),
+                ]
+            )
+        )
+        if "posthoc" not in shown:
+            parts.append(missing("Only before calibration.", "04_posthoc_calibrate.py"))
+    return section("reliability", "Reliability", note(text) + "".join(parts))
+
+
+def confusions(report: Report) -> str:
+    """The worst-confused pairs of classes with images."""
+    text = (
+        "The largest shares of a class's out-of-fold images that were taken for one other class. "
+        "Left: such images, the surest mistakes first. Right: what the other class looks like."
+    )
+    parts = [_pairs_of(experiment, report) for experiment in report.experiments]
+    return section("confusions", "Worst-confused classes", note(text) + "".join(parts))
+
+
+def _pairs_of(experiment: Experiment, report: Report) -> str:
+    head = f"<h3>{title(experiment)}"
+    if not experiment.stages:
+        return f"{head}</h3>" + missing("No out-of-fold predictions.", "02_train_stage1.py")
+    stage = list(experiment.stages)[-1]
+    found = worst_pairs(experiment.stages[stage], report.data)
+    paths = report.data.images.set_index("image_id")["path"]
+    cards = "".join(_card(pair, report.data.classes, paths) for pair in found)
+    return f'{head}, {esc(stage)}</h3><div class="pairs">{cards or note("No mistakes.")}</div>'
+
+
+def _card(pair: Confusion, classes: pd.DataFrame, paths: pd.Series) -> str:
+    """One pair: how often, the wrong images, and images of the class they were taken for."""
+    true, other = classes.iloc[pair.true], classes.iloc[pair.taken_for]
+    return (
+        f'<article class="pair"><header><b>{100 * pair.rate:.0f} %</b>'
+        f"<span>{pair.wrong} of {pair.total} images</span></header>"
+        f'<div class="sides"><div><p>{_class(true)}</p>{_strip(pair.wrong_ids, paths)}</div>'
+        f"<div><p><small>taken for</small> {_class(other)}</p>{_strip(pair.typical_ids, paths)}"
+        "</div></div></article>"
+    )
+
+
+def _class(row: pd.Series) -> str:
+    name = row["class_name"] or row["class_id"]
+    return f"<b>{esc(name)}</b> <small>{swatch(row['bin'])}, {row['count']} images</small>"
+
+
+def _strip(image_ids: tuple[str, ...], paths: pd.Series) -> str:
+    """Thumbnails in a row; an image that cannot be read any more leaves a grey field."""
+    cells = []
+    for image_id in image_ids:
+        data = thumbnail(paths[image_id])
+        if data is None:
+            cells.append('<span class="gone">image not found</span>')
+        else:
+            name = esc(image_id)
+            source = f"data:image/jpeg;base64,{data}"
+            cells.append(f'<img src="{source}" alt="{name}" title="{name}" loading="lazy">')
+    return f'<div class="strip">{"".join(cells)}</div>'

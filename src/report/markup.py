@@ -1,0 +1,100 @@
+"""Small pieces of HTML. Whatever comes from a user's data passes through `esc`."""
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+
+from src.report.figures import bin_color
+
+CSS = Path(__file__).with_name("page.css")
+
+
+def esc(value) -> str:
+    """Text made safe for HTML, inside tags and attributes."""
+    return html.escape(str(value))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`0.123`, or an en dash for what is not known."""
+    return "–" if value != value else f"{value:.{digits}f}"
+
+
+def thousands(value: int) -> str:
+    """`12 345`, with a thin space that does not break."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def swatch(bin_name: str) -> str:
+    """A dot in the bin's colour and its name."""
+    return f'<span class="dot" style="--c:{bin_color(bin_name)}"></span>{esc(bin_name)}'
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+    """A table that scrolls sideways on a narrow screen. Cells are HTML already."""
+    head = "".join(f"<th scope=col>{cell}</th>" for cell in header)
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            f"<th scope=row>{cell}</th>" if i == 0 else f"<td>{cell}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def facts(pairs: Iterable[tuple[str, str]], kind: str = "facts") -> str:
+    """Names with their values. Values are HTML already."""
+    inside = "".join(f"<div><dt>{esc(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
+    return f'<dl class="{kind}">{inside}</dl>'
+
+
+def panels(svgs: Iterable[str]) -> str:
+    """Figures side by side, one below the other where the screen is narrow."""
+    return '<div class="panels">' + "".join(f"<figure>{s}</figure>" for s in svgs) + "</div>"
+
+
+def note(text: str) -> str:
+    """A quiet sentence below a heading. HTML already."""
+    return f'<p class="note">{text}</p>'
+
+
+def missing(what: str, script: str) -> str:
+    """What stands in place of a stage that has not run: which script makes it."""
+    command = f"<code>python {esc(script)} --config …</code>"
+    return f'<p class="missing">{what} Run {command} to make it.</p>'
+
+
+def details(summary: str, inside: str) -> str:
+    """A part that opens on demand. Both are HTML already."""
+    return f"<details><summary>{summary}</summary>{inside}</details>"
+
+
+def section(anchor: str, title: str, body: str) -> str:
+    return f'<section id="{anchor}"><h2>{esc(title)}</h2>\n{body}\n</section>'
+
+
+def document(title: str, body: str) -> str:
+    """The whole page around its body."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{esc(title)}</title>\n<style>\n{CSS.read_text(encoding='utf-8')}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )

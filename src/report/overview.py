@@ -1,0 +1,132 @@
+"""The page's first part: what the dataset is."""
+
+from src.artifacts import read_table
+from src.metrics import bin_names
+from src.report.charts import distribution_panel
+from src.report.context import Experiment, Report
+from src.report.figures import bin_color, svg
+from src.report.markup import (
+    details,
+    esc,
+    facts,
+    missing,
+    note,
+    number,
+    section,
+    swatch,
+    table,
+    thousands,
+)
+from src.schema import Config
+
+BADGE = '<span class="badge" title="train.select: best">OOF optimistic</span>'
+DUPLICATES_SHOWN = 12
+
+
+def header(report: Report) -> str:
+    """Title, headline scores and the facts of the dataset."""
+    data = report.data
+    count = data.classes["count"]
+    names = ", ".join(title(e) for e in report.experiments)
+    ratio = f"{count.max() / max(count.min(), 1):.0f} : 1"
+    pairs = [
+        ("images", thousands(len(data.images))),
+        ("test images", thousands(len(data.test))),
+        ("classes (K)", thousands(data.num_classes)),
+        ("largest : smallest", ratio),
+        ("folds", f"{len(data.folds)}"),
+        ("commit", f"<code>{esc(report.commit)}</code>"),
+        ("last stage finished", esc(report.date)),
+    ]
+    return (
+        f'<header><p class="eyebrow">Long-tailed image classification · {names}</p>\n'
+        f"<h1>{esc(report.name)}</h1>{headline(report)}{facts(pairs)}</header>"
+    )
+
+
+def title(experiment: Experiment) -> str:
+    """The experiment's name, with a badge where its out-of-fold scores flatter."""
+    return esc(experiment.name) + (f" {BADGE}" if experiment.optimistic else "")
+
+
+def headline(report: Report) -> str:
+    """The competition's metric of each experiment, from stage 1 to its last stage."""
+    pairs = []
+    for experiment in report.experiments:
+        if not experiment.stages:
+            continue
+        metric = experiment.config.metric
+        scored = list(experiment.stages.items())
+        ends = scored[:1] if len(scored) == 1 else [scored[0], scored[-1]]
+        value = " → ".join(number(stage.scores[metric]) for _, stage in ends)
+        stages = " → ".join(name for name, _ in ends)
+        label = f"{metric.replace('_', ' ')}, out of fold"
+        pairs.append((label, f"{value} <small>{esc(experiment.name)}, {esc(stages)}</small>"))
+    return facts(pairs, "headline") if pairs else ""
+
+
+def distribution(report: Report) -> str:
+    """How many images the classes have, and where the bins are cut."""
+    classes = report.data.classes
+    names = bin_names(classes["bin"].to_numpy())
+    rows = []
+    for name in names:
+        inside = classes[classes["bin"] == name]
+        images, low, high = inside["count"].sum(), inside["count"].min(), inside["count"].max()
+        rows.append(
+            [
+                swatch(name),
+                esc(rule(report.experiments[0].config, name) if report.experiments else ""),
+                f"{thousands(len(inside))}{bar(len(inside) / len(classes), name)}",
+                f"{thousands(images)}{bar(images / max(classes['count'].sum(), 1), name)}",
+                f"{low} – {high}",
+            ]
+        )
+    head = ["bin", "images per class", "classes", "images", "found"]
+    alt = f"Images per class: {classes['count'].max()} down to {classes['count'].min()}"
+    figure = svg(lambda ax: distribution_panel(ax, classes), alt, 7.2, 2.7)
+    body = f'<figure class="wide">{figure}</figure>' + table(head, rows)
+    return section("distribution", "Distribution", body)
+
+
+def rule(config: Config, name: str) -> str:
+    """Which classes are in a bin, in words."""
+    many, few = config.bins.many, config.bins.few
+    if config.bins.mode == "thresholds":
+        return {"many": f"> {many}", "medium": f"{few} – {many}", "few": f"< {few}"}[name]
+    return {"terciles": "a third of the classes", "halves": "half of the classes"}[config.bins.mode]
+
+
+def bar(share: float, name: str) -> str:
+    """A share as a short bar in the bin's colour."""
+    inside = f'<i style="width:{100 * share:.1f}%"></i>'
+    return f'<span class="bar" style="--c:{bin_color(name)}">{inside}</span>'
+
+
+def duplicates(report: Report) -> str:
+    """What 01 found: the same photo under several names."""
+    path = report.data.directory / "duplicates.csv"
+    if not path.is_file():
+        return section("duplicates", "Duplicates", missing("No table.", "01_prepare_folds.py"))
+    found = read_table(path)
+    if not len(found):
+        return section("duplicates", "Duplicates", note("No two files show the same photo."))
+    keys = ["kind", "split_a", "split_b", "conflict"]
+    rows = [
+        [esc(kind), esc(f"{a} – {b}"), esc(conflict), thousands(pairs)]
+        for (kind, a, b, conflict), pairs in found.groupby(keys).size().items()
+    ]
+    text = (
+        f"{thousands(len(found))} pairs of files show the same photo. All images of one photo are "
+        "in one fold, so none is scored by a model that saw its twin."
+    )
+    summary = table(["kind", "between", "classes differ", "pairs"], rows)
+    columns = ["image_id_a", "image_id_b", "kind", "distance", "class_id_a", "class_id_b"]
+    head = found[columns].head(DUPLICATES_SHOWN)
+    shown = table(
+        [c.replace("_", " ") for c in columns],
+        [[esc(value or "–") for value in row] for row in head.itertuples(index=False)],
+        "text",
+    )
+    many = f"The first {len(head)} of {len(found)} pairs"
+    return section("duplicates", "Duplicates", note(text) + summary + details(many, shown))

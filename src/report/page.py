@@ -1,0 +1,37 @@
+"""`runs/<dataset>/report.html`: one file, no requests, the same bytes for the same runs."""
+
+from pathlib import Path
+
+from src.artifacts import write_text
+from src.report import diagnosis, overview, provenance, results, submissions
+from src.report.context import Report, gather
+from src.report.markup import document, esc
+from src.schema import Config
+
+SECTIONS = (
+    ("distribution", "Distribution", overview.distribution),
+    ("curves", "Learning curves", results.curves),
+    ("stages", "Stage by stage", results.stages),
+    ("posthoc", "Post-hoc", submissions.posthoc),
+    ("ensemble", "Ensemble", submissions.ensemble),
+    ("reliability", "Reliability", diagnosis.reliability),
+    ("confusions", "Confusions", diagnosis.confusions),
+    ("duplicates", "Duplicates", overview.duplicates),
+    ("provenance", "Provenance", provenance.provenance),
+)
+
+
+def write_report(dataset: str, experiments: list[str], configs: list[Config]) -> Path:
+    """Write the page for experiments of one dataset, with whatever stages have run.
+
+    configs: one per experiment. Errors: UserError when 01 has not finished.
+    """
+    report = gather(dataset, experiments, configs)
+    path = report.data.directory.parent / "report.html"
+    return write_text(path, document(f"{dataset} · report", _body(report)))
+
+
+def _body(report: Report) -> str:
+    links = "".join(f'<a href="#{anchor}">{esc(title)}</a>' for anchor, title, _ in SECTIONS)
+    sections = "\n".join(draw(report) for _, _, draw in SECTIONS)
+    return f"{overview.header(report)}\n<nav>{links}</nav>\n{sections}"

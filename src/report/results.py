@@ -1,0 +1,112 @@
+"""The page's middle part: what was trained, and what each stage brought."""
+
+import pandas as pd
+
+from src.metrics import bin_names
+from src.report.charts import stages_panel
+from src.report.context import Experiment, Report, unfinished_folds
+from src.report.curves import curve_panels
+from src.report.figures import svg
+from src.report.markup import (
+    esc,
+    missing,
+    note,
+    number,
+    panels,
+    section,
+    swatch,
+    table,
+)
+from src.report.overview import title
+from src.report.stages import LOWER_IS_BETTER, table_of
+
+
+def curves(report: Report) -> str:
+    """Learning curves of each experiment."""
+    parts = []
+    for experiment in report.experiments:
+        drawn = [
+            svg(panel, f"{esc(experiment.name)}: learning curves, {name}")
+            for name, panel in curve_panels(experiment.curves).items()
+        ]
+        nothing = missing("No epoch has been logged yet.", "02_train_stage1.py")
+        parts.append(f"<h3>{title(experiment)}</h3>" + (panels(drawn) if drawn else nothing))
+    text = "Thin lines are single folds, thick ones their mean; dotted: the model on all images."
+    return section("curves", "Learning curves", note(text) + "".join(parts))
+
+
+def stages(report: Report) -> str:
+    """The per-bin table, stage by stage, of each experiment."""
+    text = (
+        "Every image is scored by a model that never saw it. Small figures are the change from "
+        "stage 1; the best of each column is bold; NLL and ECE are better when lower. Post-hoc "
+        "rows are cross-fitted: fitted on the other folds."
+    )
+    parts = [_stages_of(experiment, report) for experiment in report.experiments]
+    return section("stages", "Stage by stage", note(text) + "".join(parts))
+
+
+def _stages_of(experiment: Experiment, report: Report) -> str:
+    parts = [f"<h3>{title(experiment)}</h3>"]
+    if experiment.problem:
+        parts.append(f'<p class="missing">{esc(experiment.problem)}</p>')
+    elif not experiment.stages:
+        parts.append(missing("No fold is finished.", "02_train_stage1.py"))
+    else:
+        scores = table_of(report.data, experiment.stages)
+        parts.append(_scores(scores))
+        if len(scores) > 1:
+            alt = f"{esc(experiment.name)}: recall of each bin, stage by stage"
+            width = min(7.2, 3 + 1.1 * len(scores))
+            parts.append(f"<figure>{svg(lambda ax: stages_panel(ax, scores), alt, width)}</figure>")
+        parts += _not_yet(experiment, report)
+    if experiment.optimistic:
+        text = (
+            "<code>train.select: best</code> kept each fold's best epoch on its own held-out "
+            "images, so these out-of-fold scores are optimistic."
+        )
+        parts.append(note(text))
+    return "".join(parts)
+
+
+def _not_yet(experiment: Experiment, report: Report) -> list[str]:
+    """A line for each stage that has not run, or not on every fold."""
+    lacking = unfinished_folds(report.data, experiment.home)
+    lines = []
+    if lacking:
+        which = ", ".join(map(str, lacking))
+        lines.append(missing(f"Folds {which} of stage 1 are unfinished.", "02_train_stage1.py"))
+    if not any(name.startswith("stage2/") for name in experiment.stages):
+        lines.append(missing("No stage-2 head is trained.", "03_train_stage2.py"))
+    return lines
+
+
+def _scores(scores: pd.DataFrame) -> str:
+    """The stage table as HTML, with changes from its first row."""
+    bins, judged = bin_names(scores.columns.to_numpy()), scores.columns.drop("images")
+    head = ["stage"] + [
+        swatch(c) if c in bins else esc(c.removesuffix("_accuracy").replace("_", " "))
+        for c in scores.columns
+    ]
+    rows = []
+    for stage, row in scores.iterrows():
+        cells = [esc(stage), str(int(row["images"]))]
+        for c in judged:
+            best = scores[c].min() if c in LOWER_IS_BETTER else scores[c].max()
+            base = None if stage == scores.index[0] else scores[c].iloc[0]
+            cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
+        rows.append(cells)
+    return table(head, rows, "scores")
+
+
+def _cell(value: float, base: float | None, column: str, best: bool) -> str:
+    """A score, bold if the best of its column, and below it the change from `base`."""
+    shown = f"<b>{number(value)}</b>" if best else number(value)
+    if base is None:
+        return shown
+    change = value - base
+    if not abs(change) >= 5e-4:  # too little to show, or not known
+        return f"{shown}<small>±0</small>"
+    better = change < 0 if column in LOWER_IS_BETTER else change > 0
+    kind, sign = "up" if better else "down", "+" if change > 0 else "−"
+    return f'{shown}<small class="{kind}">{sign}{abs(change):.3f}</small>'

@@ -1,0 +1,128 @@
+"""The table that matters: what each stage does to many, medium and few, on out-of-fold images.
+
+Logits are read one stage at a time and dropped after scoring, so that K = 8142 fits a laptop.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import logsumexp
+
+from src.artifacts import MANIFEST, read_json
+from src.metrics import bin_names, calibration, chunks, summary
+from src.tables import Dataset, Predictions, check_same_folds, load_dataset, load_predictions, stack
+
+LOWER_IS_BETTER = ("nll", "ece")
+HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is kept of one stage's pooled out-of-fold predictions.
+
+    image_id, label, predicted, confidence (of the predicted class): [N] · scores: by metric ·
+    reliability: what `metrics.calibration` returns
+    """
+
+    image_id: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    scores: dict[str, float]
+    reliability: tuple[float, np.ndarray, np.ndarray, np.ndarray]
+
+
+def stage_table(dataset: str, experiment: str) -> pd.DataFrame:
+    """One row per finished stage, scored on its pooled out-of-fold images.
+
+    Index: stage1, each stage2/<head>, posthoc (cross-fitted), ensemble. Columns: images,
+    accuracy, balanced_accuracy, macro_f1, the recall of each bin, nll, ece.
+    """
+    data = load_dataset(dataset)
+    return table_of(data, score_stages(data, experiment))
+
+
+def table_of(data: Dataset, stages: dict[str, Scored]) -> pd.DataFrame:
+    """The scores of the stages, in the order given."""
+    bins = bin_names(data.classes["bin"].to_numpy())
+    columns = ["images", *HEADLINE, *bins, *LOWER_IS_BETTER]
+    rows = [{"images": len(s.label)} | s.scores for s in stages.values()]
+    index = pd.Index(stages, name="stage", dtype=object)
+    return pd.DataFrame(rows, index=index, columns=columns)
+
+
+def score_stages(data: Dataset, experiment: str) -> dict[str, Scored]:
+    """Every finished stage of an experiment, first to last.
+
+    Errors: UserError for a stage that was made from another folds.csv.
+    """
+    return {name: _score(data, files) for name, files in stage_files(data, experiment).items()}
+
+
+def stage_files(data: Dataset, experiment: str) -> dict[str, list[Path]]:
+    """The finished out-of-fold files of each stage that has any."""
+    home = data.directory.parent / experiment
+    found = {"stage1": [path / "oof.npz" for path in fold_dirs(home / "stage1").values()]}
+    for head in sorted((home / "stage2").glob("*/")):
+        found[f"stage2/{head.name}"] = [path / "oof.npz" for path in fold_dirs(head).values()]
+    if (home / "posthoc" / MANIFEST).is_file():
+        found["posthoc"] = [home / "posthoc" / "oof.npz"]
+    return {name: files for name, files in found.items() if files}
+
+
+def fold_dirs(stage: Path) -> dict[int, Path]:
+    """Finished `fold<k>` directories below a stage's directory, by k."""
+    found = {}
+    for path in stage.glob("fold*/"):
+        number = re.fullmatch(r"fold(\d+)", path.name)
+        if number and (path / MANIFEST).is_file() and (path / "oof.npz").is_file():
+            found[int(number[1])] = path
+    return dict(sorted(found.items()))
+
+
+def _load(path: Path, data: Dataset) -> Predictions:
+    """One out-of-fold file, of the present folds."""
+    manifest = path.with_name(MANIFEST)
+    facts = read_json(manifest) if manifest.is_file() else {"inputs": {}}
+    if "folds.csv" in facts["inputs"]:  # later stages may name only what they read
+        check_same_folds(facts, data, manifest)
+    return load_predictions(path, data.num_classes)
+
+
+def _score(data: Dataset, files: list[Path]) -> Scored:
+    oof = stack([_load(path, data) for path in files])
+    bins = data.classes["bin"].to_numpy()
+    confidence = np.empty(len(oof.label))
+    for rows in chunks(*oof.logits.shape):
+        z = oof.logits[rows].astype(np.float64)
+        confidence[rows] = np.exp(z.max(1) - logsumexp(z, axis=1))
+    return Scored(
+        oof.image_id,
+        oof.label,
+        oof.logits.argmax(1),
+        confidence,
+        summary(oof.logits, oof.label, bins),
+        calibration(oof.logits, oof.label),
+    )
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """Aligned text with three decimals, for a terminal; whole numbers stay whole."""
+
+    def cell(value) -> str:
+        if isinstance(value, int | np.integer):
+            return str(value)
+        return "–" if pd.isna(value) else f"{value:.3f}"
+
+    columns = [[str(table.index.name or ""), *map(str, table.index)]]
+    for name in table:
+        columns.append([str(name).removesuffix("_accuracy"), *map(cell, table[name].tolist())])
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for first, *rest in zip(*columns, strict=True):
+        cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -1,0 +1,293 @@
+"""The report: right numbers, nothing left out, nothing fetched, nothing injected."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import balanced_accuracy_score
+
+from src.artifacts import sha256, write_json, write_table
+from src.config import parse_config
+from src.report.confusions import worst_pairs
+from src.report.curves import curve_panels, draw_curves
+from src.report.page import SECTIONS, write_report
+from src.report.stages import format_table, score_stages, stage_table
+from src.tables import Predictions, load_dataset
+
+COUNTS = [40, 30, 22, 16, 12, 9, 7, 5, 4, 3]  # images of digit 0 … 9
+FOLDS, K, EPOCHS = 3, len(COUNTS), 4
+CONFIG = {
+    "data": {"name": "digits"},
+    "bins": {"many": 15, "few": 6},
+    "folds": {"k": FOLDS},
+    "stage2": [{"head": "ncm"}],
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A directory with a complete small run, runs/digits/exp, and its page."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        images, pixels = prepare(root)
+        home = root / "runs/digits/exp"
+        fill(home, images, pixels)
+        return root, write()
+
+
+@pytest.fixture
+def page(finished, monkeypatch) -> str:
+    monkeypatch.chdir(finished[0])
+    return finished[1]
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch) -> Path:
+    """A copy of runs/digits that a test may break; the working directory is above."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs/digits"
+
+
+def fill(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
+    """What 02, 03, 04 and 06 write."""
+    for stage, sharpness in (("stage1", 3.0), ("stage2/ncm", 12.0)):
+        for fold in range(FOLDS):
+            save(home / stage / f"fold{fold}", images, pixels, fold, sharpness)
+            metrics_table(fold).to_csv(home / stage / f"fold{fold}/metrics.csv", index=False)
+    posthoc(home, images, pixels)
+    submission(home.parent / "submissions")
+
+
+def prepare(root: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """What 01 writes, from real digits; classes have names that are HTML."""
+    digits = load_digits()
+    rows = np.concatenate([np.flatnonzero(digits.target == c)[:n] for c, n in enumerate(COUNTS)])
+    (root / "images").mkdir()
+    names = [f"{i:05d}" for i in range(len(rows))]
+    for name, row in zip(names, rows, strict=True):
+        grey = (digits.images[row] * 15.9).astype(np.uint8)
+        Image.fromarray(grey).save(root / "images" / f"{name}.png")
+    label = digits.target[rows]
+    images = pd.DataFrame(
+        {
+            "image_id": names,
+            "path": [f"images/{name}.png" for name in names],
+            "class_id": [f"0{4780 + 3 * c}" for c in label],
+            "label": label,
+            "fold": np.arange(len(rows)) % FOLDS,
+            "group_id": names,
+            "width": 8,
+            "height": 8,
+        }
+    )
+    classes = images.drop_duplicates("label")[["label", "class_id"]]
+    classes["class_name"] = [f"<b>x{c}</b>" for c in range(K)]
+    classes["count"] = COUNTS
+    classes["bin"] = ["many" if n > 15 else "few" if n < 6 else "medium" for n in COUNTS]
+    folder = root / "runs/digits/folds"
+    write_table(folder / "folds.csv", images)
+    write_table(folder / "classes.csv", classes)
+    write_table(folder / "test.csv", images[["image_id", "path"]].head(3))
+    pair = {"image_id_a": names[0], "image_id_b": names[3], "split_a": "train", "split_b": "train"}
+    pair |= {"kind": "exact", "distance": 0, "class_id_a": "04780", "class_id_b": "04780"}
+    write_table(folder / "duplicates.csv", pd.DataFrame([pair | {"conflict": "no"}]))
+    manifest(folder)
+    return images, digits.data[rows]
+
+
+def manifest(directory: Path, **facts) -> None:
+    folds = Path("runs/digits/folds/folds.csv")
+    tree = {"git": "0123456789ab", "inputs": {"folds.csv": sha256(folds)}, "seconds": 61.5}
+    tree |= {"settings": {}, "versions": {"python": "3.11"}, "machine": "x86_64, 2 cores"}
+    write_json(directory / "manifest.json", tree | facts)
+
+
+def logits_of(images: pd.DataFrame, pixels: np.ndarray, fold: int, sharpness: float) -> np.ndarray:
+    """Cosine to the class means of the other folds, times `sharpness`, for all images, which are
+    made noisy so that there is something to confuse."""
+    pixels = pixels + np.random.default_rng(0).normal(scale=9, size=pixels.shape)
+    unit = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
+    train = (images["fold"] != fold).to_numpy()
+    label = images["label"].to_numpy()
+    means = np.stack([unit[train & (label == c)].mean(0) for c in range(K)])
+    prior = np.log(np.bincount(label[train], minlength=K)) if sharpness < 10 else 0
+    return (sharpness * unit @ means.T + 0.3 * prior).astype(np.float32)
+
+
+def save(
+    directory: Path, images: pd.DataFrame, pixels: np.ndarray, fold: int, sharpness: float
+) -> None:
+    out = (images["fold"] == fold).to_numpy()
+    logits = logits_of(images, pixels, fold, sharpness)[out]
+    ids, label = images["image_id"][out].to_numpy(), images["label"][out].to_numpy()
+    oof = Predictions(ids, logits, label, np.full(len(ids), fold))
+    oof.save(directory / "oof.npz")
+    manifest(directory, select="last", device="cpu")
+
+
+def metrics_table(fold: int) -> pd.DataFrame:
+    """As 02 writes it: validation on even epochs only."""
+    epoch = np.arange(1, EPOCHS + 1)
+    score = np.where(epoch % 2, np.nan, 0.5 + 0.1 * epoch + 0.01 * fold)
+    columns = ("accuracy", "balanced_accuracy", "many", "medium", "few")
+    losses = {"loss": 3 / epoch, "loss_class": 2 / epoch, "loss_bin": 1 / epoch}
+    frame = {"epoch": epoch, "lr": 0.1 / epoch} | losses
+    return pd.DataFrame(frame | {name: score - 0.02 * i for i, name in enumerate(columns)})
+
+
+def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
+    parts = [logits_of(images, pixels, fold, 15.0) for fold in range(FOLDS)]
+    fold = images["fold"].to_numpy()
+    logits = np.choose(fold[:, None], parts)
+    directory = home / "posthoc"
+    ids, label = images["image_id"].to_numpy(), images["label"].to_numpy()
+    Predictions(ids, logits, label, fold).save(directory / "oof.npz")
+    steps = [{"step": "tau_norm", "params": {"tau": 0.7}}]
+    write_json(directory / "posthoc.json", {"head": "stage1", "steps": steps})
+    table = pd.DataFrame({"step": ["stage1", "+ tau_norm"], "accuracy": [0.81, 0.8512345]})
+    write_table(directory / "table.csv", table)
+    manifest(directory)
+
+
+def submission(directory: Path) -> None:
+    facts = {"weights": {"exp/posthoc": 0.75, "exp/stage1": 0.25}, "metrics": {"score": 0.9}}
+    directory.mkdir()
+    manifest(directory, **facts)
+    (directory / "manifest.json").rename(directory / "final.manifest.json")
+
+
+def write() -> str:
+    return write_report("digits", ["exp"], [parse_config(CONFIG)]).read_text(encoding="utf-8")
+
+
+def test_page_has_every_section_and_is_one_file(page):
+    for anchor, title, _ in SECTIONS:
+        assert f'<section id="{anchor}">' in page, title
+    assert not re.search(r"https?:|<script|@import|<iframe", page)
+    for reference in re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')>\s]+)', page):
+        assert reference.startswith(("#", "data:")), reference
+    for fact in ("tau_norm", "exp/posthoc", "0.750", "0123456789ab", "&gt; 15", "exact", "0.851"):
+        assert fact in page, fact
+    assert page.count("data:image/jpeg;base64,") > 8
+    assert "missing" not in page.split("</style>")[1], "a complete run lacks nothing"
+
+
+def test_figures_refer_to_parts_that_exist_once(page):
+    for figure in re.findall(r"<svg.*?</svg>", page, re.S):
+        ids = re.findall(r' id="([^"]+)"', figure)
+        assert len(ids) == len(set(ids))
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', figure)) <= set(ids)
+
+
+def test_class_names_are_escaped(page):
+    assert not re.search(r"<b>x\d</b>", page)
+    assert re.search(r"&lt;b&gt;x\d&lt;/b&gt;", page)
+
+
+def test_stage_table_is_what_hand_computation_gives(page):
+    table = stage_table("digits", "exp")
+    assert table.index.tolist() == ["stage1", "stage2/ncm", "posthoc"]
+    parts = [np.load(f"runs/digits/exp/stage1/fold{k}/oof.npz") for k in range(FOLDS)]
+    logits, label = (np.concatenate([p[name] for p in parts]) for name in ("logits", "label"))
+    right, guess = logits.argmax(1) == label, logits.argmax(1)
+    p = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(1, keepdims=True)
+    row = table.loc["stage1"]
+    assert row["images"] == sum(COUNTS)
+    assert row["accuracy"] == pytest.approx(right.mean())
+    assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(label, guess))
+    assert row["few"] == pytest.approx(np.mean([right[label == c].mean() for c in (7, 8, 9)]))
+    assert row["nll"] == pytest.approx(-np.log(p[np.arange(len(label)), label]).mean())
+    assert f"{row['few']:.3f}" in page
+
+
+def test_format_table_aligns_and_rounds():
+    table = pd.DataFrame({"images": [148, 7], "balanced_accuracy": [0.12345, np.nan]})
+    table.index = pd.Index(["stage1", "b"], name="stage")
+    assert format_table(table).splitlines() == [
+        "stage   images  balanced",
+        "------------------------",
+        "stage1     148     0.123",
+        "b            7         –",
+    ]
+
+
+def test_worst_pairs_are_directed_shares_of_the_true_class(page):
+    data = load_dataset("digits")
+    stage = score_stages(data, "exp")["stage1"]
+    pairs = worst_pairs(stage, data, pairs=5)
+    rates = [pair.rate for pair in pairs]
+    assert rates == sorted(rates, reverse=True) and len(pairs) > 1
+    label = data.images.set_index("image_id")["label"]
+    guess = dict(zip(stage.image_id, stage.predicted, strict=True))
+    for pair in pairs:
+        same = (stage.label == pair.true) & (stage.predicted == pair.taken_for)
+        assert pair.rate == pytest.approx(same.sum() / (stage.label == pair.true).sum())
+        assert all(label[i] == pair.true and guess[i] == pair.taken_for for i in pair.wrong_ids)
+        assert all(label[i] == pair.taken_for for i in pair.typical_ids)
+
+
+def test_missing_stages_name_their_script(run):
+    for path in ("submissions", "exp/posthoc", "exp/stage2", "exp/stage1/fold1"):
+        shutil.rmtree(run / path)
+    page = write()
+    for script in ("02_train_stage1", "03_train_stage2", "04_posthoc_calibrate", "06_ensemble"):
+        assert f"{script}.py" in page
+    assert stage_table("digits", "exp")["images"].tolist() == [int(np.ceil(148 / 3)) + 49]
+    for fold in (0, 2):
+        (run / f"exp/stage1/fold{fold}/manifest.json").unlink()
+    assert "No fold is finished" in write()
+    assert stage_table("digits", "exp").empty
+    assert "stage" in format_table(stage_table("digits", "exp"))
+
+
+def test_predictions_of_other_folds_are_not_scored(run):
+    manifest(run / "exp/stage1/fold1", inputs={"folds.csv": "0" * 64})
+    page = write()
+    assert "made from a different folds.csv" in page
+
+
+def test_images_that_are_gone_leave_a_gap(run):
+    for path in Path("images").iterdir():
+        path.unlink()
+    assert "image not found" in write()
+
+
+def test_best_epoch_is_marked_optimistic(page, run):
+    assert "OOF optimistic" not in page
+    manifest(run / "exp/stage1/fold0", select="best")
+    assert "OOF optimistic" in write()
+
+
+def test_same_runs_give_the_same_bytes(page):
+    assert write() == page
+
+
+def test_curves_are_drawn_for_every_kind_of_run(tmp_path):
+    full = metrics_table(0)[["epoch", "lr", "loss"]]
+    assert list(curve_panels({"full": full})) == ["loss", "lr"]
+    assert list(curve_panels({"fold0": metrics_table(0)})) == ["loss", "score", "bins", "lr"]
+    for name, metrics in {
+        "folds": {f"fold{k}": metrics_table(k) for k in range(3)} | {"full": full},
+        "one": {"fold0": metrics_table(0).head(2)},
+        "full": {"full": full.head(1)},
+    }.items():
+        path = draw_curves(metrics, tmp_path / f"{name}.png")
+        first = path.read_bytes()
+        assert Image.open(path).size[0] > 800
+        assert draw_curves(metrics, path).read_bytes() == first
+
+
+def test_report_does_not_import_torch():
+    code = "import sys, src.report.page; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+    )
