@@ -169,8 +169,11 @@ class Step:
             (self.directory / MANIFEST).unlink(missing_ok=True)  # first: from here on unfinished
             shutil.rmtree(self.directory)
 
-    def finished(self) -> bool:
-        """True: nothing to do. False: start or continue.
+    def manifest(self) -> dict:
+        return read_json(self.directory / MANIFEST)
+
+    def finished(self, *, main: bool = True) -> bool:
+        """True: nothing to do. False: start or continue. Only the main process speaks and deletes.
 
         Errors: UserError when the directory was finished with other settings (names the keys), or
         from other inputs and `redo_on_new_inputs` is off.
@@ -178,25 +181,32 @@ class Step:
         path = self.directory / MANIFEST
         if not path.is_file():
             return False
-        manifest = read_json(path)
+        manifest = self.manifest()
         self.check_settings(manifest["settings"], path)
-        changed = sorted(
-            name
-            for name in self.inputs.keys() | manifest["inputs"].keys()
-            if self.inputs.get(name) != manifest["inputs"].get(name)
-        )
-        if changed and not self.redo_on_new_inputs:
-            raise UserError(
-                f"{path}: made from another {some(changed)} than the one there now. "
-                "Run again with --overwrite to replace it, or choose another experiment name."
-            )
+        if not self.redo_on_new_inputs:
+            self.check_inputs(manifest["inputs"], path)
+        changed = self._changed(manifest["inputs"])
         lost = [name for name in manifest["outputs"] if not (self.directory / name).is_file()]
         if changed or lost:
-            print(f"{self.directory}: {some(changed or lost)} changed since; doing it again")
-            path.unlink()
+            if main:
+                print(f"{self.directory}: {some(changed or lost)} changed since; doing it again")
+                path.unlink()
             return False
-        print(f"{self.directory}: finished already, skipped")
+        if main:
+            print(f"{self.directory}: finished already, skipped")
         return True
+
+    def _changed(self, found: dict[str, str]) -> list[str]:
+        names = self.inputs.keys() | found.keys()
+        return sorted(name for name in names if self.inputs.get(name) != found.get(name))
+
+    def check_inputs(self, found: dict[str, str], origin: Path) -> None:
+        """Errors: UserError that names the inputs that are not the ones `origin` was made from."""
+        if changed := self._changed(found):
+            raise UserError(
+                f"{origin}: made from another {some(changed)} than the one there now. "
+                "Run again with --overwrite to replace it, or choose another experiment name."
+            )
 
     def check_settings(self, found: dict, origin: Path) -> None:
         """Errors: UserError that names the keys that differ between `found` and these settings."""

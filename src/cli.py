@@ -1,8 +1,11 @@
 """What the six scripts share: their arguments, and errors without tracebacks."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+
+import pandas as pd
 
 from src.errors import UserError
 
@@ -43,3 +46,22 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def is_main_process() -> bool:
+    """False in the other processes that `accelerate launch` or `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    if is_main_process():
+        print(text, flush=True)
+
+
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """Aligned columns, three decimals; cells that are not known stay empty."""
+    if table.empty:
+        return
+    table = table.dropna(axis="columns", how="all")
+    text = table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="")
+    say(f"\n{title}\n{text}")

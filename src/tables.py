@@ -20,6 +20,7 @@ from src.artifacts import (
     MANIFEST,
     RUNS,
     read_arrays,
+    read_json,
     read_table,
     require,
     sha256,
@@ -230,3 +231,37 @@ def load_head(path: Path) -> tuple[str, dict[str, np.ndarray]]:
             f"{ {k: sorted(v) for k, v in HEAD_ARRAYS.items()} }; run 02 or 03 again"
         )
     return kind, arrays
+
+
+def save_features(path: Path, image_id: np.ndarray, features: np.ndarray) -> Path:
+    """image_id: [N] · features: [N, D]; written sorted by image_id."""
+    order = np.argsort(image_id, kind="stable")
+    ids = image_id.astype(str)[order]
+    return write_arrays(path, image_id=ids, features=features.astype(np.float32)[order])
+
+
+def load_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N], sorted, and features [N, D]. Errors: UserError for a damaged file."""
+    arrays = read_arrays(path)
+    if {"image_id", "features"} - arrays.keys():
+        raise UserError(f"{path}: not a file of features; delete it and run 03 again")
+    order = np.argsort(arrays["image_id"], kind="stable")
+    return arrays["image_id"][order], arrays["features"][order]
+
+
+def finished_networks(home: Path, data: Dataset) -> list[Path]:
+    """Directories stage1/fold<k> and stage1/full of an experiment that 02 finished, in that order.
+
+    Errors: UserError when there is none, or one was made from another folds.csv.
+    """
+    names = [*(f"fold{fold}" for fold in data.folds), "full"]
+    found = [home / "stage1" / name for name in names]
+    found = [path for path in found if (path / MANIFEST).is_file()]
+    if not found:
+        raise UserError(
+            f"{home / 'stage1'} has no finished network. Run `python 02_train_stage1.py` with the "
+            "same --config first."
+        )
+    for path in found:
+        check_same_folds(read_json(path / MANIFEST), data, path / MANIFEST)
+    return found

@@ -1,0 +1,43 @@
+"""Stage 1: train the network on every fold, and keep out-of-fold logits.
+
+One GPU, or the CPU:   python 02_train_stage1.py --config configs/birds_lt.yaml
+Some folds, or all:    python 02_train_stage1.py --config configs/birds_lt.yaml --folds 0 1 full
+Many GPUs:             accelerate launch 02_train_stage1.py --config configs/birds_lt.yaml
+Two CPU processes:     torchrun --nproc_per_node 2 02_train_stage1.py --config configs/digits.yaml
+Other settings:        python 02_train_stage1.py --config configs/birds_lt.yaml --set train.lr=5e-4
+
+Reads   runs/<dataset>/folds/ (from 01)
+Writes  runs/<dataset>/<experiment>/config.yaml and stage1/fold<k>/: weights.safetensors,
+        head.safetensors, oof.npz, metrics.csv, last.pt, manifest.json; stage1/curves.png
+
+A run that was stopped goes on after its last finished epoch, with the same result. `full` trains
+one more network on every training image: it has no out-of-fold logits and borrows the calibration
+of the folds.
+"""
+
+from pathlib import Path
+
+from src import cli
+from src.config import load_config
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--folds",
+        nargs="+",
+        default=[],
+        metavar="K",
+        help="folds to train, numbers or `full` (default: all numbered folds)",
+    )
+    args = parser.parse_args()
+    config = load_config(args.config, args.set)
+
+    from src.training.stage1 import stage1  # after the config is known to be right: torch is slow
+
+    rows = stage1(config, Path(args.config).stem, args.folds, args.overwrite)
+    cli.print_table(rows, "Stage 1, each fold's held-out images")
+
+
+if __name__ == "__main__":
+    cli.run(main)

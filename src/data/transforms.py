@@ -1,0 +1,147 @@
+"""Images in, network inputs out. The only file that knows albumentations.
+
+Every random choice of an augmentation comes from (seed, epoch, draw), so the stream is the same for
+any number of workers and processes. Images stay uint8 until they are on the device.
+"""
+
+import warnings
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it looks for newer versions of itself
+    import albumentations as A
+
+from src.errors import UserError
+from src.schema import Augment
+
+cv2.setNumThreads(0)  # workers are the parallelism
+INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its input; it travels with the weights.
+
+    size: pixels, height and width · crop_pct: centre crop's share of the resized short side ·
+    mean, std: of RGB in 0..1.
+    """
+
+    size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, 3, H, W] → float32, zero mean and unit variance, on the same device."""
+        mean = torch.tensor(self.mean, device=images.device).mul(255).view(1, 3, 1, 1)
+        scale = torch.tensor(self.std, device=images.device).mul(255).reciprocal().view(1, 3, 1, 1)
+        return (images.float() - mean) * scale
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def preprocessing_from(tree: dict) -> Preprocessing:
+    """The inverse of `as_dict` after a trip through JSON."""
+    return Preprocessing(**tree | {"mean": tuple(tree["mean"]), "std": tuple(tree["std"])})
+
+
+@dataclass(frozen=True)
+class View:
+    """One deterministic look at an image: evaluation's is the default, TTA has several.
+
+    flip: mirrored left-right · corner: (y, x) of the crop in 0..1, centre is (0.5, 0.5) ·
+    scale: factor on the size to which the image is resized before the crop.
+    """
+
+    flip: bool = False
+    corner: tuple[float, float] = (0.5, 0.5)
+    scale: float = 1.0
+
+
+class EvalTransform:
+    """Resize the short side to size / crop_pct · scale, crop size × size, maybe mirror."""
+
+    def __init__(self, prep: Preprocessing, view: View = View()):  # noqa: B008 (frozen)
+        self.prep, self.view = prep, view
+
+    def __call__(self, image: np.ndarray, draw: tuple[int, int] | None = None) -> np.ndarray:
+        """[H, W, 3] uint8 → [size, size, 3] uint8."""
+        size = self.prep.size
+        short = max(size, round(size / self.prep.crop_pct * self.view.scale))
+        height, width = image.shape[:2]
+        factor = short / min(height, width)
+        target = (max(size, round(width * factor)), max(size, round(height * factor)))
+        if target != (width, height):
+            shrink = factor < 1
+            how = cv2.INTER_AREA if shrink else INTERPOLATION[self.prep.interpolation]
+            image = cv2.resize(image, target, interpolation=how)
+        top = round((image.shape[0] - size) * self.view.corner[0])
+        left = round((image.shape[1] - size) * self.view.corner[1])
+        image = image[top : top + size, left : left + size]
+        return np.ascontiguousarray(image[:, ::-1] if self.view.flip else image)
+
+
+class TrainTransform:
+    """Random crop and colours by the config's `train.augment`."""
+
+    def __init__(self, prep: Preprocessing, augment: Augment, seed: int):
+        self.seed = seed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # a misspelt argument only warns
+            try:
+                self.compose = A.Compose(_augmentations(prep, augment))
+            except (UserWarning, ValueError) as error:
+                raise UserError(
+                    f"train.augment: albumentations does not take it: {error}"
+                ) from error
+
+    def __call__(self, image: np.ndarray, draw: tuple[int, int]) -> np.ndarray:
+        """[H, W, 3] uint8 → [size, size, 3] uint8; `draw` is (epoch, position in the epoch)."""
+        state = np.random.SeedSequence((self.seed, *draw)).generate_state(1)
+        self.compose.set_random_seed(int(state[0]))
+        return self.compose(image=image)["image"]
+
+
+def _augmentations(prep: Preprocessing, augment: Augment) -> list:
+    size, how = prep.size, INTERPOLATION[prep.interpolation]
+    resize = [
+        A.SmallestMaxSize(max_size=round(size / prep.crop_pct), interpolation=how),
+        A.CenterCrop(size, size),
+    ]
+    steps = {
+        "random_resized": [
+            A.RandomResizedCrop(size=(size, size), scale=augment.scale, interpolation=how)
+        ],
+        "padded": [
+            A.SmallestMaxSize(max_size=size, interpolation=how),
+            A.CenterCrop(size, size),
+            A.PadIfNeeded(size + 2 * (size // 8), size + 2 * (size // 8), border_mode=0),
+            A.RandomCrop(size, size),
+        ],
+        "none": resize,
+    }[augment.crop]
+    if augment.hflip:
+        steps.append(A.HorizontalFlip(p=0.5))
+    if augment.vflip:
+        steps.append(A.VerticalFlip(p=0.5))
+    if augment.rotate:
+        steps.append(A.Rotate(limit=augment.rotate, border_mode=cv2.BORDER_REFLECT_101, p=1.0))
+    if augment.color_jitter:
+        j = augment.color_jitter
+        steps.append(A.ColorJitter(brightness=j, contrast=j, saturation=j, hue=0.0, p=0.8))
+    if augment.erase:
+        steps.append(
+            A.CoarseDropout(
+                num_holes_range=(1, 1),
+                hole_height_range=(0.1, 0.4),
+                hole_width_range=(0.1, 0.4),
+                p=augment.erase,
+            )
+        )
+    return steps

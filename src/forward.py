@@ -1,0 +1,74 @@
+"""Running a network over images: logits and features by image_id.
+
+The one function behind validation (02), feature caching (03) and prediction (05).
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from src.data.dataset import eval_loader
+from src.data.transforms import Preprocessing
+from src.networks.base import Network
+from src.runtime import gather_arrays
+from src.tables import UNKNOWN, Predictions
+
+
+@torch.inference_mode()
+def run_network(
+    network: Network,
+    table: pd.DataFrame,
+    transform,
+    prep: Preprocessing,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    workers: int,
+    channels_last: bool = True,
+    label: str | None = None,
+    view: int = 0,
+) -> Predictions:
+    """Predictions of every row of `table` (columns image_id, path, maybe label and fold).
+
+    Each process takes every n-th image and none is padded; all processes get all rows, sorted by
+    image_id. `label` names the progress bar, None hides it. `view` numbers the random draws of an
+    augmenting transform.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = table.iloc[rank::world]
+    device = accelerator.device
+    pin = device.type == "cuda"
+    draws = [(view, position, row) for row, position in enumerate(range(rank, len(table), world))]
+    loader = eval_loader(mine, transform, draws, batch_size, workers, pin)
+    bar = tqdm(
+        total=len(mine), desc=label, unit="img", disable=None if label and rank == 0 else True
+    )
+    network.eval()
+    logits, features = [], []
+    for batch in loader:
+        images = prep.normalise(batch.images.to(device, non_blocking=True))
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            output = network(images)
+        logits.append(output.logits.float().cpu().numpy())
+        features.append(output.features.float().cpu().numpy())
+        bar.update(len(images))
+    bar.close()
+    rows = {
+        "image_id": mine["image_id"].to_numpy(dtype=str),
+        "logits": np.concatenate(logits),
+        "label": _column(mine, "label"),
+        "fold": _column(mine, "fold"),
+        "features": np.concatenate(features),
+    }
+    if world > 1:
+        rows = gather_arrays(rows)
+    found = Predictions(**rows)
+    return found.take(np.sort(found.image_id))
+
+
+def _column(table: pd.DataFrame, name: str) -> np.ndarray:
+    return table[name].to_numpy() if name in table else np.full(len(table), UNKNOWN)

@@ -1,0 +1,156 @@
+"""Test images → test logits of every head, averaged over views and networks.
+
+The backbone runs once per network and view. Its features and logits are kept per network as means
+over the views (`predict/cache/`), so a new head or a new calibration costs seconds; views done
+before a kill are not done again. For linear heads the mean of the features gives exactly the mean
+of the logits.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from src.artifacts import MANIFEST, RUNS, Step, digest, read_json, require, sha256
+from src.config import dump_config
+from src.data.transforms import EvalTransform
+from src.errors import UserError
+from src.forward import run_network
+from src.fusion import apply_recipe
+from src.inference.views import tta_views
+from src.logits import head_logits
+from src.networks.weights import load_network
+from src.runtime import start
+from src.schema import Config
+from src.tables import (
+    UNKNOWN,
+    Dataset,
+    Predictions,
+    finished_networks,
+    load_dataset,
+    load_head,
+    load_predictions,
+)
+
+
+def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]:
+    """Write predict/<head>.npz for stage1, every stage-2 head and posthoc; returns their paths.
+
+    Errors: UserError when an earlier stage is missing or was run on other folds, or there are no
+    test images.
+    """
+    data = load_dataset(config.dataset)
+    if data.test.empty:
+        raise UserError(f"{data.directory / 'test.csv'} lists no images; set data.test, run 01")
+    home = RUNS / config.dataset / experiment
+    accelerator = start(config.train.precision)
+    names = [spec.name or spec.head for spec in config.stage2]
+    networks = [path.name for path in finished_networks(home, data)]
+    heads = {n: {name: _head_file(home, name, n) for name in ("stage1", *names)} for n in networks}
+    recipe_path = require(home / "posthoc" / "posthoc.json", "04_posthoc_calibrate.py")
+    inputs = {name: data.directory / name for name in ("folds.csv", "test.csv")}
+    inputs["posthoc.json"] = recipe_path
+    for network, files in heads.items():
+        inputs[f"{network}/weights"] = home / "stage1" / network / "weights.safetensors"
+        inputs |= {f"{network}/{name}": path for name, path in files.items()}
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        step = Step(
+            home / "predict", dump_config(config.predict), inputs, overwrite=overwrite and main
+        )
+        finished = step.finished(main=main)
+    paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
+    if finished:
+        return paths
+    recipe = read_json(recipe_path)
+    sums: dict[str, np.ndarray] = {}
+    for network in networks:
+        found = network_predictions(
+            config, data, home / "stage1" / network, step.directory, accelerator
+        )
+        loaded = {name: load_head(path) for name, path in heads[network].items()}
+        logits = {}
+        for name in names:
+            kind, arrays = loaded[name]
+            logits[name] = head_logits(found.features, arrays, kind)
+        logits["stage1"] = found.logits
+        logits["posthoc"] = apply_recipe(recipe, found.features, loaded, found.logits)
+        for name, z in logits.items():
+            sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
+    if main:
+        for name, path in paths.items():
+            Predictions(found.image_id, sums[name], found.label, found.fold).save(path)
+        step.finish(
+            [path.name for path in paths.values()],
+            networks=networks,
+            views=[asdict(view) for view in tta_views(config.predict.tta)],
+        )
+    accelerator.wait_for_everyone()
+    return paths
+
+
+def network_predictions(
+    config: Config, data: Dataset, stage1: Path, directory: Path, accelerator: Accelerator
+) -> Predictions:
+    """Mean logits and features over the views of one network, from the cache if there."""
+    views = tta_views(config.predict.tta)
+    key = {
+        "weights": sha256(stage1 / "weights.safetensors"),
+        "test": sha256(data.directory / "test.csv"),
+        "views": [asdict(view) for view in views],
+    }
+    cache = directory / "cache"
+    merged = cache / f"{stage1.name}-{digest(key)[:12]}.npz"
+    if merged.is_file():
+        return load_predictions(merged, data.num_classes)
+    parts = [
+        cache / f"{stage1.name}-{digest(key | {'views': asdict(view)})[:12]}.view.npz"
+        for view in views
+    ]
+    network, prep = load_network(stage1 / "weights.safetensors", data)
+    network.to(accelerator.device)
+    test = data.test[["image_id", "path"]]
+    for i, (view, path) in enumerate(zip(views, parts, strict=True)):
+        if path.is_file():
+            continue
+        found = run_network(
+            network,
+            test,
+            EvalTransform(prep, view),
+            prep,
+            accelerator,
+            batch_size=config.train.eval_batch_size,
+            workers=config.data.workers,
+            label=f"{stage1.name}, view {i + 1}/{len(views)}",
+        )
+        if accelerator.is_main_process:
+            found.save(path)
+        accelerator.wait_for_everyone()
+    mean = _mean([load_predictions(path, data.num_classes) for path in parts])
+    if accelerator.is_main_process:
+        mean.save(merged)
+        for path in parts:
+            path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return mean
+
+
+def _mean(parts: list[Predictions]) -> Predictions:
+    ids = parts[0].image_id
+    aligned = [part.take(ids) for part in parts]
+    return Predictions(
+        ids,
+        np.mean([p.logits for p in aligned], 0),
+        np.full(len(ids), UNKNOWN),
+        np.full(len(ids), -1),
+        np.mean([p.features for p in aligned], 0),
+    )
+
+
+def _head_file(home: Path, name: str, network: str) -> Path:
+    if name == "stage1":
+        return require(home / "stage1" / network / "head.safetensors", "02_train_stage1.py")
+    path = home / "stage2" / name / network
+    require(path / MANIFEST, "03_train_stage2.py")
+    return require(path / "head.safetensors", "03_train_stage2.py")

@@ -1,0 +1,59 @@
+"""Names → modules from images [N, 3, H, W] to pooled features [N, D]."""
+
+import difflib
+
+import timm
+from torch import nn
+
+from src.data.transforms import Preprocessing
+from src.errors import UserError
+from src.networks.cifar_resnet import DEPTHS, CifarResNet
+from src.schema import Model
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def build_backbone(model: Model, *, pretrained: bool) -> nn.Module:
+    """A timm model without classifier, or a CIFAR ResNet. `pretrained` fetches timm's weights.
+
+    Errors: UserError for an unknown name (with the nearest one), arguments the model does not take,
+    or weights that can't be fetched.
+    """
+    if model.backbone in DEPTHS:
+        if model.kwargs or model.drop_path or pretrained:
+            raise UserError(
+                f"model.backbone={model.backbone} takes no kwargs and no drop_path, and has no "
+                "weights on the hub; set model.pretrained=false"
+            )
+        return CifarResNet(DEPTHS[model.backbone])
+    if not timm.is_model(model.backbone):
+        known = timm.list_models() + list(DEPTHS)
+        near = difflib.get_close_matches(model.backbone.split(".")[0], known, 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"model.backbone: timm has no model {model.backbone!r}{hint}")
+    kwargs = dict(model.kwargs)
+    if model.drop_path:
+        kwargs["drop_path_rate"] = model.drop_path
+    try:
+        return timm.create_model(model.backbone, pretrained=pretrained, num_classes=0, **kwargs)
+    except TypeError as error:
+        raise UserError(f"model.kwargs: {model.backbone} does not take them: {error}") from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"model.pretrained: the weights of {model.backbone} could not be fetched from the hub "
+            f"({error}). Give a local file instead: model.pretrained=path/to/weights.safetensors"
+        ) from error
+
+
+def preprocessing(model: Model, backbone: nn.Module) -> Preprocessing:
+    """From the config, and where it is silent from what the backbone was pretrained with."""
+    cfg = getattr(backbone, "pretrained_cfg", {"mean": CIFAR_MEAN, "std": CIFAR_STD})
+    return Preprocessing(
+        size=model.image_size,
+        crop_pct=model.crop_pct,
+        interpolation=model.interpolation,
+        mean=tuple(model.mean or cfg["mean"]),
+        std=tuple(model.std or cfg["std"]),
+    )

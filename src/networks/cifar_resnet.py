@@ -1,0 +1,60 @@
+"""ResNet-20/32/44/56 for small images (He et al. 2016, section 4.2), with option-A shortcuts.
+
+Three stages of n blocks, widths 16, 32, 64, depth 6n + 2; where the width doubles, the shortcut
+takes every second pixel and pads the new channels with zeros: no parameters. D = 64.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+WIDTHS = (16, 32, 64)
+DEPTHS = {f"cifar_resnet{6 * n + 2}": n for n in (3, 5, 7, 9)}
+
+
+class Block(nn.Module):
+    """conv3-BN-ReLU-conv3-BN, plus the shortcut, then ReLU."""
+
+    def __init__(self, width_in: int, width: int):
+        super().__init__()
+        stride = 1 if width_in == width else 2
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.new_channels = width - width_in
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.new_channels:
+            half = self.new_channels // 2
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.new_channels - half))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """images [N, 3, H, W] → pooled features [N, 64]; H and W divisible by 4."""
+
+    num_features = WIDTHS[-1]
+
+    def __init__(self, blocks_per_stage: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        width_in, stages = WIDTHS[0], []
+        for width in WIDTHS:
+            blocks = []
+            for _ in range(blocks_per_stage):
+                blocks.append(Block(width_in, width))
+                width_in = width
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))  # [N, 16, H, W]
+        x = self.layer3(self.layer2(self.layer1(x)))  # [N, 64, H/4, W/4]
+        return x.mean((2, 3))

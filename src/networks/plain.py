@@ -1,0 +1,26 @@
+"""One backbone, one head."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from src.networks.base import Network, Output
+from src.networks.heads import build_head
+from src.schema import Model
+
+
+class Plain(Network):
+    """images → pooled features [N, D] → dropout → head → logits [N, K]"""
+
+    def __init__(self, model: Model, backbone: nn.Module, num_classes: int):
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = model.dropout
+        self.classifier = build_head(
+            model.head, backbone.num_features, num_classes, model.cosine_scale
+        )
+
+    def forward(self, images: torch.Tensor) -> Output:
+        features = self.backbone(images)
+        dropped = F.dropout(features, self.dropout, self.training)
+        return Output(self.classifier(dropped), features)

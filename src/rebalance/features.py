@@ -1,0 +1,85 @@
+"""Frozen features of the training side of a fold, computed once per set of weights.
+
+`stage2/features/fold<k>/<what>-<key>.npz`: the key is made of everything the features depend on, so
+a file that is there is right, and a killed run goes on with the next one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from src.artifacts import digest, sha256
+from src.config import dump_config
+from src.data.transforms import EvalTransform, TrainTransform
+from src.forward import run_network
+from src.networks.weights import load_network
+from src.schema import Config
+from src.tables import Dataset, check_same_ids, load_features, save_features
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """plain: [N, D] of the evaluation view · views: augmented views, each [N, D] · labels: [N]"""
+
+    plain: np.ndarray
+    views: list[np.ndarray]
+    labels: np.ndarray
+    num_classes: int
+
+    def some_views(self, views: int) -> list[np.ndarray]:
+        """The first augmented views, or the plain one for 0."""
+        return self.views[:views] if views else [self.plain]
+
+
+def feature_set(
+    config: Config,
+    data: Dataset,
+    stage1: Path,
+    directory: Path,
+    views: int,
+    accelerator: Accelerator,
+) -> FeatureSet:
+    """Features of the images that the network in `stage1` was trained on, from disk if there.
+
+    stage1: a fold's directory with weights.safetensors, or `full` · directory: of the cache
+    """
+    fold = None if stage1.name == "full" else int(stage1.name.removeprefix("fold"))
+    images = data.training(fold)
+    weights = sha256(stage1 / "weights.safetensors")
+    augment = dump_config(config.train.augment)
+    names = ["plain-" + digest({"weights": weights})[:12]]
+    for view in range(views):
+        key = {"weights": weights, "augment": augment, "seed": config.seed, "view": view}
+        names.append(f"view{view}-{digest(key)[:12]}")
+    paths = [directory / f"{name}.npz" for name in names]
+    if not all(path.is_file() for path in paths):
+        network, prep = load_network(stage1 / "weights.safetensors", data)
+        network.to(accelerator.device)
+        for view, path in enumerate(paths, start=-1):
+            if path.is_file():
+                continue
+            plain = view < 0
+            found = run_network(
+                network,
+                images,
+                EvalTransform(prep)
+                if plain
+                else TrainTransform(prep, config.train.augment, config.seed),
+                prep,
+                accelerator,
+                batch_size=config.train.eval_batch_size,
+                workers=config.data.workers,
+                label=f"{stage1.name} features" + ("" if plain else f", view {view + 1}/{views}"),
+                view=max(view, 0),
+            )
+            if accelerator.is_main_process:
+                save_features(path, found.image_id, found.features)
+            accelerator.wait_for_everyone()
+    loaded = [load_features(path) for path in paths]
+    for (ids, _), path in zip(loaded, paths, strict=True):
+        check_same_ids(ids, images["image_id"], str(path), "the fold's training images")
+    return FeatureSet(
+        loaded[0][1], [f for _, f in loaded[1:]], images["label"].to_numpy(), data.num_classes
+    )

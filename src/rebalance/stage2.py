@@ -1,0 +1,94 @@
+"""Stage 2: stage 1's weights → re-balanced heads per fold, with out-of-fold logits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator
+
+from src.artifacts import RUNS, Step
+from src.config import dump_config
+from src.logits import head_logits
+from src.metrics import summary
+from src.rebalance import HEADS
+from src.rebalance.features import FeatureSet, feature_set
+from src.runtime import seed_all, start
+from src.schema import Config
+from src.tables import (
+    Dataset,
+    Predictions,
+    finished_networks,
+    load_dataset,
+    load_predictions,
+    save_head,
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    config: Config
+    data: Dataset
+    home: Path
+    accelerator: Accelerator
+
+
+def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
+    """Fit every head of the config on every network that 02 finished; one row of metrics each.
+
+    Errors: UserError when 02 has finished nothing, or was run on other folds.
+    """
+    data = load_dataset(config.dataset)
+    home = RUNS / config.dataset / experiment
+    work = Experiment(config, data, home, start(config.train.precision))
+    rows = []
+    for stage1 in finished_networks(home, data):
+        features: FeatureSet | None = None
+        for spec in config.stage2:
+            name = spec.name or spec.head
+            step = head_step(work, spec, name, stage1, overwrite)
+            if step.finished(main=work.accelerator.is_main_process):
+                metrics = step.manifest()["metrics"]
+            else:
+                if features is None:
+                    views = max(s.views for s in config.stage2)
+                    cache = home / "stage2" / "features" / stage1.name
+                    features = feature_set(config, data, stage1, cache, views, work.accelerator)
+                metrics = fit_head(work, spec, name, stage1, features, step)
+            rows.append({"head": name, "fold": stage1.name} | metrics)
+    return pd.DataFrame(rows)
+
+
+def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) -> Step:
+    inputs = {
+        "folds.csv": work.data.directory / "folds.csv",
+        "weights.safetensors": stage1 / "weights.safetensors",
+    }
+    settings = {"head": dump_config(spec), "seed": work.config.seed}
+    if spec.views:
+        settings["augment"] = dump_config(work.config.train.augment)
+    directory = work.home / "stage2" / name / stage1.name
+    main = work.accelerator.is_main_process
+    with work.accelerator.main_process_first():
+        return Step(directory, settings, inputs, overwrite=overwrite and main)
+
+
+def fit_head(
+    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet, step: Step
+) -> dict[str, float]:
+    """Fit one head on one fold, on the main process, and write its artifacts."""
+    metrics: dict[str, float] = {}
+    if not work.accelerator.is_main_process:
+        return metrics
+    seed = seed_all(work.config.seed, stage1.name, name)
+    kind, arrays = HEADS[spec.head](spec, features, seed, work.accelerator.device)
+    save_head(step.directory / "head.safetensors", kind, arrays)
+    outputs = ["head.safetensors"]
+    if stage1.name != "full":
+        oof = load_predictions(stage1 / "oof.npz", work.data.num_classes)
+        logits = head_logits(oof.features, arrays, kind)
+        found = Predictions(oof.image_id, logits, oof.label, oof.fold)
+        found.save(step.directory / "oof.npz")
+        outputs.append("oof.npz")
+        metrics = summary(logits, oof.label, work.data.classes["bin"].to_numpy())
+    step.finish(outputs, metrics, seed=work.config.seed, device=str(work.accelerator.device))
+    return metrics

@@ -1,0 +1,61 @@
+"""Device, precision, seeds and processes: what torch needs to know about the machine."""
+
+import ctypes
+import hashlib
+import sys
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def start(precision: str, tracker: str = "none", project_dir: str | None = None) -> Accelerator:
+    """One Accelerator per script: device, autocast, processes, tracker."""
+    if precision == "auto":
+        good = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16" if good else "fp32"
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    return Accelerator(
+        mixed_precision=MIXED[precision],
+        cpu=not torch.cuda.is_available(),
+        log_with=None if tracker == "none" else tracker,
+        project_dir=project_dir,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks instead of returning them to the system.
+
+    Activations are freed and asked for again in every step; by default each round trip is a system
+    call and a page fault per 4 KiB (benchmarks/throughput.py measures what this saves).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library, which has its own ways
+        return
+    mallopt(mmap_threshold, 2**30)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+
+
+def seed_all(*parts: int | str) -> int:
+    """Seed torch, numpy and random from a tuple such as (seed, "fold0", epoch, rank)."""
+    text = "/".join(map(str, parts)).encode()
+    value = int.from_bytes(hashlib.sha256(text).digest()[:4], "little")
+    set_seed(value)
+    return value
+
+
+def gather_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows of all processes below each other; processes may hold different numbers of rows."""
+    parts = gather_object([arrays])
+    return {name: np.concatenate([part[name] for part in parts]) for name in arrays}

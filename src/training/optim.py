@@ -1,0 +1,64 @@
+"""Optimizer and learning-rate schedule, both per optimizer step; layer decay through timm."""
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from src.errors import UserError
+from src.schema import Train
+
+
+def build_optimizer(train: Train, module: nn.Module, backbone: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW.
+
+    Groups carry `lr_scale`, which timm's schedulers multiply with the scheduled lr: layer decay for
+    the backbone, `head_lr_factor` for everything else in `module`. Biases and norms do not decay.
+    """
+    if train.layer_decay < 1:
+        if not hasattr(backbone, "group_matcher"):
+            raise UserError(
+                "train.layer_decay needs a timm backbone that knows its layers; "
+                f"{type(backbone).__name__} does not, set train.layer_decay=1"
+            )
+        groups = param_groups_layer_decay(
+            backbone, train.weight_decay, layer_decay=train.layer_decay
+        )
+    else:
+        groups = param_groups_weight_decay(backbone, train.weight_decay)
+    inside = {id(p) for p in backbone.parameters()}
+    rest = [(n, p) for n, p in module.named_parameters() if id(p) not in inside and p.requires_grad]
+    for decay, members in (
+        (train.weight_decay, [p for n, p in rest if p.ndim > 1]),
+        (0.0, [p for n, p in rest if p.ndim <= 1]),
+    ):
+        if members:
+            groups.append(
+                {"params": members, "weight_decay": decay, "lr_scale": train.head_lr_factor}
+            )
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0
+        )
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
+
+
+def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
+    """lr as a function of the step alone, so that a resumed run needs no state of it.
+
+    Cosine from `lr` to `min_lr`, or multi-step; linear warm-up from lr / 100 comes first. `steps`:
+    optimizer steps per epoch. Call `step_update(step)` before each step.
+    """
+    warmup = round(train.warmup_epochs * steps)
+    total = train.epochs * steps
+    common = {
+        "warmup_t": warmup,
+        "warmup_lr_init": train.lr / 100,
+        "warmup_prefix": False,
+        "t_in_epochs": False,
+    }
+    if train.schedule == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=total, lr_min=train.min_lr, **common)
+    drops = [round(m * total) for m in train.milestones]
+    return MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=train.gamma, **common)

@@ -1,0 +1,298 @@
+"""Stage 1: folds.csv → a network per fold (and one on every image), with out-of-fold logits."""
+
+import importlib.util
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from src.artifacts import RUNS, Step, write_table, write_yaml
+from src.config import dump_config, flatten
+from src.data.dataset import Epochs, train_loader
+from src.data.samplers import epoch_order
+from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from src.errors import UserError
+from src.forward import run_network
+from src.losses import build_criterion
+from src.metrics import METRICS, summary
+from src.networks import build_network
+from src.networks.base import Network
+from src.networks.weights import load_pretrained, save_network
+from src.report.curves import draw_curves
+from src.runtime import seed_all, start
+from src.schema import Config
+from src.tables import Dataset, Predictions, load_dataset, save_head
+from src.training.checkpoint import load_checkpoint, save_checkpoint
+from src.training.loop import Objective, Trainer
+from src.training.optim import build_optimizer, build_schedule
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One network to train. fold None means `full`: every image, nothing held out."""
+
+    config: Config
+    data: Dataset
+    fold: int | None
+    directory: Path
+    accelerator: Accelerator
+
+    @property
+    def name(self) -> str:
+        return FULL if self.fold is None else f"fold{self.fold}"
+
+
+def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -> pd.DataFrame:
+    """Train the folds asked for (all of them by default); returns a row of metrics per fold.
+
+    folds: numbers and `full`. Errors: UserError for a fold that does not exist, finished work with
+    another config, and everything in `train_fold`.
+    """
+    data = load_dataset(config.dataset)
+    wanted = [_parse_fold(f, data) for f in folds] or data.folds
+    _check_tracker(config.train.tracker)
+    home = RUNS / config.dataset / experiment
+    accelerator = start(config.train.precision, config.train.tracker, str(home / "tracker"))
+    if config.train.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"train.batch_size ({config.train.batch_size}) must be a multiple of the number of "
+            f"processes ({accelerator.num_processes})"
+        )
+    if config.train.tracker != "none":
+        accelerator.init_trackers(config.dataset, flatten(dump_config(config)))
+    rows = []
+    for fold in wanted:
+        name = FULL if fold is None else f"fold{fold}"
+        job = Fold(config, data, fold, home / "stage1" / name, accelerator)
+        rows.append({"fold": name} | train_fold(job, overwrite))
+        if accelerator.is_main_process:
+            draw_curves(_curves(home), home / "stage1" / "curves.png")
+    accelerator.end_training()
+    return pd.DataFrame(rows)
+
+
+def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
+    """Train, or continue, or skip one fold; returns its metrics (none for `full`).
+
+    Writes config.yaml of the experiment, and last.pt, metrics.csv, weights.safetensors,
+    head.safetensors, oof.npz and manifest.json of the fold.
+    """
+    accelerator, config = job.accelerator, job.config
+    settings = dump_config(config, volatile=False)
+    settings = {key: settings[key] for key in ("model", "train", "metric", "seed")}
+    inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
+    if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
+        inputs["pretrained"] = Path(config.model.pretrained)
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():  # the main process clears the directory on --overwrite
+        step = Step(
+            job.directory,
+            settings,
+            inputs,
+            overwrite=overwrite and main,
+            redo_on_new_inputs=False,
+        )
+        finished = step.finished(main=main)
+    if finished:
+        return step.manifest()["metrics"]
+    checkpoint = load_checkpoint(job.directory)
+    if checkpoint is not None:
+        step.check_settings(checkpoint["settings"], job.directory / "last.pt")
+        step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
+    if main:
+        write_yaml(job.directory.parents[1] / "config.yaml", dump_config(config))
+    trainer, loader, epochs = build_trainer(job)
+    state = {"settings": step.settings, "inputs": step.inputs}
+    history = fit(job, trainer, loader, epochs, state, checkpoint)
+    return finish(job, trainer, history, step)
+
+
+def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
+    """Network, data and optimizer of one fold, seeded."""
+    config, train, accelerator = job.config, job.config.train, job.accelerator
+    images = job.data.training(job.fold)
+    counts = job.data.counts(images)
+    seed = seed_all(config.seed, job.name)
+    hub = config.model.pretrained is True
+    network, prep = build_network(config.model, job.data.num_classes, pretrained=hub)
+    origin = load_pretrained(network, config.model, config.dataset, job.name)
+    accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
+    network.to(accelerator.device)
+    if train.channels_last:
+        network.to(memory_format=torch.channels_last)
+    ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
+    if train.compile:
+        network.compile()
+    objective = Objective(network, build_criterion(train.criterion, counts), nn.ModuleDict())
+    epochs = Epochs(
+        lambda epoch: epoch_order(
+            train.sampler, images["label"].to_numpy(), job.data.num_classes, config.seed, epoch
+        ),
+        train.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    optimizer = build_optimizer(train, objective, network.backbone)
+    schedule = build_schedule(train, optimizer, len(epochs))
+    objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
+    share = train.batch_size // accelerator.num_processes
+    trainer = Trainer(
+        train, accelerator, network, objective, optimizer, schedule, prep, seed,
+        steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
+    )  # fmt: skip
+    transform = TrainTransform(prep, train.augment, config.seed)
+    pin = accelerator.device.type == "cuda"
+    return trainer, train_loader(images, transform, epochs, config.data.workers, pin), epochs
+
+
+def fit(
+    job: Fold, trainer: Trainer, loader, epochs: Epochs, state: dict, checkpoint: dict | None
+) -> list[dict]:
+    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv."""
+    train, accelerator = job.config.train, job.accelerator
+    history: list[dict] = []
+    best = None
+    if checkpoint is not None:
+        _restore(trainer, checkpoint)
+        history, best = checkpoint["history"], checkpoint["best"]
+        accelerator.print(f"{job.directory}: continuing after epoch {len(history)}")
+    for epoch in range(len(history), train.epochs):
+        seed_all(job.config.seed, job.name, epoch, accelerator.process_index)
+        epochs.epoch = epoch
+        row = {"epoch": epoch + 1} | trainer.train_epoch(loader, epoch)
+        last = epoch + 1 == train.epochs
+        if job.fold is not None and (last or (epoch + 1) % train.eval_every == 0):
+            row |= evaluate(job, trainer.evaluated, trainer.prep)[1]
+        row["peak_memory_mib"] = peak_memory(accelerator.device)
+        history.append(row)
+        if train.select == "best" and (
+            best is None or row.get(job.config.metric, -1) > best["score"]
+        ):
+            best = {
+                "epoch": epoch + 1,
+                "score": row.get(job.config.metric, -1),
+                "network": {k: v.cpu().clone() for k, v in trainer.evaluated.state_dict().items()},
+            }
+        _announce(job, row)
+        if accelerator.is_main_process:
+            write_table(job.directory / "metrics.csv", pd.DataFrame(history))
+            progress = {"history": history, "best": best}
+            save_checkpoint(job.directory, state | progress | _snapshot(trainer))
+    if best is not None:
+        trainer.evaluated.load_state_dict(best["network"])
+    return history
+
+
+def finish(job: Fold, trainer: Trainer, history: list[dict], step: Step) -> dict[str, float]:
+    """Write what later stages read, manifest last."""
+    network, directory = trainer.evaluated, job.directory
+    found, metrics = None, {}
+    if job.fold is not None:
+        found, metrics = evaluate(job, network, trainer.prep)
+    if job.accelerator.is_main_process:
+        write_table(directory / "metrics.csv", pd.DataFrame(history))
+        save_network(
+            directory / "weights.safetensors", network, job.config.model, trainer.prep, job.data
+        )
+        head = {k: v.float().cpu().numpy() for k, v in network.classifier.arrays().items()}
+        save_head(directory / "head.safetensors", network.classifier.kind, head)
+        outputs = ["weights.safetensors", "head.safetensors", "metrics.csv"]
+        if found is not None:
+            found.save(directory / "oof.npz")
+            outputs.append("oof.npz")
+        step.finish(
+            outputs,
+            metrics,
+            seed=job.config.seed,
+            device=str(job.accelerator.device),
+            processes=job.accelerator.num_processes,
+            select=job.config.train.select,
+            train_seconds=round(sum(row["seconds"] for row in history), 1),
+        )
+    job.accelerator.wait_for_everyone()
+    return metrics
+
+
+def evaluate(job: Fold, network: Network, prep: Preprocessing) -> tuple[Predictions, dict]:
+    """Held-out predictions with features, and their metrics."""
+    found = run_network(
+        network,
+        job.data.held_out(job.fold),
+        EvalTransform(prep),
+        prep,
+        job.accelerator,
+        batch_size=job.config.train.eval_batch_size,
+        workers=job.config.data.workers,
+        channels_last=job.config.train.channels_last,
+    )
+    if not np.isfinite(found.logits).all():
+        raise UserError("validation logits are not finite; lower train.lr or use precision=fp32")
+    return found, summary(found.logits, found.label, job.data.classes["bin"].to_numpy())
+
+
+def _snapshot(trainer: Trainer) -> dict:
+    scaler = trainer.accelerator.scaler
+    return {
+        "objective": trainer.accelerator.unwrap_model(trainer.objective).state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "ema": None if trainer.ema is None else trainer.ema.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+
+
+def _restore(trainer: Trainer, checkpoint: dict) -> None:
+    trainer.accelerator.unwrap_model(trainer.objective).load_state_dict(checkpoint["objective"])
+    trainer.optimizer.load_state_dict(checkpoint["optimizer"])
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(checkpoint["ema"])
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of GPU tensors, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _announce(job: Fold, row: dict) -> None:
+    """One line per epoch, and the tracker."""
+    shown = [
+        f"{job.name} epoch {row['epoch']}/{job.config.train.epochs}",
+        f"loss {row['loss']:.3f}",
+    ]
+    names = [*METRICS, *(n for n in ("many", "medium", "few", "head", "tail") if n in row)]
+    shown += [f"{name} {row[name]:.3f}" for name in names if name in row]
+    job.accelerator.print(
+        " · ".join([*shown, f"{row['images_per_second']:.0f} images/s"]), flush=True
+    )
+    job.accelerator.log({f"{job.name}/{k}": v for k, v in row.items()}, step=row["epoch"])
+
+
+def _curves(home: Path) -> dict[str, pd.DataFrame]:
+    found = sorted((home / "stage1").glob("*/metrics.csv"))
+    return {path.parent.name: pd.read_csv(path) for path in found}
+
+
+def _parse_fold(text: str, data: Dataset) -> int | None:
+    if text == FULL:
+        return None
+    if not text.isdigit() or int(text) not in data.folds:
+        raise UserError(f"--folds {text}: expected numbers of {data.folds} or `full`")
+    return int(text)
+
+
+def _check_tracker(name: str) -> None:
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"train.tracker={name}: not installed; run `pip install {name}`")
