@@ -61,9 +61,10 @@ class Data(Section):
     near_duplicates: int | None = Field(
         4,
         ge=0,
-        le=16,
+        le=8,
         description="largest difference in bits (of 64) between the perceptual hashes of two "
-        "images that count as the same photo; null: only identical files count",
+        "images that count as the same photo; null: only identical files count. Different birds "
+        "in the same pose were seen 6 apart",
     )
     resize: int | None = Field(
         None,

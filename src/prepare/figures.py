@@ -59,6 +59,7 @@ def _distribution(classes: pd.DataFrame):
     axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images")
     axes.set_xlim(-0.5, len(ranked) - 0.5)
     axes.set_ylim(bottom=0.7)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
@@ -70,19 +71,27 @@ def _bins(images: pd.DataFrame, classes: pd.DataFrame):
     size = (COLUMNS * 1.5, len(names) * 1.9)
     figure, grid = plt.subplots(len(names), COLUMNS, figsize=size, squeeze=False)
     figure.set_layout_engine("constrained")
-    first = images.drop_duplicates("label").set_index("label")["path"]
     for row, name in zip(grid, names, strict=True):
-        inside = classes[classes["bin"] == name]
-        inside = inside.sort_values(["count", "label"], ascending=[False, True], kind="stable")
-        picks = np.unique(np.linspace(0, len(inside) - 1, COLUMNS).round().astype(int))
         for axes in row:
             axes.axis("off")
-        for axes, (_, chosen) in zip(row, inside.iloc[picks].iterrows(), strict=False):
-            axes.imshow(_tile(first[chosen["label"]]))
-            axes.set_title(f"{_short(chosen['class_name'])}\n{chosen['count']}", fontsize=7)
+        for axes, shown in zip(row, _spread(images, classes[classes["bin"] == name]), strict=False):
+            axes.imshow(_tile(shown.path))
+            axes.set_title(f"{_short(shown.class_name)}\n{shown.images}", fontsize=7)
         row[0].text(-0.06, 0.5, name, rotation=90, va="center", ha="right", color=COLOURS[name])
         row[0].texts[-1].set_transform(row[0].transAxes)
     return figure
+
+
+def _spread(images: pd.DataFrame, inside: pd.DataFrame):
+    """COLUMNS images of classes spread over a bin, or several of each where the classes are few."""
+    ranked = inside.sort_values(["count", "label"], ascending=[False, True], kind="stable")
+    picks = np.unique(np.linspace(0, len(ranked) - 1, COLUMNS).round().astype(int))
+    chosen = ranked.iloc[picks].assign(rank=picks, images=ranked["count"])
+    chosen = chosen[["label", "class_name", "images", "rank"]]
+    shown = images[["label", "path"]].merge(chosen, on="label")
+    shown["turn"] = shown.groupby("label").cumcount()
+    shown = shown.sort_values(["turn", "rank"], kind="stable")[:COLUMNS]
+    return shown.sort_values(["rank", "turn"], kind="stable").itertuples(name="Shown")
 
 
 def _duplicates(pairs: pd.DataFrame, paths: dict):
@@ -112,5 +121,5 @@ def _tile(path: str) -> Image.Image:
 
 
 def _short(text: str) -> str:
-    text = text.replace("$", r"\$")
+    text = text.replace("_", " ").replace("$", r"\$")
     return text if len(text) <= 20 else f"{text[:8]}…{text[-11:]}"

@@ -1,4 +1,4 @@
-"""Stage 1 of the road, 01: raw images → classes.csv, folds.csv, test.csv and what they rest on."""
+"""01 as one call: raw images → classes.csv, folds.csv, test.csv and what they rest on."""
 
 import hashlib
 from pathlib import Path
@@ -48,12 +48,8 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     pairs = _group(train, test, config)
     label_of = dict(zip(classes["class_id"], classes["label"], strict=True))
     train["label"] = train["class_id"].map(label_of).astype(int)
-    train["fold"] = make_folds(
-        train["label"].to_numpy(),
-        train["group_id"].to_numpy(str),
-        config.folds.k,
-        config.folds.seed,
-    )
+    labels, groups = train["label"].to_numpy(), train["group_id"].to_numpy(str)
+    train["fold"] = make_folds(labels, groups, config.folds.k, config.folds.seed)
     outputs = _write(directory, train, test, classes, pairs, bad)
     clean_up(directory, config.data)
     step.finish(

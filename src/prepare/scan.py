@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def _scan_one(path: str, copy: Copy | None) -> tuple:
         content = Path(path).read_bytes()
         if not content:
             return (*key, 0, 0, "", "", path, "empty file, 0 bytes")
-        with Image.open(io.BytesIO(content)) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as file:
             image = to_rgb(file)
         phash = str(imagehash.phash(image))
     except UnidentifiedImageError:
