@@ -27,7 +27,7 @@ def main() -> None:
     experiment = Path(args.config).stem
     table = posthoc(config, experiment, overwrite=args.overwrite)
     directory = RUNS / config.dataset / experiment / "posthoc"
-    print(f"\n{readable(table)}\n")
+    cli.print_table(readable(table), "cross-fitted on the out-of-fold images")
     result = read_json(directory / "posthoc.json")
     steps = [f"{step['step']} {step['params']}" for step in result["steps"]]
     print(f"{directory / 'posthoc.json'}: {' + '.join([result['head'], *steps])}")
@@ -35,13 +35,15 @@ def main() -> None:
         print(result["optimistic"])
 
 
-def readable(table: pd.DataFrame) -> str:
-    """The table for a terminal: one line per head and step, cross-fitted scores."""
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for a terminal: one line per head and step."""
     names = [f"{h} + {s}" if s else h for h, s in zip(table["head"], table["step"], strict=True)]
-    names[-1] = "final"
+    names[-1] = f"final: {table['head'].iloc[-1]}"
     short = table.drop(columns=["head", "step", "reason"]).rename(columns=SHORT)
-    short.insert(0, "cross-fitted", names)
-    return short.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3f}")
+    ends = ["gain", "kept", "params"]
+    short = short[[c for c in short if c not in ends] + ends]
+    short.insert(0, "head + step", names)
+    return short
 
 
 if __name__ == "__main__":

@@ -150,7 +150,8 @@ def write_experiment(world: World, experiment: str, *, noise: float = 0.0, seed:
 def write_fold(directory: Path, oof: Predictions, head) -> None:
     oof.save(directory / "oof.npz")
     save_head(directory / "head.safetensors", *head)
-    facts = {"inputs": folds_input(), "select": "last", "metrics": {}}
+    weights = {"weights.safetensors": "a digest"}  # of stage 1; made by it, read by stage 2
+    facts = {"inputs": folds_input() | weights, "outputs": weights, "select": "last"}
     write_json(directory / MANIFEST, facts)
 
 

@@ -13,7 +13,6 @@ from src.oof import check_finished, load_folds
 from src.tables import Dataset, Predictions, load_head
 
 SCRIPTS = {"stage1": "02_train_stage1.py", "stage2": "03_train_stage2.py"}
-SAME = 0.05  # features read back by 03 may differ by this share of their spread, no more
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,12 @@ def load_start(
     experiment: Path,
     dataset: Dataset,
 ) -> Start:
-    """Errors: UserError when a stage-2 head was trained on other features than stage 1 has now."""
+    """Errors: UserError when a stage-2 head was trained on other weights than stage 1 has now."""
     found = stage1
     if name != "stage1":
         found = load_folds(head_dir(experiment, name), dataset, script_of(name))
-        for fold, predictions in found.items():
-            _check_features(predictions, stage1[fold], head_dir(experiment, name) / f"fold{fold}")
+        for fold in (f"fold{k}" for k in dataset.folds):
+            _check_weights(head_dir(experiment, name) / fold, experiment / "stage1" / fold)
     states = {
         fold: State(found[fold].logits, stage1[fold].features, name, heads[fold])
         for fold in dataset.folds
@@ -95,14 +94,14 @@ def load_start(
     return Start(name, states, {fold: found[fold].label for fold in dataset.folds})
 
 
-def _check_features(head: Predictions, stage1: Predictions, origin: Path) -> None:
-    a, b = head.features, stage1.features
-    if a is None or b is None:
-        return
-    if a.shape != b.shape or np.sqrt(np.mean((a - b) ** 2)) > SAME * b.std():
+def _check_weights(head: Path, stage1: Path) -> None:
+    """Errors: UserError when 02 was run again since 03 trained the head `head`."""
+    used = read_json(head / MANIFEST)["inputs"].get("weights.safetensors")
+    now = read_json(stage1 / MANIFEST).get("outputs", {}).get("weights.safetensors")
+    if used != now:
         raise UserError(
-            f"{origin}: trained on other features than {origin.parents[2] / 'stage1'} has now. "
-            f"Run `python {SCRIPTS['stage2']} --overwrite` with the same --config."
+            f"{head}: trained on features of other weights than {stage1} has now. "
+            f"Run `python {SCRIPTS['stage2']}` with the same --config again."
         )
 
 

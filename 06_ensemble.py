@@ -1,0 +1,56 @@
+"""Stage 6: test logits of any number of experiments of one dataset → submission.csv.
+
+    python 06_ensemble.py --config configs/digits.yaml
+    python 06_ensemble.py --config configs/a.yaml configs/b.yaml --out submission.csv
+    python 06_ensemble.py --config configs/a.yaml --solution path/to/solution.csv
+
+Needs 05 of every experiment (and 04, for the member `posthoc`). Runs on any CPU in seconds and
+never imports torch; there is nothing here for a GPU to do. Log-probabilities are averaged, with
+weights by greedy selection on out-of-fold images where that beats the mean by more than noise.
+Writes runs/<dataset>/submissions/<experiments joined by +>.csv, .npz and .manifest.json, and
+the report, runs/<dataset>/report.html. A solution is used to print a score, never to choose.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from src import cli
+from src.config import load_config
+from src.ensemble.ensemble import Result, ensemble
+from src.report.page import write_report
+
+SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
+
+
+def main() -> None:
+    parser = cli.parser(__doc__, many_configs=True)
+    parser.add_argument("--out", metavar="CSV", help="also write the submission to this file")
+    parser.add_argument(
+        "--solution",
+        metavar="CSV",
+        help="true class ids of some or all test images, in the submission's columns; default: "
+        "data.solution, if it is there",
+    )
+    args = parser.parse_args()
+    configs = [load_config(path, args.set) for path in args.config]
+    experiments = [Path(path).stem for path in args.config]
+    result = ensemble(
+        configs, experiments, overwrite=args.overwrite, out=args.out, solution=args.solution
+    )
+    show(result)
+    print(f"\nsubmission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
+    print(f"report:     {write_report(configs[0].dataset, experiments, configs)}")
+
+
+def show(result: Result) -> None:
+    """Members with weights and out-of-fold scores; then the score on the solution."""
+    cli.print_table(result.oof.rename(columns=SHORT), "out-of-fold, the ensemble cross-fitted")
+    print(f"weights: {result.weights.method} ({result.weights.reason})")
+    if result.score is not None:
+        score = pd.DataFrame([result.score]).rename(columns=SHORT)
+        cli.print_table(score, f"solution: on {result.scored} of {result.images} test images")
+
+
+if __name__ == "__main__":
+    cli.run(main)
