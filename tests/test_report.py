@@ -153,16 +153,29 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     Predictions(ids, logits, label, fold).save(directory / "oof.npz")
     steps = [{"step": "tau_norm", "params": {"tau": 0.7}}]
     write_json(directory / "posthoc.json", {"head": "stage1", "steps": steps})
-    table = pd.DataFrame({"step": ["stage1", "+ tau_norm"], "accuracy": [0.81, 0.8512345]})
-    write_table(directory / "table.csv", table)
-    manifest(directory)
+    rows = [("", "", "", 0.81, ""), ("tau_norm", "yes", 0.0416, 0.8512345, "it's better")]
+    table = pd.DataFrame(rows, columns=["step", "kept", "gain", "accuracy", "reason"])
+    write_table(directory / "table.csv", table.assign(head="stage1", params=""))
+    manifest(directory, outputs={"oof.npz": sha256(directory / "oof.npz")})
 
 
 def submission(directory: Path) -> None:
-    facts = {"weights": {"exp/posthoc": 0.75, "exp/stage1": 0.25}, "metrics": {"score": 0.9}}
-    directory.mkdir()
-    manifest(directory, **facts)
-    (directory / "manifest.json").rename(directory / "final.manifest.json")
+    """As 06 writes its manifest; the scores are made up, the report only shows them."""
+    scores = {name: 0.9125 for name in ("accuracy", "balanced_accuracy", "macro_f1", "top5")}
+    scores |= {"many": 0.95, "medium": 0.9, "few": 0.6125, "nll": 0.4, "ece": 0.05}
+    weights = {"exp/posthoc": 0.75, "exp/stage1": 0.25}
+    oof = directory.parent / "exp/posthoc/oof.npz"
+    manifest(
+        directory,
+        settings={"members": {"exp": ["posthoc", "stage1"]}, "metric": "balanced_accuracy"},
+        inputs={"exp/posthoc/oof.npz": sha256(oof)},
+        weights=weights,
+        metrics={"oof": scores, "solution": scores | {"images": 12345}},
+        members_oof={name: scores for name in weights},
+        method="greedy",
+        reason="better than the mean & more",
+    )
+    (directory / "manifest.json").rename(directory / "exp.manifest.json")
 
 
 def write() -> str:
@@ -175,7 +188,17 @@ def test_page_has_every_section_and_is_one_file(page):
     assert not re.search(r"https?:|<script|@import|<iframe", page)
     for reference in re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')>\s]+)', page):
         assert reference.startswith(("#", "data:")), reference
-    for fact in ("tau_norm", "exp/posthoc", "0.750", "0123456789ab", "&gt; 15", "exact", "0.851"):
+    for fact in (
+        "tau_norm",
+        "exp/posthoc",
+        "0.750",
+        "0123456789ab",
+        "&gt; 15",
+        "exact",
+        "0.851",
+        "+0.042",
+        "12\u202f345",
+    ):
         assert fact in page, fact
     assert page.count("data:image/jpeg;base64,") > 8
     assert "missing" not in page.split("</style>")[1], "a complete run lacks nothing"
@@ -195,7 +218,8 @@ def test_class_names_are_escaped(page):
 
 def test_stage_table_is_what_hand_computation_gives(page):
     table = stage_table("digits", "exp")
-    assert table.index.tolist() == ["stage1", "stage2/ncm", "posthoc"]
+    assert table.index.tolist() == ["stage1", "stage2/ncm", "posthoc", "ensemble"]
+    assert table.loc["ensemble", "few"] == 0.6125
     parts = [np.load(f"runs/digits/exp/stage1/fold{k}/oof.npz") for k in range(FOLDS)]
     logits, label = (np.concatenate([p[name] for p in parts]) for name in ("logits", "label"))
     right, guess = logits.argmax(1) == label, logits.argmax(1)
@@ -247,6 +271,11 @@ def test_missing_stages_name_their_script(run):
     assert "No fold is finished" in write()
     assert stage_table("digits", "exp").empty
     assert "stage" in format_table(stage_table("digits", "exp"))
+
+
+def test_an_ensemble_of_older_predictions_is_left_out(run):
+    manifest(run / "exp/posthoc", outputs={"oof.npz": "0" * 64})
+    assert "ensemble" not in stage_table("digits", "exp").index
 
 
 def test_predictions_of_other_folds_are_not_scored(run):

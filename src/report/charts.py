@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from src.metrics import bin_names
 from src.report.figures import INK, MUTED, bin_color, legend_above
@@ -25,11 +25,13 @@ def distribution_panel(ax: Axes, classes: pd.DataFrame) -> None:
             ax.fill_between(shown, height, 0.5, step="mid", color=bin_color(name), label=name)
     ax.set_yscale("log")
     ax.set_ylim(min(count.min(), 1) * 0.7, count.max() * 1.35)
+    ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.tick_params(axis="y", which="minor", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     ax.grid(False, axis="x")
+    ax.margins(x=0.01)
     ax.set_title("Images per class")
     ax.set_xlabel("classes, most frequent first")
     legend_above(ax)
@@ -46,7 +48,9 @@ def stages_panel(ax: Axes, table: pd.DataFrame) -> None:
                 label=label)  # fmt: skip
     ax.set_xticks(range(len(stages)), stages)
     ax.set_xlim(-0.3, len(stages) - 0.7)
-    ax.set_ylim(0, 1)
+    values = table[list(lines)].to_numpy(dtype=float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    ax.set_ylim(max(0, np.floor(10 * low - 0.5) / 10), min(1.02, np.ceil(10 * high + 0.5) / 10))
     ax.grid(False, axis="x")
     ax.set_title("Recall by class frequency, stage by stage")
     legend_above(ax)

@@ -7,19 +7,21 @@ from pathlib import Path
 from src.artifacts import MANIFEST, read_json
 from src.errors import UserError
 from src.report.curves import Metrics, load_curves
-from src.report.stages import Scored, fold_dirs, score_stages
+from src.report.stages import Scored, fold_dirs, load_submissions, score_rows, score_stages
 from src.schema import Config
 from src.tables import Dataset, load_dataset
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: its config, its scored stages, and what could not be read (`problem`)."""
+    """One experiment: its config, its scored stages (`rows`: with ensembles), its manifests by
+    directory, and what could not be read (`problem`)."""
 
     name: str
     config: Config
     home: Path
     stages: dict[str, Scored]
+    rows: dict[str, dict]
     curves: Metrics
     manifests: dict[str, dict]
     problem: str = ""
@@ -56,8 +58,9 @@ def gather(dataset: str, experiments: list[str], configs: list[Config]) -> Repor
     newest = max(paths, key=lambda path: (path.stat().st_mtime, str(path)))
     when = datetime.datetime.fromtimestamp(newest.stat().st_mtime, datetime.UTC)
     submissions = {
-        path.name.removesuffix(".manifest.json"): read_json(path)
-        for path in sorted((runs / "submissions").glob("*.manifest.json"))
+        name: facts
+        for name, facts in load_submissions(data).items()
+        if set(facts["settings"]["members"]) & set(experiments)
     }
     return Report(
         dataset,
@@ -65,7 +68,7 @@ def gather(dataset: str, experiments: list[str], configs: list[Config]) -> Repor
         found,
         read_json(data.directory / MANIFEST),
         submissions,
-        f"{when:%Y-%m-%d %H:%M} UTC",
+        f"{when:%Y-%m-%d}",
         read_json(newest).get("git", "unknown"),
     )
 
@@ -81,9 +84,11 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
     manifests = {str(p.parent.relative_to(home)): read_json(p) for p in _paths(home)}
     try:
         stages, problem = score_stages(data, name), ""
+        rows = score_rows(data, name, stages)
     except UserError as error:
-        stages, problem = {}, str(error)
-    return Experiment(name, config, home, stages, load_curves(home / "stage1"), manifests, problem)
+        stages, rows, problem = {}, {}, str(error)
+    curves = load_curves(home / "stage1")
+    return Experiment(name, config, home, stages, rows, curves, manifests, problem)
 
 
 def unfinished_folds(data: Dataset, home: Path) -> list[int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from src.artifacts import read_table
 from src.report.figures import INK, MUTED, TERM_COLORS, Panel, bin_color, legend_above, png
@@ -52,7 +52,7 @@ def curve_panels(metrics: Metrics) -> dict[str, Panel]:
         "loss": (loss, "Training loss", None),
         "score": (score, "Held-out fold", (0, 1)),
         "bins": (recall, "Held-out fold: recall by class frequency", (0, 1)),
-        "lr": ({"lr": ("learning rate", INK)}, "Learning rate", None),
+        "lr": ({"lr": ("folds", INK)}, "Learning rate", None),
     }
     return {
         name: partial(_panel, metrics=metrics, lines=lines, title=title, limits=limits)
@@ -72,6 +72,7 @@ def _panel(ax: Axes, metrics: Metrics, lines: dict, title: str, limits) -> None:
         ax.set_ylim(*limits)
     elif all(line.get_ydata().min(initial=0) >= 0 for line in ax.get_lines()):
         ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     if len(lines) > 1 or "full" in metrics:
         legend_above(ax)
 
@@ -85,14 +86,13 @@ def _lines(ax: Axes, metrics: Metrics, column: str, label: str, color: str) -> N
     }
     every = {name: values for name, values in every.items() if len(values)}
     full = every.pop("full", None)
+    if len(every) > 1:
+        for values in every.values():
+            ax.plot(values.index, values.to_numpy(), color=color, lw=0.7, alpha=0.35)
+    if every:
+        mean = pd.concat(every.values(), axis=1).mean(axis=1).sort_index()
+        marker = "o" if len(mean) == 1 else None
+        ax.plot(mean.index, mean.to_numpy(), color=color, lw=1.7, label=label, marker=marker, ms=4)
     if full is not None:
-        other = "full" if column in ("loss", "lr") else None
-        ax.plot(full.index, full.to_numpy(), ":", color=color, lw=1.4, label=other)
-    if not every:
-        return
-    single = len(every) == 1
-    for values in () if single else every.values():
-        ax.plot(values.index, values.to_numpy(), color=color, lw=0.7, alpha=0.35)
-    mean = pd.concat(every.values(), axis=1).mean(axis=1).sort_index()
-    marker = "o" if len(mean) == 1 else None
-    ax.plot(mean.index, mean.to_numpy(), color=color, lw=1.7, label=label, marker=marker, ms=4)
+        name = "on all images" if column in ("loss", "lr") else None
+        ax.plot(full.index, full.to_numpy(), ":", color=color, lw=1.4, label=name)

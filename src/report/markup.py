@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.report.figures import bin_color
+from src.report.figures import BIN_COLORS, bin_color
 
 CSS = Path(__file__).with_name("page.css")
 
@@ -17,6 +17,16 @@ def esc(value) -> str:
 def number(value: float, digits: int = 3) -> str:
     """`0.123`, or an en dash for what is not known."""
     return "–" if value != value else f"{value:.{digits}f}"
+
+
+def cell(value) -> str:
+    """Three decimals for fractions, everything else as it stands."""
+    text = str(value)
+    try:
+        plain = text.lstrip("+-").isdigit()
+        return esc(text) if plain else esc(number(float(text))).replace("-", "−")
+    except ValueError:
+        return esc(text or "–")
 
 
 def thousands(value: int) -> str:
@@ -34,22 +44,35 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def column_name(name: str) -> str:
+    """A column of a table of scores in words, or as a bin's swatch."""
+    if name in BIN_COLORS:
+        return swatch(name)
+    short = {"nll": "NLL", "ece": "ECE", "macro_f1": "macro F1", "balanced_accuracy": "balanced"}
+    return short.get(name) or esc(name.replace("_", " "))
+
+
 def swatch(bin_name: str) -> str:
     """A dot in the bin's colour and its name."""
     return f'<span class="dot" style="--c:{bin_color(bin_name)}"></span>{esc(bin_name)}'
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+def table(
+    header: Iterable[str],
+    rows: list[list[str]],
+    kind: str = "",
+    row_kinds: list[str] | None = None,
+) -> str:
     """A table that scrolls sideways on a narrow screen. Cells are HTML already."""
     head = "".join(f"<th scope=col>{cell}</th>" for cell in header)
     body = "\n".join(
-        "<tr>"
+        f'<tr class="{row_kind}">'
         + "".join(
             f"<th scope=row>{cell}</th>" if i == 0 else f"<td>{cell}</td>"
             for i, cell in enumerate(row)
         )
         + "</tr>"
-        for row in rows
+        for row, row_kind in zip(rows, row_kinds or [""] * len(rows), strict=True)
     )
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'

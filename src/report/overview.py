@@ -36,7 +36,7 @@ def header(report: Report) -> str:
         ("largest : smallest", ratio),
         ("folds", f"{len(data.folds)}"),
         ("commit", f"<code>{esc(report.commit)}</code>"),
-        ("last stage finished", esc(report.date)),
+        ("finished (UTC)", esc(report.date)),
     ]
     return (
         f'<header><p class="eyebrow">Long-tailed image classification · {names}</p>\n'
@@ -50,18 +50,25 @@ def title(experiment: Experiment) -> str:
 
 
 def headline(report: Report) -> str:
-    """The competition's metric of each experiment, from stage 1 to its last stage."""
+    """The competition's metric: of each experiment from stage 1 to its last stage, and of the
+    submissions where the truth is known."""
     pairs = []
     for experiment in report.experiments:
-        if not experiment.stages:
+        if not experiment.rows:
             continue
         metric = experiment.config.metric
-        scored = list(experiment.stages.items())
+        scored = list(experiment.rows.items())
         ends = scored[:1] if len(scored) == 1 else [scored[0], scored[-1]]
-        value = " → ".join(number(stage.scores[metric]) for _, stage in ends)
+        value = " → ".join(number(scores[metric]) for _, scores in ends)
         stages = " → ".join(name for name, _ in ends)
         label = f"{metric.replace('_', ' ')}, out of fold"
-        pairs.append((label, f"{value} <small>{esc(experiment.name)}, {esc(stages)}</small>"))
+        pairs.append((label, f"{value}<small>{title(experiment)}: {esc(stages)}</small>"))
+    for name, manifest in report.submissions.items():
+        if "solution" in manifest["metrics"]:
+            metric, scores = manifest["settings"]["metric"], manifest["metrics"]["solution"]
+            images = f"{thousands(scores['images'])} test images"
+            value = f"{number(scores[metric])}<small>submission {esc(name)}, {images}</small>"
+            pairs.append((f"{metric.replace('_', ' ')}, test", value))
     return facts(pairs, "headline") if pairs else ""
 
 
@@ -82,10 +89,10 @@ def distribution(report: Report) -> str:
                 f"{low} – {high}",
             ]
         )
-    head = ["bin", "images per class", "classes", "images", "found"]
+    head = ["bin", "images per class", "classes", "images", "from – to"]
     alt = f"Images per class: {classes['count'].max()} down to {classes['count'].min()}"
-    figure = svg(lambda ax: distribution_panel(ax, classes), alt, 7.2, 2.7)
-    body = f'<figure class="wide">{figure}</figure>' + table(head, rows)
+    figure = svg(lambda ax: distribution_panel(ax, classes), alt, 5.2, 2.6)
+    body = f'<figure class="large">{figure}</figure>' + table(head, rows)
     return section("distribution", "Distribution", body)
 
 

@@ -2,19 +2,18 @@
 
 import pandas as pd
 
-from src.metrics import bin_names
 from src.report.charts import stages_panel
 from src.report.context import Experiment, Report, unfinished_folds
 from src.report.curves import curve_panels
 from src.report.figures import svg
 from src.report.markup import (
+    column_name,
     esc,
     missing,
     note,
     number,
     panels,
     section,
-    swatch,
     table,
 )
 from src.report.overview import title
@@ -40,7 +39,7 @@ def stages(report: Report) -> str:
     text = (
         "Every image is scored by a model that never saw it. Small figures are the change from "
         "stage 1; the best of each column is bold; NLL and ECE are better when lower. Post-hoc "
-        "rows are cross-fitted: fitted on the other folds."
+        "and ensemble rows are cross-fitted: what was fitted never saw the images it is scored on."
     )
     parts = [_stages_of(experiment, report) for experiment in report.experiments]
     return section("stages", "Stage by stage", note(text) + "".join(parts))
@@ -53,12 +52,12 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
     elif not experiment.stages:
         parts.append(missing("No fold is finished.", "02_train_stage1.py"))
     else:
-        scores = table_of(report.data, experiment.stages)
+        scores = table_of(report.data, experiment.rows)
         parts.append(_scores(scores))
         if len(scores) > 1:
             alt = f"{esc(experiment.name)}: recall of each bin, stage by stage"
-            width = min(7.2, 3 + 1.1 * len(scores))
-            parts.append(f"<figure>{svg(lambda ax: stages_panel(ax, scores), alt, width)}</figure>")
+            figure = svg(lambda ax: stages_panel(ax, scores), alt, 5.2, 2.9)
+            parts.append(f'<figure class="large">{figure}</figure>')
         parts += _not_yet(experiment, report)
     if experiment.optimistic:
         text = (
@@ -83,11 +82,8 @@ def _not_yet(experiment: Experiment, report: Report) -> list[str]:
 
 def _scores(scores: pd.DataFrame) -> str:
     """The stage table as HTML, with changes from its first row."""
-    bins, judged = bin_names(scores.columns.to_numpy()), scores.columns.drop("images")
-    head = ["stage"] + [
-        swatch(c) if c in bins else esc(c.removesuffix("_accuracy").replace("_", " "))
-        for c in scores.columns
-    ]
+    judged = scores.columns.drop("images")
+    head = ["stage", *map(column_name, scores.columns)]
     rows = []
     for stage, row in scores.iterrows():
         cells = [esc(stage), str(int(row["images"]))]

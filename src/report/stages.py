@@ -13,7 +13,15 @@ from scipy.special import logsumexp
 
 from src.artifacts import MANIFEST, read_json
 from src.metrics import bin_names, calibration, chunks, summary
-from src.tables import Dataset, Predictions, check_same_folds, load_dataset, load_predictions, stack
+from src.tables import (
+    ALWAYS_TRAIN,
+    Dataset,
+    Predictions,
+    check_same_folds,
+    load_dataset,
+    load_predictions,
+    stack,
+)
 
 LOWER_IS_BETTER = ("nll", "ece")
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -42,16 +50,43 @@ def stage_table(dataset: str, experiment: str) -> pd.DataFrame:
     accuracy, balanced_accuracy, macro_f1, the recall of each bin, nll, ece.
     """
     data = load_dataset(dataset)
-    return table_of(data, score_stages(data, experiment))
+    return table_of(data, score_rows(data, experiment, score_stages(data, experiment)))
 
 
-def table_of(data: Dataset, stages: dict[str, Scored]) -> pd.DataFrame:
-    """The scores of the stages, in the order given."""
+def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dict[str, dict]:
+    """All scores of each stage by name, those of the ensembles that 06 built on them last."""
+    rows = {name: {"images": len(s.label)} | s.scores for name, s in stages.items()}
+    held_out = int((data.images["fold"] != ALWAYS_TRAIN).sum())
+    for name, facts in load_submissions(data).items():
+        if experiment in facts["settings"]["members"] and _current(facts, data):
+            row = "ensemble" if name == experiment else f"ensemble {name}"
+            rows[row] = {"images": held_out} | facts["metrics"]["oof"]
+    return rows
+
+
+def table_of(data: Dataset, rows: dict[str, dict]) -> pd.DataFrame:
+    """The scores as a table, stages in the order given."""
     bins = bin_names(data.classes["bin"].to_numpy())
     columns = ["images", *HEADLINE, *bins, *LOWER_IS_BETTER]
-    rows = [{"images": len(s.label)} | s.scores for s in stages.values()]
-    index = pd.Index(stages, name="stage", dtype=object)
-    return pd.DataFrame(rows, index=index, columns=columns)
+    index = pd.Index(rows, name="stage", dtype=object)
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+
+
+def load_submissions(data: Dataset) -> dict[str, dict]:
+    """Manifests of the dataset's submissions by name."""
+    paths = sorted((data.directory.parent / "submissions").glob("*.manifest.json"))
+    return {path.name.removesuffix(".manifest.json"): read_json(path) for path in paths}
+
+
+def _current(facts: dict, data: Dataset) -> bool:
+    """Whether a submission was made from the out-of-fold files that are there now."""
+    for name, found in facts["inputs"].items():
+        manifest = data.directory.parent / Path(name).parent / MANIFEST
+        if name.endswith("/oof.npz") and (
+            not manifest.is_file() or read_json(manifest)["outputs"].get("oof.npz") != found
+        ):
+            return False
+    return True
 
 
 def score_stages(data: Dataset, experiment: str) -> dict[str, Scored]:

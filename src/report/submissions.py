@@ -1,10 +1,26 @@
 """The page's part on what was fitted after training: post-hoc steps and ensembles."""
 
+import pandas as pd
+
 from src.artifacts import read_json, read_table
 from src.config import flatten
 from src.report.context import Experiment, Report
-from src.report.markup import esc, facts, missing, note, number, section, table
+from src.report.figures import BIN_COLORS
+from src.report.markup import (
+    cell,
+    column_name,
+    esc,
+    facts,
+    missing,
+    note,
+    number,
+    section,
+    table,
+    thousands,
+)
 from src.report.overview import title
+
+SHOWN = ("accuracy", "balanced_accuracy", *BIN_COLORS, "nll")  # of the columns of table.csv
 
 
 def posthoc(report: Report) -> str:
@@ -19,19 +35,28 @@ def posthoc(report: Report) -> str:
 def _posthoc_of(experiment: Experiment) -> str:
     if "posthoc" not in experiment.manifests:
         return missing("Nothing is calibrated.", "04_posthoc_calibrate.py")
-    directory = experiment.home / "posthoc"
-    recipe = read_json(directory / "posthoc.json")
-    pairs = [("start head", f"<code>{esc(recipe.get('head', '–'))}</code>")]
-    for step in recipe.get("steps", []):
-        pairs.append((str(step.get("step", "step")), _params(step.get("params", {}))))
-    if not recipe.get("steps"):
+    recipe = read_json(experiment.home / "posthoc" / "posthoc.json")
+    pairs = [("start head", f"<code>{esc(recipe['head'])}</code>")]
+    pairs += [(step["step"], _params(step["params"])) for step in recipe["steps"]]
+    if not recipe["steps"]:
         pairs.append(("steps", "none helped"))
-    body = facts(pairs)
-    if (directory / "table.csv").is_file():
-        found = read_table(directory / "table.csv")
-        rows = [[_cell(value) for value in row] for row in found.itertuples(index=False)]
-        body += table([esc(c.replace("_", " ")) for c in found.columns], rows)
-    return body
+    path = experiment.home / "posthoc" / "table.csv"
+    return facts(pairs, "recipe") + (_steps(read_table(path)) if path.is_file() else "")
+
+
+def _steps(found: pd.DataFrame) -> str:
+    """04's table: every head as trained, every step tried on top of those kept before it."""
+    scores = [c for c in found.columns if c in SHOWN]
+    rows, kinds = [], []
+    for row in found.to_dict("records"):
+        step, gain = row["step"] or "as trained", row["gain"]
+        why = f"<small>{esc(row['reason'])}</small>" if row["reason"] else ""
+        signed = f"{float(gain):+.3f}".replace("-", "−") if gain else "–"
+        rows.append([esc(row["head"]), esc(step) + why, cell(row["kept"]), signed])
+        rows[-1] += [cell(row[c]) for c in scores]
+        kinds.append("dropped" if row["kept"] == "no" else "final" if step == "final" else "")
+    head = ["start", "step", "kept", "gain", *map(column_name, scores)]
+    return table(head, rows, "steps", kinds)
 
 
 def _params(params: dict) -> str:
@@ -40,47 +65,39 @@ def _params(params: dict) -> str:
     for key, value in flatten(params).items():
         if isinstance(value, list) and len(value) > 6:
             value = f"{len(value)} numbers"
-        shown.append(f"{esc(key)} = {_cell(value)}" if key else _cell(value))
+        shown.append(f"{esc(key)} = {cell(value)}" if key else cell(value))
     return "<br>".join(shown) or "–"
-
-
-def _cell(value) -> str:
-    """Three decimals for fractions, everything else as it stands."""
-    text = str(value)
-    try:
-        plain = text.lstrip("+-").isdigit()
-        return esc(text) if plain else esc(number(float(text))).replace("-", "−")
-    except ValueError:
-        return esc(text or "–")
 
 
 def ensemble(report: Report) -> str:
     """Weights and score of every submission made from these experiments."""
-    names = {experiment.name for experiment in report.experiments}
     parts = [
         f"<h3>{esc(name)}</h3>{_submission(manifest)}"
         for name, manifest in report.submissions.items()
-        if names & mentioned(manifest)
     ]
     nothing = missing("No submission is made from these experiments.", "06_ensemble.py")
     return section("ensemble", "Ensemble and submission", "".join(parts) or nothing)
 
 
-def mentioned(manifest: dict) -> set[str]:
-    """Every name in a submission's settings, inputs and weights, split at slashes."""
-    texts = [*manifest.get("inputs", {}), *manifest.get("weights", {})]
-    for key, value in flatten(manifest.get("settings", {})).items():
-        values = value if isinstance(value, list) else [value]
-        texts += [key, *(v for v in values if isinstance(v, str))]
-    return {part for text in texts for part in text.split("/")}
-
-
 def _submission(manifest: dict) -> str:
-    scores = flatten(manifest.get("metrics", {}))
-    pairs = [(k.replace("_", " ").replace(".", " · "), _cell(v)) for k, v in scores.items() if k]
-    weights = manifest.get("weights", {})
-    rows = [[esc(member), f"{_cell(weight)}{_bar(weight)}"] for member, weight in weights.items()]
-    return (facts(pairs) if pairs else "") + (table(["member", "weight"], rows) if rows else "")
+    """Members with weights and scores, and below them what they are together."""
+    together, weights = manifest["metrics"]["oof"], manifest["weights"]
+    scores = [c for c in (*SHOWN, "ece") if c in together]
+    rows, kinds = [], []
+    for member, weight in weights.items():
+        found = manifest["members_oof"][member]
+        shown = [cell(found.get(c, "")) for c in scores]
+        rows.append([esc(member), f"{number(weight)}{_bar(weight)}", *shown])
+        kinds.append("" if weight else "dropped")
+    rows.append(["together, out of fold", "", *[cell(together[c]) for c in scores]])
+    kinds.append("final")
+    solution = manifest["metrics"].get("solution")
+    if solution:
+        images = f"submission, {thousands(solution['images'])} test images"
+        rows.append([images, "", *[cell(solution.get(c, "")) for c in scores]])
+        kinds.append("final")
+    text = f"{esc(manifest['method'])}: {esc(manifest['reason'])}."
+    return note(text) + table(["member", "weight", *map(column_name, scores)], rows, "", kinds)
 
 
 def _bar(weight: float) -> str:
