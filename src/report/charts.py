@@ -39,7 +39,7 @@ def distribution_panel(ax: Axes, classes: pd.DataFrame) -> None:
 
 def stages_panel(ax: Axes, table: pd.DataFrame) -> None:
     """Balanced accuracy and the recall of each bin, stage after stage."""
-    stages = [str(name).removeprefix("stage2/") for name in table.index]
+    stages = [str(name).removeprefix("stage2/").split(" ")[0] for name in table.index]
     lines = {"balanced_accuracy": ("balanced", INK, "--")}
     lines |= {name: (name, bin_color(name), "-") for name in bin_names(np.array(table.columns))}
     for column, (label, color, style) in lines.items():

@@ -66,7 +66,7 @@ def table(
     """A table that scrolls sideways on a narrow screen. Cells are HTML already."""
     head = "".join(f"<th scope=col>{cell}</th>" for cell in header)
     body = "\n".join(
-        f'<tr class="{row_kind}">'
+        (f'<tr class="{row_kind}">' if row_kind else "<tr>")
         + "".join(
             f"<th scope=row>{cell}</th>" if i == 0 else f"<td>{cell}</td>"
             for i, cell in enumerate(row)

@@ -46,7 +46,7 @@ def _posthoc_of(experiment: Experiment) -> str:
 
 def _steps(found: pd.DataFrame) -> str:
     """04's table: every head as trained, every step tried on top of those kept before it."""
-    scores = [c for c in found.columns if c in SHOWN]
+    scores = [c for c in found.columns if c in SHOWN and c != "head"]  # here: the start head
     rows, kinds = [], []
     for row in found.to_dict("records"):
         step, gain = row["step"] or "as trained", row["gain"]
