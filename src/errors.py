@@ -11,6 +11,6 @@ class UserError(Exception):
 
 def some(items, limit: int = 3) -> str:
     """A short, readable sample of many things: `'a', 'b', 'c' and 12 more`."""
-    items = list(items)
+    items = [item.item() if hasattr(item, "item") else item for item in items]  # numpy scalars
     text = ", ".join(repr(item) for item in items[:limit])
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"

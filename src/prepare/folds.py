@@ -91,7 +91,7 @@ def _repair(table: _Groups, fold: np.ndarray, k: int) -> None:
     """Move one group of each class that is held out in one fold alone; if that harms another
     class, train on the group always. In place."""
     for members in table.members:
-        if len(set(fold[members])) > 1 or fold[members[0]] == ALWAYS_TRAIN:
+        if len(set(fold[members])) != 1 or fold[members[0]] == ALWAYS_TRAIN:
             continue
         images = np.bincount(fold[fold >= 0], table.images[fold >= 0], minlength=k)
         others = [f for f in np.argsort(images, kind="stable") if f != fold[members[0]]]

@@ -64,8 +64,10 @@ def scan_images(paths: list[str], directory: Path, data: Data) -> pd.DataFrame:
 
 
 def clean_up(directory: Path, data: Data) -> None:
-    """Remove the finished chunks, and resized copies that a run with another size left."""
+    """Remove the finished chunks, and what killed runs left: half files, copies of other size."""
     shutil.rmtree(directory / PARTS, ignore_errors=True)
+    for half in directory.rglob(".*.tmp"):
+        half.unlink()
     copy, images = _copy_of(directory, data), directory / "images"
     for old in sorted(images.iterdir()) if images.is_dir() else ():
         if copy is None or old.name != Path(copy.directory).name:

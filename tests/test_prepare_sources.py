@@ -1,0 +1,210 @@
+"""What each source reads, and what a user is told when a directory is not as it should be."""
+
+import numpy as np
+import pytest
+from prepare_kit import config, folder_source, photo, write_csv
+
+from src.artifacts import read_table
+from src.errors import UserError
+from src.prepare.sources import read_source
+
+
+def read(root, **data):
+    return read_source(config(root, data=data).data)
+
+
+def test_folder_names_become_ids_and_names(tmp_path):
+    root = folder_source(tmp_path / "c", {"007_Sea_Gull": 2, "NA_Owl": 1, "1e5": 1})
+    source = read(root)
+    assert source.train["image_id"].tolist() == [
+        "007_Sea_Gull/a000",
+        "007_Sea_Gull/a001",
+        "1e5/a000",
+        "NA_Owl/a000",
+    ]
+    assert source.train["class_id"].tolist() == ["007", "007", "1e5", "NA"]
+    assert source.train["class_name"].tolist() == ["Sea_Gull", "Sea_Gull", "1e5", "Owl"]
+    assert source.test["image_id"].tolist() == ["t0", "t1", "t2", "t3"]
+    assert source.columns == ("image_id", "class_id") and source.solution is None
+
+
+def test_the_sample_submission_fixes_ids_order_and_columns(tmp_path):
+    root = folder_source(tmp_path / "c", {"1_a": 2, "2_b": 2})
+    write_csv(root / "sample_submission.csv", Id=["t2", "t0.jpg"], Category=["1", "1"])
+    source = read(root)
+    assert source.test["image_id"].tolist() == ["t2", "t0.jpg"]
+    assert [path.rsplit("/")[-1] for path in source.test["path"]] == ["t2.jpg", "t0.jpg"]
+    assert source.columns == ("Id", "Category")
+    assert "2 images" in source.notes[0] and "t1.jpg" in source.notes[0]
+
+
+def test_paths_are_relative_below_the_current_directory(tmp_path, monkeypatch):
+    root = folder_source(tmp_path / "here" / "c", {"1_a": 1, "2_b": 1})
+    monkeypatch.chdir(tmp_path / "here")
+    assert read(root).train["path"][0] == "c/train/1_a/a000.jpg"
+    monkeypatch.chdir(root / "test")
+    assert read(root).train["path"][0] == f"{root.as_posix()}/train/1_a/a000.jpg"
+
+
+def test_hidden_and_other_files_are_passed_over(tmp_path):
+    root = folder_source(tmp_path / "c", {"1_a": 1, "2_b": 1})
+    (root / "train" / ".DS_Store").write_text("x")
+    (root / "train" / "__MACOSX").mkdir()
+    (root / "train" / "1_a" / "._a000.jpg").write_text("x")
+    (root / "train" / "1_a" / "notes.txt").write_text("x")
+    source = read(root)
+    assert len(source.train) == 2 and "1_a/notes.txt" in source.notes[0]
+
+
+def test_two_files_with_one_stem_keep_their_endings(tmp_path):
+    root = folder_source(tmp_path / "c", {"1_a": 1, "2_b": 1})
+    photo(5).save(root / "train" / "1_a" / "a000.png")
+    assert read(root).train["image_id"].tolist() == ["1_a/a000.jpg", "1_a/a000.png", "2_b/a000"]
+
+
+def spoil_no_train(root):
+    (root / "train").rename(root / "elsewhere")
+
+
+def spoil_id(root):
+    (root / "train" / "1_a").rename(root / "train" / "_Sparrow")
+
+
+def spoil_twins(root):
+    (root / "train" / "1_a").rename(root / "train" / "2_a")
+
+
+def spoil_empty_class(root):
+    (root / "train" / "3_c").mkdir()
+
+
+def spoil_no_test(root):
+    (root / "test").rename(root / "elsewhere")
+
+
+def spoil_missing_test_image(root):
+    write_csv(root / "sample_submission.csv", image_id=["t0", "00123"], class_id=["1", "1"])
+
+
+def spoil_columns(root):
+    write_csv(root / "sample_submission.csv", image_id=["t0"], a=["1"], b=["1"])
+
+
+def spoil_repeated_id(root):
+    write_csv(root / "sample_submission.csv", image_id=["t0", "t0"], class_id=["1", "1"])
+
+
+def spoil_test_stems(root):
+    photo(5).save(root / "test" / "t1.png")
+
+
+def spoil_solution_ids(root):
+    write_csv(root / "solution.csv", image_id=["t0", "t99"], class_id=["1", "1"])
+
+
+def spoil_solution_classes(root):
+    write_csv(root / "solution.csv", image_id=["t0", "t1"], class_id=["1", "77"])
+
+
+def spoil_solution_columns(root):
+    write_csv(root / "solution.csv", image_id=["t0"], clas_id=["1"])
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (spoil_no_train, r"train: no such directory; .*Did you unpack"),
+        (spoil_id, r"1 class folders without an id: '_Sparrow'. Expected <classID>_<className>"),
+        (spoil_twins, r"'2_a' and '2_b' have one class id, '2'.*merge them or rename"),
+        (spoil_empty_class, r"3_c: no images in this class folder.*remove the folder"),
+        (spoil_no_test, r"test: no such directory; .*data.test=null"),
+        (spoil_missing_test_image, r"sample_submission.csv: 1 of 2 ids have no image.*'00123'"),
+        (spoil_columns, r"found 3 columns \['image_id', 'a', 'b'\], expected two"),
+        (spoil_repeated_id, r"sample_submission.csv: 1 image ids occur more than once: 't0'"),
+        (spoil_test_stems, r"test: 1 ids belong to more than one file: 't1.jpg', 't1.png'"),
+        (spoil_solution_ids, r"solution.csv: 1 values of 'image_id' .*test images: 't99'"),
+        (spoil_solution_classes, r"solution.csv: 1 values of 'class_id' .*train classes: '77'"),
+        (spoil_solution_columns, r"solution.csv: column 'class_id' .*did you mean 'clas_id'"),
+    ],
+)
+def test_folder_errors_say_what_to_do(tmp_path, spoil, message):
+    root = folder_source(tmp_path / "c", {"1_a": 2, "2_b": 2})
+    spoil(root)
+    with pytest.raises(UserError, match=message):
+        read(root)
+
+
+def test_a_file_that_is_named_must_exist_a_default_need_not(tmp_path):
+    root = folder_source(tmp_path / "c", {"1_a": 1, "2_b": 1})
+    write_csv(root / "sample.csv", image_id=["t0"], class_id=["1"])
+    assert read(root).sample_submission is None
+    with pytest.raises(UserError, match="sampel.csv: no such file; did you mean 'sample.csv'"):
+        read(root, sample_submission="sampel.csv")
+
+
+def csv_source(root):
+    (root / "photos").mkdir(parents=True)
+    for i, name in enumerate(["00123", "1e5", "NA", "x", "y"]):
+        photo(i).save(root / "photos" / f"{name}.jpg")
+    columns = {"image": ["NA", "00123", "1e5"], "species": ["NA", "1e5", "00123"]}
+    write_csv(root / "train.csv", **columns, common=["owl", "wren", "gull"], bird=["a", "a", "b"])
+    write_csv(root / "test.csv", image=["x", "y"])
+    keys = {"train": "train.csv", "test": "test.csv", "suffix": ".jpg", "source": "csv"}
+    return keys | {"train_images": "photos", "test_images": "photos", "image_column": "image"}
+
+
+def test_csv_ids_stay_text(tmp_path):
+    keys = csv_source(tmp_path / "c")
+    columns = {"label_column": "species", "name_column": "common", "group_column": "bird"}
+    source = read(tmp_path / "c", **keys, **columns)
+    assert source.train["image_id"].tolist() == ["00123", "1e5", "NA"]
+    assert source.train["class_id"].tolist() == ["1e5", "00123", "NA"]
+    assert source.train["class_name"].tolist() == ["wren", "gull", "owl"]
+    assert source.train["group"].tolist() == ["a", "b", "a"]
+    assert source.test["image_id"].tolist() == ["x", "y"]
+    assert set(source.tables) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"label_column": "specie"}, r"'specie' \(data.label_column\).*did you mean 'species'"),
+        ({"suffix": ".png"}, r"train.csv: 3 of 3 rows have no file: .*NA.png.*data.suffix"),
+        ({"train": "trian.csv"}, r"trian.csv: no such table; did you mean 'train.csv'"),
+        ({"test": "none.csv"}, r"data.test=null"),
+    ],
+)
+def test_csv_errors_say_what_to_do(tmp_path, keys, message):
+    found = csv_source(tmp_path / "c") | {"label_column": "species"} | keys
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "c", **found)
+
+
+def test_csv_rejects_repeated_and_empty_ids(tmp_path):
+    keys = csv_source(tmp_path / "c") | {"label_column": "species"}
+    write_csv(tmp_path / "c" / "train.csv", image=["x", "x"], species=["1", "2"])
+    with pytest.raises(UserError, match="train.csv: 1 image ids occur more than once: 'x'"):
+        read(tmp_path / "c", **keys)
+    write_csv(tmp_path / "c" / "train.csv", image=["x", "y"], species=["1", ""])
+    with pytest.raises(UserError, match=r"'species' is empty in 1 lines: 3"):
+        read(tmp_path / "c", **keys)
+
+
+def test_digits_are_a_long_tailed_folder_written_once(tmp_path):
+    root = tmp_path / "digits"
+    source = read(root, source="digits")
+    counts = source.train["class_name"].value_counts()
+    assert (counts["zero"], counts["nine"]) == (122, 2) and len(counts) == 10
+    assert "4780" in set(source.train["class_id"])
+    truth = read_table(root / "solution.csv")
+    assert truth["image_id"].tolist() == source.test["image_id"].tolist()
+    assert np.ptp(truth["class_id"].value_counts()) < 5
+    assert not set(source.test["image_id"]) & {i[-5:] for i in source.train["image_id"]}
+    written = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    read(root, source="digits")
+    assert written == {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    assert [p.name for p in tmp_path.iterdir()] == ["digits"]
+    again = tmp_path / "again" / "digits"
+    read(again, source="digits")
+    for path in root.rglob("*.*"):
+        assert path.read_bytes() == (again / path.relative_to(root)).read_bytes()
