@@ -153,9 +153,10 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     Predictions(ids, logits, label, fold).save(directory / "oof.npz")
     steps = [{"step": "tau_norm", "params": {"tau": 0.7}}]
     write_json(directory / "posthoc.json", {"head": "stage1", "steps": steps})
-    rows = [("", "", "", 0.81, ""), ("tau_norm", "yes", 0.0416, 0.8512345, "it's better")]
-    table = pd.DataFrame(rows, columns=["step", "kept", "gain", "accuracy", "reason"])
-    write_table(directory / "table.csv", table.assign(head="stage1", params=""))
+    tried = ("stage1", "tau_norm", "yes", 0.0416, 0.8512345, "{}", "it's better")
+    rows = [("stage1", "", "", "", 0.81, "", ""), tried]
+    columns = ["head", "step", "kept", "gain", "accuracy", "params", "reason"]
+    write_table(directory / "table.csv", pd.DataFrame(rows, columns=columns))
     manifest(directory, outputs={"oof.npz": sha256(directory / "oof.npz")})
 
 

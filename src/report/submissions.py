@@ -46,13 +46,14 @@ def _posthoc_of(experiment: Experiment) -> str:
 
 def _steps(found: pd.DataFrame) -> str:
     """04's table: every head as trained, every step tried on top of those kept before it."""
-    scores = [c for c in found.columns if c in SHOWN and c != "head"]  # here: the start head
+    start, *others = found.columns  # the start head; with bins by halves `head` is a bin, too
+    scores = [c for c in others if c in SHOWN]
     rows, kinds = [], []
     for row in found.to_dict("records"):
         step, gain = row["step"] or "as trained", row["gain"]
         why = f"<small>{esc(row['reason'])}</small>" if row["reason"] else ""
         signed = f"{float(gain):+.3f}".replace("-", "−") if gain else "–"
-        rows.append([esc(row["head"]), esc(step) + why, cell(row["kept"]), signed])
+        rows.append([esc(row[start]), esc(step) + why, cell(row["kept"]), signed])
         rows[-1] += [cell(row[c]) for c in scores]
         kinds.append("dropped" if row["kept"] == "no" else "final" if step == "final" else "")
     head = ["start", "step", "kept", "gain", *map(column_name, scores)]
