@@ -1,0 +1,302 @@
+"""Stage 6: weights that are honest, and a submission that the competition accepts."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import log_softmax
+
+from src.artifacts import MANIFEST, read_json, read_table, write_arrays, write_json, write_table
+from src.ensemble.ensemble import ensemble, submission_name
+from src.ensemble.members import average, log_probabilities
+from src.ensemble.submission import check_submission
+from src.ensemble.weights import choose, paired_gain
+from src.errors import UserError
+from src.posthoc.calibrate import posthoc
+from src.tables import load_dataset, load_predictions
+from tests.fabricate import (
+    CLASS_IDS,
+    DATASET,
+    NAMES,
+    ODD_IDS,
+    config,
+    digits_world,
+    write_dataset,
+    write_experiment,
+    write_predictions,
+)
+
+RUNS = Path("runs") / DATASET
+HEADS = config(ensemble={"members": NAMES})
+ONE = config(ensemble={"members": ["crt"]})
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = digits_world()
+    write_dataset(found)
+    for name, noise in (("good", 0.0), ("bad", 8.0)):
+        write_experiment(found, name, noise=noise, seed=1)
+        write_predictions(found, name, noise=noise, seed=2)
+    return found
+
+
+def permute(path: Path, seed: int) -> None:
+    with np.load(path) as archive:
+        found = {name: archive[name] for name in archive.files}
+    order = np.random.default_rng(seed).permutation(len(found["image_id"]))
+    write_arrays(path, **{name: array[order] for name, array in found.items()})
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+def members(seed: int, strengths, n=400, k=5):
+    """Log-probabilities of members that know the labels more or less, and labels and folds."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(k, size=n)
+    logits = [s * np.eye(k)[labels] + rng.normal(size=(n, k)) for s in strengths]
+    return [log_probabilities(z) for z in logits], labels, np.arange(n) % 4
+
+
+def test_log_probabilities_and_their_average_by_hand():
+    z = np.log(np.array([[0.5, 0.25, 0.25]])) + 3
+    np.testing.assert_allclose(np.exp(log_probabilities(z)), [[0.5, 0.25, 0.25]], rtol=1e-6)
+    a, b = np.array([[0.0, 2.0]]), np.array([[4.0, 0.0]])
+    np.testing.assert_allclose(average([a, b], [0.25, 0.75]), [[3.0, 0.5]])
+
+
+def test_one_member_has_all_the_weight():
+    found = choose(*members(0, [1.0]), "accuracy", "greedy", 10)
+    assert (found.method, found.final) == ("single", [1.0])
+
+
+def test_mean_is_the_mean_when_asked_for():
+    found = choose(*members(0, [2.0, 0.0]), "accuracy", "mean", 10)
+    assert (found.method, found.final) == ("mean", [0.5, 0.5])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "top5"])
+def test_greedy_picks_the_planted_good_member(metric):
+    k = 12 if metric == "top5" else 5
+    found = choose(*members(0, [0.0, 3.0, 0.0, 0.0], k=k), metric, "greedy", 10)
+    assert found.method == "greedy" and found.gain > 2 * found.noise
+    assert found.final[1] == max(found.final) > 0.6
+
+
+def test_greedy_falls_back_to_the_mean_in_noise():
+    kept = 0
+    for seed in range(12):
+        found = choose(*members(seed, [1.0] * 4, n=200), "balanced_accuracy", "greedy", 10)
+        kept += found.method == "greedy"
+        if found.method == "mean":
+            assert found.final == [0.25] * 4 and "within noise" in found.reason
+    assert kept <= 3
+
+
+def test_weights_of_a_fold_do_not_depend_on_its_labels():
+    arrays, labels, fold = members(0, [0.0, 2.0, 1.9])
+    shuffled = labels.copy()
+    shuffled[fold == 1] = np.roll(labels[fold == 1], 1)
+    one, two = (choose(arrays, y, fold, "accuracy", "greedy", 10) for y in (labels, shuffled))
+    assert one.method == two.method == "greedy"
+    assert one.per_fold[1] == two.per_fold[1]
+
+
+def test_ties_go_to_the_first_by_name():
+    arrays, labels, fold = members(0, [0.0, 3.0])
+    found = choose([arrays[0], arrays[1], arrays[1]], labels, fold, "accuracy", "greedy", 1)
+    assert found.final == [0.0, 1.0, 0.0]
+
+
+def test_the_noise_of_a_difference_is_its_standard_error():
+    labels = np.zeros(400, int)
+    before = np.zeros(400, int)
+    after = (np.arange(400) % 10 == 0).astype(int)  # one image in ten gets worse
+    gain, noise = paired_gain(before, after, labels, 2, "accuracy")
+    assert gain == pytest.approx(-0.1)
+    assert noise == pytest.approx(np.sqrt(0.1 * 0.9 / 400), rel=0.2)
+    assert paired_gain(before, before, labels, 2, "accuracy") == (0.0, 0.0)
+
+
+# ---- the whole stage ---------------------------------------------------------------------------
+
+
+def test_a_submission_of_one_head_is_that_heads_argmax(world):
+    result = ensemble([ONE], ["good"])
+    assert result.submission == RUNS / "submissions" / "good.csv"
+    table = read_table(result.submission)
+    logits = np.mean([world.logits("crt", k, world.test_features) for k in range(3)], axis=0)
+    assert list(table) == ["Id", "Category"]
+    assert table["Id"].tolist() == world.test_ids.tolist()
+    assert table["Category"].tolist() == [CLASS_IDS[i] for i in logits.argmax(1)]
+    assert set(ODD_IDS) <= set(table["Id"]) and {"00012", "1e5", "NA"} <= set(table["Category"])
+    saved = load_predictions(RUNS / "submissions" / "good.npz", 10).take(world.test_ids)
+    np.testing.assert_allclose(saved.logits, log_softmax(logits, axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_good_experiment_gets_the_weight(world):
+    result = ensemble([HEADS, HEADS], ["good", "bad"])
+    facts = read_json(RUNS / "submissions" / "good+bad.manifest.json")
+    assert result.weights.method == facts["method"] == "greedy"
+    assert sum(w for name, w in facts["weights"].items() if name.startswith("good/")) > 0.9
+    assert list(facts["weights"]) == sorted(facts["weights"])
+    assert facts["metrics"]["oof"]["balanced_accuracy"] == pytest.approx(
+        result.oof.iloc[-1]["balanced_accuracy"]
+    )
+    assert facts["inputs"].keys() >= {
+        "folds.csv",
+        "bad/predict/crt.npz",
+        "good/stage1/fold0/oof.npz",
+    }
+
+
+def test_posthoc_is_a_member(world):
+    posthoc(config(), "good")
+    shutil.copy(RUNS / "good" / "predict" / "ncm.npz", RUNS / "good" / "predict" / "posthoc.npz")
+    result = ensemble([config()], ["good"])
+    assert result.oof["member"].tolist() == ["good/posthoc", "ensemble"]
+    path = RUNS / "good" / "predict" / MANIFEST
+    facts = read_json(path)
+    write_json(path, facts | {"inputs": facts["inputs"] | {"posthoc.json": "another"}})
+    with pytest.raises(UserError, match="made with another .*posthoc.json.*05_predict.py"):
+        ensemble([config()], ["good"])
+
+
+def test_the_solution_is_scored_on_the_ids_it_has(world, tmp_path):
+    whole = ensemble([ONE], ["good"])
+    table = read_table(whole.submission)
+    right = [CLASS_IDS[y] for y in world.test_labels] == table["Category"]
+    assert whole.score["accuracy"] == pytest.approx(right.mean())
+    assert (whole.scored, whole.images) == (len(table), len(table))
+    truth = pd.DataFrame(
+        {"Id": world.test_ids, "Category": [CLASS_IDS[y] for y in world.test_labels]}
+    )
+    write_table(tmp_path / "part.csv", truth.iloc[::-1].iloc[:50].assign(Usage="Public"))
+    part = ensemble([ONE], ["good"], solution=tmp_path / "part.csv")
+    assert part.scored == 50
+    assert part.score["accuracy"] == pytest.approx(right[-50:].mean())
+    assert part.submission.read_bytes() == whole.submission.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Id": "stranger"}, "1 ids are no test images: 'stranger'"),
+        ({"Category": "4781"}, "class ids '4781' are not in classes.csv"),
+    ],
+)
+def test_a_wrong_solution_is_an_error(world, tmp_path, change, message):
+    truth = {"Id": world.test_ids[:3], "Category": CLASS_IDS[:3]}
+    table = pd.DataFrame(truth)
+    table.loc[1, list(change)] = list(change.values())
+    path = write_table(tmp_path / "wrong.csv", table)
+    with pytest.raises(UserError, match=message):
+        ensemble([ONE], ["good"], solution=path)
+    write_table(path, table.rename(columns={"Id": "id"}))
+    with pytest.raises(UserError, match="columns 'Id' are missing"):
+        ensemble([ONE], ["good"], solution=path)
+    with pytest.raises(UserError, match="no such solution"):
+        ensemble([ONE], ["good"], solution="nowhere.csv")
+
+
+def test_permuting_any_artifact_changes_no_byte(world, tmp_path):
+    posthoc(config(), "good")
+    shutil.copy(RUNS / "good" / "predict" / "ncm.npz", RUNS / "good" / "predict" / "posthoc.npz")
+    both = config(ensemble={"members": ["posthoc", "crt", "ncm"]})
+    submission = ensemble([both, HEADS], ["good", "bad"]).submission
+    files = (submission, submission.with_suffix(".npz"))
+    first = [path.read_bytes() for path in files]
+    arrays = [p for p in RUNS.glob("*/**/*.npz") if "submissions" not in p.parts]
+    assert len(arrays) > 20
+    for seed, path in enumerate(sorted(arrays)):
+        permute(path, seed)
+    for name in ("classes.csv", "test.csv"):
+        path = RUNS / "folds" / name
+        write_table(path, read_table(path).sample(frac=1, random_state=0))
+    shutil.rmtree(RUNS / "submissions")
+    ensemble([both, HEADS], ["good", "bad"], out=tmp_path / "out.csv")
+    assert [path.read_bytes() for path in files] == first
+    assert (tmp_path / "out.csv").read_bytes() == first[0]
+
+
+def test_without_a_sample_the_order_is_that_of_test_csv(world):
+    write_dataset(world, sample=False, solution=False)
+    result = ensemble([ONE], ["good"])
+    assert read_table(result.submission)["Id"].tolist() == world.test_ids.tolist()
+    assert result.score is None and result.scored == 0
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+
+def test_predictions_from_other_folds_are_refused(world):
+    other = replace(world, fold=np.where(world.fold >= 0, 2 - world.fold, -1))
+    write_dataset(other)
+    with pytest.raises(UserError, match="stage2/crt/fold0/oof.npz: made from a different folds"):
+        ensemble([ONE], ["good"])
+    write_experiment(other, "good")  # OOF of the new folds, test logits still of the old ones
+    with pytest.raises(UserError, match="predict/crt.npz: made from a different folds.csv"):
+        ensemble([ONE], ["good"])
+
+
+def test_missing_stages_say_what_to_run(world):
+    with pytest.raises(UserError, match="04_posthoc_calibrate.py"):
+        ensemble([config()], ["good"])
+    (RUNS / "good" / "predict" / "crt.npz").unlink()
+    with pytest.raises(UserError, match="05_predict.py"):
+        ensemble([ONE], ["good"])
+    shutil.rmtree(RUNS / "bad" / "stage2" / "crt" / "fold1")
+    with pytest.raises(UserError, match="folds 1 of 0 1 2 are missing.*03_train_stage2.py"):
+        ensemble([ONE], ["bad"])
+
+
+def test_a_test_image_without_a_prediction_is_named(world):
+    path = RUNS / "good" / "predict" / "crt.npz"
+    with np.load(path) as archive:
+        found = {name: archive[name][1:] for name in archive.files}
+        lost = archive["image_id"][0]
+    write_arrays(path, **found)
+    with pytest.raises(UserError, match=f"1 missing .'{lost}'"):
+        ensemble([ONE], ["good"])
+
+
+def test_experiments_must_go_together(world):
+    with pytest.raises(UserError, match="one metric is needed.*good: balanced_accuracy, bad: top5"):
+        ensemble([ONE, config(metric="top5")], ["good", "bad"])
+    with pytest.raises(UserError, match="one dataset is needed"):
+        ensemble([ONE, config(data={"root": "data/raw/other"})], ["good", "bad"])
+    with pytest.raises(UserError, match="names of their own"):
+        ensemble([ONE, ONE], ["good", "good"])
+
+
+def test_a_submission_of_other_settings_is_not_replaced_unasked(world):
+    ensemble([ONE], ["good"])
+    with pytest.raises(UserError, match="--overwrite"):
+        ensemble([HEADS], ["good"])
+    ensemble([HEADS], ["good"], overwrite=True)
+
+
+def test_the_submission_is_checked_before_it_is_written(world):
+    dataset = load_dataset(DATASET)
+    good = pd.DataFrame({"Id": world.test_ids, "Category": CLASS_IDS[0]})
+    check_submission(good, dataset)
+    for change, message in (
+        (lambda t: pd.concat([t, t.tail(1)]), "more than once"),
+        (lambda t: t.iloc[1:], "1 missing"),
+        (lambda t: t.assign(Category="12"), "'12' are not in classes.csv"),
+        (lambda t: t.assign(Category=""), "'' are not in classes.csv"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_submission(change(good), dataset)
+
+
+def test_many_experiments_still_fit_a_file_name():
+    assert submission_name(["a", "b"]) == "a+b"
+    many = [f"experiment_with_a_long_name_{i}" for i in range(20)]
+    assert len(submission_name(many)) < 130
+    assert submission_name(many) != submission_name(many[::-1])

@@ -1,0 +1,336 @@
+"""Stage 4: it keeps what helps on images it was not chosen on, and refuses what does not fit."""
+
+import json
+import shutil
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src import metrics
+from src.artifacts import MANIFEST, read_json, read_table, write_arrays, write_json, write_table
+from src.errors import UserError
+from src.fusion import STEPS, apply_recipe
+from src.fusion.step import State, Step
+from src.metrics import balanced_accuracy, nll
+from src.posthoc.calibrate import posthoc
+from src.posthoc.inputs import Start
+from src.posthoc.search import cross_fitted, no_steps, try_step
+from src.tables import load_dataset, load_predictions
+from tests.fabricate import (
+    DATASET,
+    FOLDS,
+    config,
+    digits_world,
+    write_dataset,
+    write_experiment,
+)
+
+HOME = Path("runs") / DATASET / "exp"
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = digits_world()
+    write_dataset(found)
+    write_experiment(found, "exp")
+    return found
+
+
+def edit(path: Path, **arrays) -> None:
+    """Replace arrays of an .npz, given as functions of what is there."""
+    with np.load(path) as archive:
+        found = {name: archive[name] for name in archive.files}
+    write_arrays(path, **found | {name: change(found[name]) for name, change in arrays.items()})
+
+
+# ---- the whole stage ---------------------------------------------------------------------------
+
+
+def test_planted_good_steps_are_kept_and_the_tail_rises(world):
+    table = posthoc(config(posthoc={"heads": ["stage1"]}), "exp")
+    rows = table.set_index(["head", "step"])
+    assert rows.loc[("stage1", "ncm_fusion"), "kept"] == "yes"
+    assert rows.loc[("stage1", "temperature"), "kept"] == "yes"
+    before, after = rows.loc[("stage1", "")], rows.loc[("stage1", "final")]
+    assert after["balanced_accuracy"] > before["balanced_accuracy"] + 0.05
+    assert after["few"] > before["few"] and after["ece"] < before["ece"]
+    gain = rows.loc[("stage1", "ncm_fusion"), "gain"]
+    assert gain == pytest.approx(after["balanced_accuracy"] - before["balanced_accuracy"])
+
+
+def test_the_head_with_the_best_cross_fitted_metric_wins(world):
+    table = posthoc(config(), "exp")
+    found = read_json(HOME / "posthoc" / "posthoc.json")
+    finals = table[(table["kept"] == "yes") | (table["step"] == "")]
+    assert found["scores"]["after"] == pytest.approx(finals["balanced_accuracy"].max())
+    assert table.iloc[-1]["head"] == found["head"]
+    assert set(table["head"]) == {"stage1", "crt", "ncm"}
+
+
+def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
+    posthoc(config(posthoc={"heads": ["stage1"]}), "exp")
+    found = read_json(HOME / "posthoc" / "posthoc.json")
+    oof = load_predictions(HOME / "posthoc" / "oof.npz", world.num_classes)
+    assert len(set(json.dumps(steps) for steps in found["per_fold"].values())) > 1
+    for fold in range(FOLDS):
+        rows = np.flatnonzero(world.fold == fold)
+        recipe = {"head": found["head"], "steps": found["per_fold"][str(fold)]}
+        f = world.features[rows]
+        expected = apply_recipe(recipe, f, world.heads[fold], world.logits("stage1", fold, f))
+        mine = oof.logits[np.searchsorted(oof.image_id, world.ids[rows])]
+        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)
+    images = load_dataset(DATASET).images
+    assert sorted(oof.image_id) == sorted(images[images["fold"] >= 0]["image_id"])
+    assert found["scores"]["after"] == pytest.approx(balanced_accuracy(oof.logits, oof.label))
+
+
+def test_every_candidate_is_written_down(world):
+    posthoc(config(posthoc={"heads": ["stage1"], "grid": 5}), "exp")
+    log = read_table(HOME / "posthoc" / "search.csv", ["score"])
+    counts = log.groupby(["step", "cross_fitted"]).size()
+    assert counts["tau_norm", "no"] == 1 + 5  # without it, and five values of tau
+    assert counts["ncm_fusion", "no"] == 1 + 4 and counts["ncm_fusion", "yes"] == 1
+    table = read_table(HOME / "posthoc" / "table.csv", ["balanced_accuracy"])
+    plain = log[(log["step"] == "tau_norm") & (log["params"] == "")]["score"].item()
+    assert plain == pytest.approx(table["balanced_accuracy"][0])
+
+
+def test_the_same_command_twice_is_skipped_and_another_config_stops(world, capsys):
+    first = posthoc(config(), "exp")
+    files = {p.name: p.read_bytes() for p in (HOME / "posthoc").iterdir()}
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(posthoc(config(), "exp"), first)
+    assert "finished already" in capsys.readouterr().out
+    assert files == {p.name: p.read_bytes() for p in (HOME / "posthoc").iterdir()}
+    with pytest.raises(UserError, match="posthoc.grid: 21 there, 5 now"):
+        posthoc(config(posthoc={"grid": 5}), "exp")
+    posthoc(config(posthoc={"grid": 5}), "exp", overwrite=True)
+
+
+def test_permuting_rows_changes_no_byte(world):
+    posthoc(config(), "exp")
+    names = ("posthoc.json", "search.csv", "table.csv", "oof.npz")
+    first = [(HOME / "posthoc" / name).read_bytes() for name in names]
+    for seed, path in enumerate(sorted(HOME.glob("stage*/**/oof.npz"))):
+        with np.load(path) as archive:
+            found = {name: archive[name] for name in archive.files}
+        order = np.random.default_rng(seed).permutation(len(found["image_id"]))
+        write_arrays(path, **{name: array[order] for name, array in found.items()})
+    posthoc(config(), "exp", overwrite=True)
+    assert first == [(HOME / "posthoc" / name).read_bytes() for name in names]
+
+
+def test_weights_that_were_picked_on_oof_are_marked(world):
+    path = HOME / "stage1" / "fold1" / MANIFEST
+    write_json(path, read_json(path) | {"select": "best"})
+    posthoc(config(), "exp")
+    assert "OOF is optimistic" in read_json(HOME / "posthoc" / "posthoc.json")["optimistic"]
+    assert read_json(HOME / "posthoc" / MANIFEST)["optimistic"] is True
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "top5"])
+def test_every_metric_can_be_tuned_for(world, metric):
+    table = posthoc(config(metric=metric), "exp")
+    assert read_json(HOME / "posthoc" / "posthoc.json")["metric"] == metric
+    assert table.iloc[-1][metric] == pytest.approx(
+        table[(table["kept"] == "yes") | (table["step"] == "")][metric].max()
+    )
+
+
+def test_without_stage_2_there_is_still_a_temperature(world):
+    table = posthoc(config(stage2=[]), "exp").set_index("step")
+    assert "needs a head of kind ncm" in table.loc["ncm_fusion", "reason"]
+    assert table.loc["temperature", "kept"] == "yes"
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+
+def test_missing_folds_say_which_command_makes_them(world):
+    shutil.rmtree(HOME / "stage1" / "fold1")
+    (HOME / "stage1" / "fold2" / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"folds 1 2 of 0 1 2.*02_train_stage1.py --folds 1 2`"):
+        posthoc(config(), "exp")
+
+
+def test_a_missing_head_says_which_stage_makes_it(world):
+    shutil.rmtree(HOME / "stage2" / "ncm")
+    with pytest.raises(UserError, match=r"stage2/ncm: folds 0 1 2 .*03_train_stage2.py"):
+        posthoc(config(), "exp")
+
+
+def test_predictions_from_other_folds_are_refused(world):
+    write_dataset(replace(world, fold=np.where(world.fold >= 0, 2 - world.fold, -1)))
+    with pytest.raises(UserError, match="made from a different folds.csv"):
+        posthoc(config(), "exp")
+
+
+def test_a_changed_folds_csv_is_noticed_after_04_too(world):
+    posthoc(config(), "exp")
+    path = Path("runs") / DATASET / "folds" / "folds.csv"
+    write_table(path, read_table(path).iloc[::-1])
+    with pytest.raises(UserError, match="made from a different folds.csv"):
+        posthoc(config(), "exp")
+
+
+def test_a_missing_image_and_a_wrong_label_are_refused(world):
+    path = HOME / "stage1" / "fold0" / "oof.npz"
+    whole = path.read_bytes()
+    edit(path, label=lambda y: np.roll(y, 3))
+    with pytest.raises(UserError, match="have another label than in folds.csv"):
+        posthoc(config(), "exp")
+    path.write_bytes(whole)
+    names = ("image_id", "logits", "label", "fold", "features")
+    edit(path, **{name: lambda rows: rows[1:] for name in names})
+    with pytest.raises(UserError, match="1 missing"):
+        posthoc(config(), "exp")
+
+
+def test_a_head_of_other_weights_is_refused(world):
+    path = HOME / "stage1" / "fold2" / MANIFEST
+    write_json(path, read_json(path) | {"outputs": {"weights.safetensors": "trained again"}})
+    with pytest.raises(UserError, match=r"fold2: trained on features of other weights.*03"):
+        posthoc(config(), "exp")
+
+
+# ---- the search: is its gain honest? -----------------------------------------------------------
+
+
+def random_start(seed: int, informative: float = 0.0, n=120, k=6, folds=4) -> Start:
+    """A start head and an NCM that know nothing, or an NCM that knows something."""
+    rng = np.random.default_rng(seed)
+    states, labels = {}, {}
+    for fold in range(folds):
+        y = rng.integers(k, size=n // folds)
+        means = np.eye(k, dtype=np.float32)
+        f = rng.normal(size=(len(y), k)).astype(np.float32) + informative * means[y]
+        z = rng.normal(size=(len(y), k)).astype(np.float32)
+        heads = {"ncm": ("cosine", {"weight": means, "scale": np.float32(1)})}
+        states[fold], labels[fold] = State(z, f, "stage1", heads), y
+    return Start("stage1", states, labels)
+
+
+def test_with_labels_that_mean_nothing_the_cross_fitted_gain_is_not_positive():
+    in_sample, honest = [], []
+    for seed in range(60):
+        start = random_start(seed)
+        trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), config())
+        scores = [score for _, score in trial.searched]
+        in_sample.append(max(scores) - scores[0])
+        honest.append(trial.gain)
+    error = np.std(honest) / np.sqrt(len(honest))
+    assert np.mean(in_sample) > 0.02
+    assert np.mean(honest) < 2 * error  # zero within two standard errors, or below
+    assert np.mean(honest) < 0.3 * np.mean(in_sample)
+
+
+def test_a_planted_useful_step_is_kept_and_its_gain_is_about_right():
+    start = random_start(0, informative=2.0, n=600)
+    trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), config())
+    assert trial.kept and trial.gain > 0.4
+    assert trial.choices[None]["w"] < 0.6
+
+
+def test_a_useless_step_is_dropped():
+    start = random_start(0, informative=3.0, n=600)  # now the start head is the one that knows
+    states = {
+        fold: State(s.features, np.roll(s.features, 1, axis=0), "stage1", s.heads)
+        for fold, s in start.states.items()
+    }
+    start = Start("stage1", states, start.labels)
+    trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), config())
+    assert not trial.kept and trial.gain <= 0
+
+
+def test_min_gain_is_the_bar():
+    start = random_start(0, informative=2.0, n=600)
+    settings = config(posthoc={"min_gain": 0.9})
+    trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), settings)
+    assert not trial.kept and "is not above 0.9" in trial.reason
+
+
+def test_what_is_chosen_for_a_fold_does_not_depend_on_its_labels():
+    start = random_start(3, informative=0.7)
+    shuffled = {**start.labels, 2: np.roll(start.labels[2], 1)}
+    first, second = start, Start("stage1", start.states, shuffled)
+    for name in ("ncm_fusion", "temperature"):
+        one, two = (try_step(STEPS[name], s, no_steps(s), config()) for s in (first, second))
+        assert one.choices[2] == two.choices[2]
+        assert one.searched != two.searched
+
+
+def test_a_method_with_a_fit_of_its_own_is_cross_fitted_too(monkeypatch):
+    """A class-wise shift fitted to the labels: what a later method with many parameters does."""
+
+    def fit(states, labels, config):
+        z, y = np.concatenate([s.logits for s in states]), np.concatenate(labels)
+        right = np.bincount(y, minlength=z.shape[1]) - np.bincount(
+            z.argmax(1), minlength=z.shape[1]
+        )
+        return {"shift": (0.05 * right).tolist()}
+
+    def each(state, candidates):
+        for params in candidates:
+            yield state.logits + np.array(params["shift"], np.float32)
+
+    step = Step("shift", each, fit=fit)
+    monkeypatch.setitem(STEPS, "shift", step)
+    start = random_start(5, n=80)
+    trial = try_step(step, start, no_steps(start), config())
+    assert set(trial.choices) == {0, 1, 2, 3, None}
+    assert trial.choices[0] == fit(
+        [start.states[k] for k in (1, 2, 3)], [start.labels[k] for k in (1, 2, 3)], None
+    )
+    shift = np.array(trial.choices[0]["shift"], np.float32)
+    logits = cross_fitted(start, trial.recipes)[0]
+    np.testing.assert_array_equal(logits, start.states[0].logits + shift)
+
+
+def test_the_search_never_holds_the_logits_of_many_candidates(monkeypatch):
+    """K = 8142 and N = 25 000 fit in 4 GiB: beyond what it reads, the search may hold a few arrays
+    of the size of the logits, and not one for each of the 21 points of a grid."""
+    monkeypatch.setattr(metrics, "CHUNK", 2**16)
+    n, k, d = 2000, 500, 8
+    rng = np.random.default_rng(0)
+    f = rng.normal(size=(n, d)).astype(np.float32)
+    weight = rng.normal(size=(k, d)).astype(np.float32)
+    bias = rng.normal(0, 5, k).astype(np.float32)  # which tau_norm drops, so there is a chain
+    heads = {
+        "stage1": ("linear", {"weight": weight, "bias": bias}),
+        "ncm": ("cosine", {"weight": weight, "scale": np.float32(1)}),
+    }
+    y = (f @ weight.T).argmax(1)
+    rows = [slice(0, n // 2), slice(n // 2, n)]
+    states = {i: State(f[r] @ weight.T + bias, f[r], "stage1", heads) for i, r in enumerate(rows)}
+    start = Start("stage1", states, {i: y[r] for i, r in enumerate(rows)})
+    tracemalloc.start()
+    recipes = no_steps(start)
+    for name in STEPS:
+        recipes = try_step(STEPS[name], start, recipes, config()).recipes or recipes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(recipes[None]) >= 2
+    assert peak < 3 * n * k * 4
+
+
+def test_temperature_is_judged_by_the_likelihood():
+    rng = np.random.default_rng(0)
+    k, states, labels = 5, {}, {}
+    for fold in range(3):
+        z = rng.normal(size=(300, k))
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        labels[fold] = (p.cumsum(1) > rng.random((300, 1))).argmax(1)
+        states[fold] = State((5 * z).astype(np.float32), None, "stage1", {})
+    start = Start("stage1", states, labels)
+    trial = try_step(STEPS["temperature"], start, no_steps(start), config())
+    assert trial.kept and trial.scored_by == "nll"
+    before, after = (
+        nll(np.concatenate(list(z.values())), np.concatenate(list(labels.values())))
+        for z in (cross_fitted(start, no_steps(start)), cross_fitted(start, trial.recipes))
+    )
+    assert trial.gain == pytest.approx(before - after, abs=1e-4)
