@@ -90,7 +90,7 @@ def test_planted_leaks_stay_in_one_fold(root, no_figures):
     across = pairs[pairs["split_a"] != pairs["split_b"]]
     assert across[["image_id_a", "image_id_b"]].values.tolist() == [["NA_gull/a001", "leak"]]
     text = describe(directory)
-    assert "1 pairs of a train and a test image" in text and "two different labels" in text
+    assert "one in train, one in test: 1" in text and "two different labels" in text
 
 
 def test_duplicate_pairs_are_drawn(root):

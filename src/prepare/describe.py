@@ -55,17 +55,16 @@ def _folds(images: pd.DataFrame, classes: pd.DataFrame) -> str:
 def _duplicates(pairs: pd.DataFrame, images: pd.DataFrame) -> str:
     kinds = pairs["kind"].value_counts()
     lines = [
-        f"duplicates: {kinds.get('exact', 0)} pairs of identical files, "
-        f"{kinds.get('near', 0)} of near copies; each group is in one fold"
+        f"duplicates, pairs of images: {kinds.get('exact', 0)} identical, "
+        f"{kinds.get('near', 0)} nearly; each photo is in one fold"
     ]
     across = pairs[pairs["split_a"] != pairs["split_b"]]
     if len(across):
-        lines.append(f"  {len(across)} pairs of a train and a test image: {_examples(across)}")
+        lines.append(f"  one in train, one in test: {len(across)}: {_examples(across)}")
     conflict = pairs[pairs["conflict"] == "yes"]
     if len(conflict):
         lines.append(
-            f"  {len(conflict)} pairs with two different labels, have a look at them: "
-            f"{_examples(conflict)}"
+            f"  two different labels, have a look at them: {len(conflict)}: {_examples(conflict)}"
         )
     largest = images["group_id"].value_counts()
     if len(pairs) and largest.iloc[0] > LARGE:

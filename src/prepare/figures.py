@@ -76,7 +76,9 @@ def _bins(images: pd.DataFrame, classes: pd.DataFrame):
             axes.axis("off")
         for axes, shown in zip(row, _spread(images, classes[classes["bin"] == name]), strict=False):
             axes.imshow(_tile(shown.path))
-            axes.set_title(f"{_short(shown.class_name)}\n{shown.images}", fontsize=7)
+            axes.set_title(
+                f"{_short(shown.class_name.replace('_', ' '))}\n{shown.images}", fontsize=7
+            )
         row[0].text(-0.06, 0.5, name, rotation=90, va="center", ha="right", color=COLOURS[name])
         row[0].texts[-1].set_transform(row[0].transAxes)
     return figure
@@ -121,5 +123,5 @@ def _tile(path: str) -> Image.Image:
 
 
 def _short(text: str) -> str:
-    text = text.replace("_", " ").replace("$", r"\$")
+    text = text.replace("$", r"\$")
     return text if len(text) <= 20 else f"{text[:8]}…{text[-11:]}"
