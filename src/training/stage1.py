@@ -25,7 +25,7 @@ from src.metrics import METRICS, summary
 from src.networks import build_network
 from src.networks.base import Network
 from src.networks.weights import load_pretrained, save_network
-from src.report.curves import draw_curves
+from src.report.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.schema import Config
 from src.tables import Dataset, Predictions, load_dataset, save_head
@@ -75,7 +75,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         job = Fold(config, data, fold, home / "stage1" / name, accelerator)
         rows.append({"fold": name} | train_fold(job, overwrite))
         if accelerator.is_main_process:
-            draw_curves(_curves(home), home / "stage1" / "curves.png")
+            draw_curves(load_curves(home / "stage1"), home / "stage1" / "curves.png")
     accelerator.end_training()
     return pd.DataFrame(rows)
 
@@ -278,11 +278,6 @@ def _announce(job: Fold, row: dict) -> None:
         " · ".join([*shown, f"{row['images_per_second']:.0f} images/s"]), flush=True
     )
     job.accelerator.log({f"{job.name}/{k}": v for k, v in row.items()}, step=row["epoch"])
-
-
-def _curves(home: Path) -> dict[str, pd.DataFrame]:
-    found = sorted((home / "stage1").glob("*/metrics.csv"))
-    return {path.parent.name: pd.read_csv(path) for path in found}
 
 
 def _parse_fold(text: str, data: Dataset) -> int | None:
