@@ -3,9 +3,9 @@
     python 04_posthoc_calibrate.py --config configs/digits.yaml
 
 Needs 02 and 03. Runs on any CPU in seconds to minutes and never imports torch; there is nothing
-here for a GPU to do. For every start head (stage 1 and the trained heads of stage 2) it tries
-tau_norm, ncm_fusion and temperature in the config's order, keeps a step only if the cross-fitted
-gain (chosen on the other folds, scored on this one) is above posthoc.min_gain, and writes
+here for a GPU to do. From every head of stages 1 and 2 it tries tau_norm, ncm_fusion and
+temperature in the config's order, keeps a step only if its cross-fitted gain (chosen on the other
+folds, scored on this one) is above posthoc.min_gain, takes the head that ends best, and writes
 runs/<dataset>/<experiment>/posthoc/: posthoc.json, search.csv, table.csv, oof.npz.
 """
 

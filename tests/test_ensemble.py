@@ -1,6 +1,9 @@
 """Stage 6: weights that are honest, and a submission that the competition accepts."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +13,10 @@ import pytest
 from scipy.special import log_softmax
 
 from src.artifacts import MANIFEST, read_json, read_table, write_arrays, write_json, write_table
-from src.ensemble.ensemble import ensemble, submission_name
-from src.ensemble.members import average, log_probabilities
+from src.ensemble.ensemble import ensemble, oof_table, submission_name
+from src.ensemble.members import Member, average, log_probabilities
 from src.ensemble.submission import check_submission
-from src.ensemble.weights import choose, paired_gain
+from src.ensemble.weights import Weights, choose, paired_gain
 from src.errors import UserError
 from src.posthoc.calibrate import posthoc
 from src.tables import load_dataset, load_predictions
@@ -123,6 +126,19 @@ def test_the_noise_of_a_difference_is_its_standard_error():
     assert paired_gain(before, before, labels, 2, "accuracy") == (0.0, 0.0)
 
 
+def test_the_ensembles_oof_row_uses_what_was_chosen_on_the_other_folds(world):
+    dataset = load_dataset(DATASET)
+    arrays, _, _ = members(0, [0.0, 0.0], n=225, k=10)
+    both = [Member(name, z, z, {}) for name, z in zip("ab", arrays, strict=True)]
+    images = dataset.images[dataset.images["fold"] >= 0]
+    labels, fold = images["label"].to_numpy(), images["fold"].to_numpy()
+    weights = Weights("greedy", "", [1.0, 0.0], {0: [1.0, 0.0], 1: [0.0, 1.0], 2: [0.5, 0.5]})
+    row = oof_table(both, weights, labels, fold, dataset).iloc[-1]
+    parts = {0: arrays[0], 1: arrays[1], 2: (arrays[0] + arrays[1]) / 2}
+    right = np.concatenate([parts[k][fold == k].argmax(1) == labels[fold == k] for k in range(3)])
+    assert row["member"] == "ensemble" and row["accuracy"] == pytest.approx(right.mean())
+
+
 # ---- the whole stage ---------------------------------------------------------------------------
 
 
@@ -229,6 +245,29 @@ def test_without_a_sample_the_order_is_that_of_test_csv(world):
     result = ensemble([ONE], ["good"])
     assert read_table(result.submission)["Id"].tolist() == world.test_ids.tolist()
     assert result.score is None and result.scored == 0
+
+
+def test_the_scripts_run_where_torch_cannot_be_imported(world, tmp_path):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    text = "{data: {root: data/raw/digits}, bins: {many: 30, few: 12}}"
+    (tmp_path / "good.yaml").write_text(text)
+
+    def run(script, *more):
+        root = Path(__file__).parents[1]
+        command = [sys.executable, root / script, "--config", "good.yaml", *more]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    found = run("04_posthoc_calibrate.py")
+    assert found.returncode == 0, found.stderr
+    assert "stage1 + ncm_fusion" in found.stdout
+    missing = run("06_ensemble.py")
+    assert missing.returncode == 2 and "Run `python 05_predict.py`" in missing.stderr
+    shutil.copy(RUNS / "good" / "predict" / "ncm.npz", RUNS / "good" / "predict" / "posthoc.npz")
+    found = run("06_ensemble.py", "--out", "submission.csv")
+    assert found.returncode == 0, found.stderr
+    assert "solution: on 200 of 200 test images" in found.stdout
+    assert len(read_table("submission.csv")) == 200
 
 
 # ---- what is refused ---------------------------------------------------------------------------
