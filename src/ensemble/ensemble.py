@@ -79,27 +79,17 @@ def ensemble(
     if manifest.is_file() and not overwrite:
         step.check_settings(read_json(manifest)["settings"], manifest)
     labels, fold = _held_out(dataset)
-    weights = choose(
-        [m.oof for m in members],
-        labels,
-        fold,
-        config.metric,
-        config.ensemble.weights,
-        config.ensemble.rounds,
-    )
+    how = config.ensemble
+    oof = [m.oof for m in members]
+    weights = choose(oof, labels, fold, config.metric, how.weights, how.rounds)
     table = oof_table(members, weights, labels, fold, dataset)
     test = average([m.test for m in members], weights.final)
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
-    submission = submission_table(test, ids, dataset)
-    check_submission(submission, dataset)
     score, scored = score_solution(test, ids, dataset, truth) if truth else (None, 0)
-    path = write_table(directory / f"{name}.csv", submission)
-    unknown = np.full(len(ids), UNKNOWN)
-    Predictions(ids, test, unknown, unknown).save(directory / f"{name}.npz")
+    path = _write(directory / f"{name}.csv", test, ids, dataset)
     if out is not None:
         write_bytes(out, path.read_bytes())
-    facts = _facts(step, began, name, members, weights, table, score, scored)
-    write_json(manifest, facts)
+    write_json(manifest, _facts(step, began, name, members, weights, table, score, scored))
     return Result(path, table, weights, score, scored, len(ids))
 
 
@@ -143,6 +133,15 @@ def oof_table(
         combined[fold == k] = average([m.oof[fold == k] for m in members], shares)
     scores = summary(combined, labels, bins)
     return pd.DataFrame([*rows, {"member": "ensemble", "weight": 1.0} | scores])
+
+
+def _write(path: Path, test: np.ndarray, ids: np.ndarray, dataset: Dataset) -> Path:
+    """The checked submission, and the log-probabilities behind it as .npz."""
+    submission = submission_table(test, ids, dataset)
+    check_submission(submission, dataset)
+    unknown = np.full(len(ids), UNKNOWN)
+    Predictions(ids, test, unknown, unknown).save(path.with_name(f"{path.stem}.npz"))
+    return write_table(path, submission)
 
 
 def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
