@@ -22,7 +22,7 @@ def fit_crt(
     With several views, each draw of an image takes one of its views at random.
     """
     views = torch.from_numpy(np.stack(data.some_views(spec.views))).to(device)  # [V, N, D]
-    labels = torch.from_numpy(data.labels).to(device)
+    labels = torch.tensor(data.labels, device=device)
     torch.manual_seed(seed)
     head = build_head("linear", views.shape[-1], data.num_classes, scale=1.0).to(device)
     size = min(spec.batch_size, len(labels))
