@@ -37,9 +37,9 @@ def main() -> None:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table for a terminal: one line per head and step."""
-    names = [f"{h} + {s}" if s else h for h, s in zip(table["head"], table["step"], strict=True)]
-    names[-1] = f"final: {table['head'].iloc[-1]}"
-    short = table.drop(columns=["head", "step", "reason"]).rename(columns=SHORT)
+    names = [f"{h} + {s}" if s else h for h, s in zip(table["start"], table["step"], strict=True)]
+    names[-1] = f"final: {table['start'].iloc[-1]}"
+    short = table.drop(columns=["start", "step", "reason"]).rename(columns=SHORT)
     ends = ["gain", "kept", "params"]
     short = short[[c for c in short if c not in ends] + ends]
     short.insert(0, "head + step", names)

@@ -19,6 +19,7 @@ from src import cli
 from src.config import load_config
 from src.ensemble.ensemble import Result, ensemble
 from src.report.page import write_report
+from src.report.stages import format_table, stage_table
 
 SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
 
@@ -38,6 +39,9 @@ def main() -> None:
     result = ensemble(
         configs, experiments, overwrite=args.overwrite, out=args.out, solution=args.solution
     )
+    for experiment in experiments:
+        print(f"\n{experiment}, stage by stage, on out-of-fold images")
+        print(format_table(stage_table(configs[0].dataset, experiment)))
     show(result)
     print(f"\nsubmission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
     print(f"report:     {write_report(configs[0].dataset, experiments, configs)}")

@@ -53,7 +53,7 @@ def edit(path: Path, **arrays) -> None:
 
 def test_planted_good_steps_are_kept_and_the_tail_rises(world):
     table = posthoc(config(posthoc={"heads": ["stage1"]}), "exp")
-    rows = table.set_index(["head", "step"])
+    rows = table.set_index(["start", "step"])
     assert rows.loc[("stage1", "ncm_fusion"), "kept"] == "yes"
     assert rows.loc[("stage1", "temperature"), "kept"] == "yes"
     before, after = rows.loc[("stage1", "")], rows.loc[("stage1", "final")]
@@ -68,8 +68,8 @@ def test_the_head_with_the_best_cross_fitted_metric_wins(world):
     found = read_json(HOME / "posthoc" / "posthoc.json")
     finals = table[(table["kept"] == "yes") | (table["step"] == "")]
     assert found["scores"]["after"] == pytest.approx(finals["balanced_accuracy"].max())
-    assert table.iloc[-1]["head"] == found["head"]
-    assert set(table["head"]) == {"stage1", "crt", "ncm"}
+    assert table.iloc[-1]["start"] == found["head"]
+    assert set(table["start"]) == {"stage1", "crt", "ncm"}
 
 
 def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
@@ -334,3 +334,13 @@ def test_temperature_is_judged_by_the_likelihood():
         for z in (cross_fitted(start, no_steps(start)), cross_fitted(start, trial.recipes))
     )
     assert trial.gain == pytest.approx(before - after, abs=1e-4)
+
+
+def test_a_bin_called_head_does_not_hide_the_start_head(world):
+    path = Path("runs") / DATASET / "folds" / "classes.csv"
+    classes = read_table(path)
+    classes["bin"] = ["head"] * 5 + ["tail"] * 5
+    write_table(path, classes)
+    table = posthoc(config(), "exp")
+    assert set(table["start"]) == {"stage1", "crt", "ncm"}
+    assert table["head"].max() <= 1 and table["tail"].max() <= 1

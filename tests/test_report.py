@@ -155,7 +155,7 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     write_json(directory / "posthoc.json", {"head": "stage1", "steps": steps})
     tried = ("stage1", "tau_norm", "yes", 0.0416, 0.8512345, "{}", "it's better")
     rows = [("stage1", "", "", "", 0.81, "", ""), tried]
-    columns = ["head", "step", "kept", "gain", "accuracy", "params", "reason"]
+    columns = ["start", "step", "kept", "gain", "accuracy", "params", "reason"]
     write_table(directory / "table.csv", pd.DataFrame(rows, columns=columns))
     manifest(directory, outputs={"oof.npz": sha256(directory / "oof.npz")})
 

@@ -44,8 +44,8 @@ class Tuned:
 def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.DataFrame:
     """Search, judge and write runs/<dataset>/<experiment>/posthoc/.
 
-    Returns what each step does, as in posthoc/table.csv: columns head, step, kept, gain (cross-
-    fitted; of the metric, for temperature of the NLL), params, reason and the scores of
+    Returns what each step does, as in posthoc/table.csv: columns start (the head), step, kept, gain
+    (cross-fitted; of the metric, for temperature of the NLL), params, reason and the scores of
     `src.metrics.summary`. Rows: every head as trained (step is empty), every step tried on it
     (on top of those kept before it), and at the end `final`. All scores are cross-fitted.
     Errors: UserError when folds are missing, or made from another folds.csv.
@@ -63,13 +63,13 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     rows, log, tuned = [], [], []
     for name in head_names(config):
         start = load_start(name, stage1, heads, home, dataset)
-        rows.append({"head": name, "step": ""} | _scores(start, no_steps(start), bins))
+        rows.append({"start": name, "step": ""} | _scores(start, no_steps(start), bins))
         if name in start_names(config):
             tuned.append(_tune(start, config, bins, rows, log))
     best = min(tuned, key=lambda t: (-t.score, len(t.recipes[None])))  # ties: fewer steps
     pooled = _pooled(best, stage1)
     scores = summary(pooled.logits, pooled.label, bins)
-    rows.append({"head": best.start.name, "step": "final"} | scores)
+    rows.append({"start": best.start.name, "step": "final"} | scores)
     optimistic = selected_by_oof(home, dataset)
     table = table_of(rows)
     tried = [(t.start.name, trial) for t in tuned for trial in t.trials]

@@ -9,8 +9,8 @@ import pandas as pd
 from src.artifacts import read_table
 from src.posthoc.search import Recipe, Recipes, Trial
 
-TEXT = ("head", "step", "kept", "params", "reason")
-FIRST = ["head", "step", "kept", "gain"]
+TEXT = ("start", "step", "kept", "params", "reason")
+FIRST = ["start", "step", "kept", "gain"]
 OPTIMISTIC = "OOF is optimistic: stage 1 kept the weights that were best on it (train.select: best)"
 
 
@@ -18,7 +18,7 @@ def trial_row(head: str, trial: Trial, scores: dict[str, float]) -> dict:
     """A row of table.csv."""
     params = trial.choices.get(None)
     return {
-        "head": head,
+        "start": head,
         "step": trial.step,
         "kept": "yes" if trial.kept else "no",
         "gain": trial.gain,
@@ -54,7 +54,7 @@ def search_log(head: str, trial: Trial) -> list[dict]:
     if trial.choices:
         per_fold = {str(k): p for k, p in trial.choices.items() if k is not None}
         rows.append({"params": json.dumps(per_fold), "score": trial.after, "fitted": "yes"})
-    common = {"head": head, "step": trial.step, "scored_by": trial.scored_by}
+    common = {"start": head, "step": trial.step, "scored_by": trial.scored_by}
     return [
         common | {"params": r["params"], "score": r["score"], "cross_fitted": r["fitted"]}
         for r in rows
@@ -70,7 +70,7 @@ def facts(
     optimistic: bool,
 ) -> dict:
     """posthoc.json. `head` and `steps` are the recipe that `src.fusion.apply_recipe` applies."""
-    plain = table[table["step"] == ""].set_index("head")[metric]
+    plain = table[table["step"] == ""].set_index("start")[metric]
     return {
         "head": head,
         "steps": _steps(recipes[None]),

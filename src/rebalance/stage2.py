@@ -54,7 +54,7 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
                     cache = home / "stage2" / "features" / stage1.name
                     features = feature_set(config, data, stage1, cache, views, work.accelerator)
                 metrics = fit_head(work, spec, name, stage1, features, step)
-            rows.append({"head": name, "fold": stage1.name} | metrics)
+            rows.append({"classifier": name, "fold": stage1.name} | metrics)
     return pd.DataFrame(rows)
 
 

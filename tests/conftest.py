@@ -1,0 +1,49 @@
+"""A small real competition that 01 prepared once, for the tests of the stages after it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config import Config, load_config
+from src.prepare.prepare import prepare
+
+ROOT = Path(__file__).parents[1]
+QUICK = [
+    "folds.k=3",
+    "train.epochs=2",
+    "train.warmup_epochs=0",
+    "train.eval_every=1",
+    "train.lr=0.05",
+]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A directory with data/raw/digits and runs/digits/folds of three folds."""
+    home = tmp_path_factory.mktemp("digits")
+    before = os.getcwd()
+    os.chdir(home)
+    try:
+        prepare(load_config(ROOT / "configs" / "digits.yaml", QUICK))
+    finally:
+        os.chdir(before)
+    return home
+
+
+@pytest.fixture
+def digits(prepared, tmp_path, monkeypatch) -> Path:
+    """The working directory of a test: a copy of the prepared runs, beside the same images."""
+    (tmp_path / "data").symlink_to(prepared / "data")
+    shutil.copytree(prepared / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    torch.set_num_threads(1)  # tests share two cores
+    return tmp_path
+
+
+def digits_config(*overrides: str) -> Config:
+    """The demo's config, two epochs, three folds."""
+    return load_config(ROOT / "configs" / "digits.yaml", [*QUICK, *overrides])

@@ -1,0 +1,162 @@
+"""Files are whole or not there, finished work is recognised, and ids stay text."""
+
+import os
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.artifacts import (
+    Step,
+    read_arrays,
+    read_json,
+    read_table,
+    require,
+    write_arrays,
+    write_atomic,
+    write_table,
+    write_text,
+)
+from src.errors import UserError
+from src.tables import Predictions, check_same_ids, load_predictions, stack
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of one MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_full_disk_is_said_in_words_and_nothing_is_half_written(small_disk):
+    old = write_arrays(small_disk / "a.npz", x=np.zeros(10))
+    with pytest.raises(UserError, match="disk is full"):
+        write_arrays(small_disk / "a.npz", x=np.zeros(2**20))
+    assert read_arrays(old)["x"].shape == (10,)
+    assert os.listdir(small_disk) == ["a.npz"]
+    with pytest.raises(UserError, match="disk is full"):
+        write_text(small_disk / "new" / "b.csv", "x" * 2**21)
+
+
+def test_ids_stay_text(tmp_path):
+    ids = ["00123", "1e5", "NA", "null", "3.0", "", " x"]
+    write_table(tmp_path / "t.csv", pd.DataFrame({"id": ids, "n": range(7)}))
+    found = read_table(tmp_path / "t.csv", ("n",))
+    assert found["id"].tolist() == ids
+    assert found["n"].sum() == 21
+
+
+def test_a_bad_table_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("")
+    with pytest.raises(UserError, match="not a readable CSV"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("a\nx\n")
+    with pytest.raises(UserError, match="should hold numbers"):
+        read_table(tmp_path / "t.csv", ("a",))
+    with pytest.raises(UserError, match="'b' is missing"):
+        read_table(tmp_path / "t.csv", ("b",))
+    (tmp_path / "x.npz").write_text("no zip")
+    with pytest.raises(UserError, match="not a readable .npz"):
+        read_arrays(tmp_path / "x.npz")
+
+
+def step(tmp_path, settings=None, **options) -> Step:
+    source = tmp_path / "input.csv"
+    if not source.exists():
+        source.write_text("1")
+    return Step(
+        tmp_path / "out", settings or {"train": {"lr": 1}}, {"input.csv": source}, **options
+    )
+
+
+def finish(work: Step) -> None:
+    write_text(work.directory / "a.txt", "a")
+    work.finish(["a.txt"], {"score": 1.0})
+
+
+def test_finished_work_is_skipped_and_says_so(tmp_path, capsys):
+    assert not step(tmp_path).finished()
+    finish(step(tmp_path))
+    assert step(tmp_path).finished()
+    assert "finished already, skipped" in capsys.readouterr().out
+    manifest = read_json(tmp_path / "out" / "manifest.json")
+    assert manifest["status"] == "finished" and manifest["metrics"] == {"score": 1.0}
+    assert {"argv", "git", "inputs", "outputs", "versions", "seconds"} <= manifest.keys()
+
+
+def test_another_config_stops_and_names_the_keys(tmp_path):
+    finish(step(tmp_path))
+    with pytest.raises(UserError, match=r"train.lr: 1 there, 2 now"):
+        step(tmp_path, {"train": {"lr": 2}}).finished()
+    assert not step(tmp_path, {"train": {"lr": 2}}, overwrite=True).finished()
+    assert not (tmp_path / "out").exists()
+
+
+def test_changed_inputs_and_lost_outputs_are_noticed(tmp_path):
+    finish(step(tmp_path))
+    (tmp_path / "input.csv").write_text("2")
+    with pytest.raises(UserError, match="another 'input.csv'"):
+        step(tmp_path, redo_on_new_inputs=False).finished()
+    assert not step(tmp_path).finished()
+    finish(step(tmp_path))
+    (tmp_path / "out" / "a.txt").unlink()
+    assert not step(tmp_path).finished()
+
+
+def test_a_missing_stage_names_its_script(tmp_path):
+    with pytest.raises(UserError, match="Run `python 03_train_stage2.py`"):
+        require(tmp_path / "x", "03_train_stage2.py")
+
+
+def predictions(ids, fold=0, k=3) -> Predictions:
+    n = len(ids)
+    rng = np.random.default_rng(n)
+    return Predictions(
+        np.array(ids), rng.normal(size=(n, k)), np.zeros(n, int), np.full(n, fold), None
+    )
+
+
+def test_predictions_come_back_by_id_whatever_the_order_of_rows(tmp_path):
+    one = predictions(["b", "00123", "NA"])
+    one.save(tmp_path / "p.npz")
+    found = load_predictions(tmp_path / "p.npz", 3).take(["NA", "b", "00123"])
+    np.testing.assert_allclose(found.logits, one.logits[[2, 0, 1]].astype(np.float32))
+
+
+def test_bad_predictions_are_named(tmp_path):
+    predictions(["a", "b"]).save(tmp_path / "p.npz")
+    with pytest.raises(UserError, match="classes.csv has 4 classes"):
+        load_predictions(tmp_path / "p.npz", 4)
+    predictions(["a", "a"]).save(tmp_path / "p.npz")
+    with pytest.raises(UserError, match="more than once: 'a'"):
+        load_predictions(tmp_path / "p.npz", 3)
+    with pytest.raises(UserError, match="more than once"):
+        stack([predictions(["a", "b"]), predictions(["b", "c"], 1)])
+    with pytest.raises(UserError, match=r"1 missing \('c'\), 1 too many \('a'\)"):
+        check_same_ids(["a", "b"], ["b", "c"], "one", "two")
+    bad = predictions(["a"])
+    bad.logits[0, 0] = np.nan
+    bad.save(tmp_path / "p.npz")
+    with pytest.raises(UserError, match="NaN"):
+        load_predictions(tmp_path / "p.npz", 3)

@@ -1,0 +1,169 @@
+"""Networks, their weights on disk, and other people's weights."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from src.artifacts import sha256
+from src.errors import UserError
+from src.losses import build_criterion
+from src.networks import build_network
+from src.networks.cifar_resnet import DEPTHS, Block, CifarResNet
+from src.networks.heads import build_head
+from src.networks.weights import load_network, load_pretrained, save_network
+from src.schema import BalancedSoftmax, CrossEntropy, Model
+from src.tables import load_dataset
+
+SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)
+TIMM = {"backbone": "resnet18", "pretrained": False, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("cifar_resnet20", 269_072), ("cifar_resnet32", 463_504), ("cifar_resnet56", 852_368)],
+)
+def test_cifar_resnets_have_the_published_number_of_parameters(name, parameters):
+    """0.27, 0.46 and 0.85 million (He et al. 2016, table 6), here without the classifier."""
+    assert sum(p.numel() for p in CifarResNet(DEPTHS[name]).parameters()) == parameters
+
+
+def test_the_option_a_shortcut_halves_the_map_and_pads_channels_with_zeros():
+    block = Block(16, 32).eval()
+    for norm in (block.bn2,):  # silence the residual branch: only the shortcut is left
+        torch.nn.init.zeros_(norm.weight)
+    x = torch.rand(1, 16, 8, 8)
+    out = block(x)
+    assert out.shape == (1, 32, 4, 4)
+    torch.testing.assert_close(out[:, 8:24], x[:, :, ::2, ::2])
+    assert out[:, :8].abs().sum() == 0 and out[:, 24:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("backbone", ["cifar_resnet20", "resnet18", "vit_tiny_patch16_224"])
+def test_a_network_gives_logits_and_the_features_its_classifier_sees(backbone):
+    kwargs = {"img_size": 32} if "vit" in backbone else {}
+    network, prep = build_network(
+        Model(backbone=backbone, pretrained=False, image_size=32, kwargs=kwargs), 7
+    )
+    out = network.eval()(torch.rand(2, 3, 32, 32))
+    assert out.logits.shape == (2, 7) and out.features.shape[1] == network.backbone.num_features
+    torch.testing.assert_close(network.classifier(out.features), out.logits)
+    assert prep.size == 32 and len(prep.mean) == 3
+
+
+def test_cosine_logits_stay_within_the_scale_and_ignore_the_features_length():
+    head = build_head("cosine", 8, 5, scale=16.0)
+    f = torch.randn(3, 8)
+    assert head(f).abs().max() <= 16
+    torch.testing.assert_close(head(f), head(10 * f))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"backbone": "resnet5O"}, "did you mean"),
+        ({"backbone": "resnet18", "kwargs": {"patch_size": 3}}, "does not take them"),
+        ({"backbone": "cifar_resnet20", "drop_path": 0.1}, "no drop_path"),
+    ],
+)
+def test_what_the_backbone_cannot_do_is_said(change, says):
+    with pytest.raises(UserError, match=says):
+        build_network(Model(pretrained=False, **change), 7)
+
+
+def test_weights_come_back_with_their_preprocessing_and_the_same_bytes(digits):
+    data = load_dataset("digits")
+    network, prep = build_network(SMALL, data.num_classes)
+    path = save_network(digits / "a.safetensors", network, SMALL, prep, data)
+    again = save_network(digits / "b.safetensors", network, SMALL, prep, data)
+    assert sha256(path) == sha256(again)
+    loaded, found = load_network(path, data)
+    assert found == prep and not loaded.training
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(loaded(x).logits, network.eval()(x).logits)
+
+
+def test_weights_of_other_classes_or_other_programs_are_refused(digits):
+    data = load_dataset("digits")
+    network, prep = build_network(SMALL, data.num_classes)
+    path = save_network(digits / "a.safetensors", network, SMALL, prep, data)
+    table = data.directory / "classes.csv"
+    table.write_text(table.read_text().replace("zero", "null"))
+    with pytest.raises(UserError, match="other classes"):
+        load_network(path, data)
+    save_file({"x": torch.zeros(1)}, digits / "c.safetensors")
+    with pytest.raises(UserError, match="not written by 02"):
+        load_network(digits / "c.safetensors", data)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        load_network(path, data)
+    with pytest.raises(UserError, match="02_train_stage1.py"):
+        load_network(digits / "none.safetensors", data)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_local_file_fills_the_backbone_and_says_what_it_did_not_use(tmp_path, suffix):
+    theirs = timm.create_model("resnet18", num_classes=1000)
+    path = tmp_path / f"w.{suffix}"
+    state = theirs.state_dict()
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    model = Model(**TIMM | {"pretrained": str(path)})
+    network, _ = build_network(model, 7)
+    line = load_pretrained(network, model, "digits", "fold0")
+    assert "loaded 120 of 120 tensors; unused: 'fc.bias', 'fc.weight'" in line
+    torch.testing.assert_close(network.backbone.conv1.weight, theirs.conv1.weight)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "w.safetensors")
+    model = Model(**TIMM | {"pretrained": str(tmp_path / "w.safetensors")})
+    with pytest.raises(UserError, match="Is it a file for model.backbone"):
+        load_pretrained(build_network(model, 7)[0], model, "digits", "fold0")
+    model = Model(**TIMM | {"pretrained": str(tmp_path / "none.pth")})
+    with pytest.raises(UserError, match="is missing"):
+        load_pretrained(build_network(model, 7)[0], model, "digits", "fold0")
+
+
+def test_another_experiment_gives_everything_but_a_head_of_another_shape(digits):
+    data = load_dataset("digits")
+    network, prep = build_network(SMALL, data.num_classes)
+    where = digits / "runs" / "digits" / "old" / "stage1" / "fold1" / "weights.safetensors"
+    save_network(where, network, SMALL, prep, data)
+    model = SMALL.model_copy(update={"pretrained": "experiment:old"})
+    same, _ = build_network(model, data.num_classes)
+    assert "loaded" in load_pretrained(same, model, "digits", "fold1")
+    torch.testing.assert_close(same.classifier.weight, network.classifier.weight)
+    with pytest.raises(UserError, match="fold0"):  # another fold's network has seen these images
+        load_pretrained(same, model, "digits", "fold0")
+    model = SMALL.model_copy(update={"pretrained": "experiment:digits/old"})
+    wider, _ = build_network(model, 99)
+    line = load_pretrained(wider, model, "flowers", "fold0")
+    assert "fresh, other shape: 'classifier.bias', 'classifier.weight'" in line
+    torch.testing.assert_close(wider.backbone.conv1.weight, network.backbone.conv1.weight)
+
+
+def test_cross_entropy_and_balanced_softmax_by_hand():
+    z, y = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])
+    counts = torch.tensor([100, 10, 1]).numpy()
+    plain = build_criterion(CrossEntropy(), counts)(z, y)
+    e = torch.e
+    assert plain.item() == pytest.approx(torch.log(torch.tensor(e**2 + e + 1)).item() - 1, rel=1e-5)
+    balanced = build_criterion(BalancedSoftmax(), counts)(z, y)
+    by_hand = torch.log(torch.tensor(100 * e**2 + 10 * e + 1)) - torch.log(torch.tensor(10 * e))
+    assert balanced.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_balanced_softmax_with_equal_counts_or_no_strength_is_cross_entropy(smoothing):
+    z, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 4, (6,))
+    plain = build_criterion(CrossEntropy(smoothing=smoothing), torch.ones(4).numpy())(z, y)
+    for tau, counts in ((1.0, [7, 7, 7, 7]), (0.0, [9, 5, 2, 0])):
+        config = BalancedSoftmax(tau=tau, smoothing=smoothing)
+        found = build_criterion(config, torch.tensor(counts).numpy())(z, y)
+        torch.testing.assert_close(found, plain)
+
+
+def test_gradients_of_balanced_softmax_are_right():
+    criterion = build_criterion(BalancedSoftmax(smoothing=0.1), torch.tensor([9, 3, 1]).numpy())
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: criterion(t, torch.tensor([0, 1, 2, 2])), z)
