@@ -5,6 +5,7 @@ half of one. A `manifest.json` is written last; a directory without one is unfin
 """
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -43,6 +44,8 @@ def write_atomic(path: str | Path, write: Callable[[io.BufferedIOBase], None]) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(glob.escape(f".{path.name}.") + "*.tmp"):
+            left.unlink(missing_ok=True)  # by a process that was killed
         with open(temporary, "wb") as file:
             write(file)
             file.flush()

@@ -12,12 +12,21 @@ from accelerate.utils import gather_object, set_seed
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def start(precision: str, tracker: str = "none", project_dir: str | None = None) -> Accelerator:
-    """One Accelerator per script: device, autocast, processes, tracker."""
+def start(
+    precision: str,
+    tracker: str = "none",
+    project_dir: str | None = None,
+    *,
+    keep_memory: bool = True,
+) -> Accelerator:
+    """One Accelerator per script: device, autocast, processes, tracker.
+
+    keep_memory: see `keep_freed_memory`; on a CPU only.
+    """
     if precision == "auto":
         good = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if good else "fp32"
-    if not torch.cuda.is_available():
+    if keep_memory and not torch.cuda.is_available():
         keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")

@@ -1,0 +1,129 @@
+"""Stage-1 throughput: the shipped loop against a bare loop, side by side in one run.
+
+    python -m benchmarks.throughput --config configs/birds_lt.yaml
+
+Three arms take turns, each in a process of its own, so that none inherits another's memory:
+  shipped   02's loop on the real images: reading, augmenting, EMA, loss terms, schedule
+  bare      the same network, precision, memory format and optimizer on one constant random batch
+  plain     the same network as a first script would train it: the real images through the same
+            loader, float32, default memory format, no EMA, memory settings of the system
+Images per second are medians over the rounds; the ratios are what counts. Needs 01's folds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.results import markdown, provenance, write_section
+from src.config import load_config
+from src.networks.base import Progress
+from src.runtime import start
+from src.tables import load_dataset
+from src.training.stage1 import Fold, build_trainer
+
+WARMUP = 4  # steps that are not timed
+ARMS = ("shipped", "bare", "plain")
+
+
+def arm(name: str, config_path: str, overrides: list[str], steps: int) -> float:
+    """Images per second of one arm, in this process."""
+    if name == "plain":
+        overrides = [*overrides, "train.precision=fp32", "train.channels_last=false"]
+        overrides += ["train.ema=null"]
+    config = load_config(config_path, overrides)
+    accelerator = start(config.train.precision, keep_memory=name != "plain")
+    job = Fold(config, load_dataset(config.dataset), 0, Path("unused"), accelerator)
+    trainer, loader, _ = build_trainer(job)
+    return bare(trainer, config, steps) if name == "bare" else shipped(trainer, loader, steps)
+
+
+def shipped(trainer, loader, steps: int) -> float:
+    """`Trainer.step` over the real loader; the loop around it does nothing else per step."""
+    trainer.objective.train()
+    done = images = 0
+    while True:
+        for batch in loader:
+            if done == WARMUP:
+                synchronise()
+                began = time.perf_counter()
+            if done >= WARMUP:
+                images += len(batch.labels)
+            trainer.schedule.step_update(done)
+            trainer.step(batch, Progress(0, done, 0.0))
+            done += 1
+            if done == WARMUP + steps:
+                synchronise()
+                return images / (time.perf_counter() - began)
+
+
+def bare(trainer, config, steps: int) -> float:
+    """Forward, backward, optimizer step: nothing else, on one constant batch."""
+    accelerator, network, train = trainer.accelerator, trainer.network.train(), config.train
+    size, pixels = train.batch_size, config.model.image_size
+    images = torch.randn(size, 3, pixels, pixels, device=accelerator.device)
+    if train.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(network.classifier.weight.shape[0], (size,), device=accelerator.device)
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.SGD
+    optimizer = kind(network.parameters(), lr=train.lr)
+    for done in range(WARMUP + steps):
+        if done == WARMUP:
+            synchronise()
+            began = time.perf_counter()
+        with accelerator.autocast():
+            logits = network(images).logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    synchronise()
+    return steps * size / (time.perf_counter() - began)
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=24, help="timed steps per arm and round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.arm:
+        print(json.dumps(arm(args.arm, args.config, args.set, args.steps)))
+        return
+    found: dict[str, list[float]] = {name: [] for name in ARMS}
+    for n in range(args.rounds):
+        for name in ARMS:
+            command = [sys.executable, "-m", "benchmarks.throughput", "--arm", name]
+            command += ["--config", args.config, "--steps", str(args.steps)]
+            command += ["--set", *args.set] if args.set else []
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[name].append(float(json.loads(out.splitlines()[-1])))
+            print(f"round {n + 1}: {name} {found[name][-1]:.1f} images/s", flush=True)
+    rows = []
+    for name in ARMS:
+        ratios = [a / b for a, b in zip(found[name], found["bare"], strict=True)]
+        speed, spread = statistics.median(found[name]), statistics.pstdev(found[name])
+        rows.append({"loop": name, "images/s": f"{speed:.1f} ± {spread:.1f}",
+                     "of bare, median of the rounds": statistics.median(ratios)})  # fmt: skip
+    gain = [a / b for a, b in zip(found["shipped"], found["plain"], strict=True)]
+    body = f"{provenance()}\n\n{markdown(rows, 2)}\n\nshipped over plain: "
+    body += f"{statistics.median(gain):.2f} (median of {args.rounds} rounds)"
+    write_section("throughput", "Stage-1 throughput", body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Stages 2 and 5 on a real network, and stages that were skipped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import src.inference.predict as predict_module
+import src.rebalance.features as features_module
+from src.artifacts import sha256
+from src.errors import UserError
+from src.inference.predict import predict
+from src.inference.views import tta_views
+from src.logits import class_means, head_logits, linear_logits
+from src.posthoc.calibrate import posthoc
+from src.rebalance.crt import fit_crt
+from src.rebalance.features import FeatureSet
+from src.rebalance.stage2 import stage2
+from src.schema import CRT, TTA
+from src.tables import load_dataset, load_features, load_head, load_predictions
+from src.training.stage1 import stage1
+from tests.conftest import ROOT, digits_config
+
+HOME = Path("runs/digits/exp")
+
+
+def config(*overrides: str):
+    from src.config import parse_config
+
+    tree = {"stage2": [{"head": "crt", "epochs": 5, "batch_size": 64}, {"head": "ncm"}]}
+    base = digits_config(*overrides).model_dump()
+    return parse_config(base | tree)
+
+
+@pytest.fixture
+def trained(digits):
+    stage1(config(), "exp", ["0", "1", "2", "full"], False)
+    return digits
+
+
+def count_passes(monkeypatch, module) -> list[str]:
+    """Every run of a backbone over images from `module` is written into the list."""
+    passes: list[str] = []
+    run = module.run_network
+
+    def counted(*args, **kwargs):
+        passes.append(kwargs["label"])
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(module, "run_network", counted)
+    return passes
+
+
+def test_features_are_computed_once_per_network_and_view(trained, monkeypatch):
+    passes = count_passes(monkeypatch, features_module)
+    stage2(config(), "exp", False)
+    assert len(passes) == 4  # three folds and full
+    stage2(config(), "exp", True)
+    assert len(passes) == 4
+    data = load_dataset("digits")
+    ids, found = load_features(next((HOME / "stage2/features/fold1").glob("plain-*.npz")))
+    assert ids.tolist() == data.training(1)["image_id"].tolist() and found.shape[1] == 64
+
+
+def test_augmented_views_are_cached_and_used(trained, monkeypatch):
+    passes = count_passes(monkeypatch, features_module)
+    tree = config().model_dump() | {"stage2": [{"head": "crt", "views": 2, "epochs": 2}]}
+    from src.config import parse_config
+
+    stage2(parse_config(tree), "exp", False)
+    assert len(passes) == 12
+    views = sorted((HOME / "stage2/features/fold0").glob("view*.npz"))
+    assert len(views) == 2
+    assert not np.array_equal(load_features(views[0])[1], load_features(views[1])[1])
+
+
+def test_heads_score_held_out_images_with_their_own_folds_network(trained):
+    table = stage2(config(), "exp", False)
+    assert set(table["classifier"]) == {"crt", "ncm"} and len(table) == 8
+    data = load_dataset("digits")
+    _, features = load_features(next((HOME / "stage2/features/fold2").glob("plain-*.npz")))
+    labels = data.training(2)["label"].to_numpy()
+    kind, arrays = load_head(HOME / "stage2/ncm/fold2/head.safetensors")
+    np.testing.assert_allclose(arrays["weight"], class_means(features, labels, 10), atol=1e-6)
+    oof = load_predictions(HOME / "stage1/fold2/oof.npz", 10)
+    found = load_predictions(HOME / "stage2/ncm/fold2/oof.npz", 10)
+    np.testing.assert_allclose(found.logits, head_logits(oof.features, arrays, kind), atol=1e-5)
+
+
+def test_crt_is_a_function_of_its_seed_and_lifts_a_rare_class():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [190, 10])
+    f = rng.normal(size=(200, 4)).astype(np.float32)
+    f[:, 0] += np.where(labels == 1, 1.5, -0.5)
+    data = FeatureSet(f, [], labels, 2)
+    cpu = torch.device("cpu")
+
+    def fit(sampler, seed=0):
+        spec = CRT(sampler=sampler, epochs=20, batch_size=50)
+        return fit_crt(spec, data, seed, cpu)[1]
+
+    def recall(head):
+        z = linear_logits(f[labels == 1], head["weight"], head["bias"])
+        return np.mean(z.argmax(1) == 1)
+
+    balanced = fit("class_balanced")
+    np.testing.assert_array_equal(balanced["weight"], fit("class_balanced")["weight"])
+    assert not np.array_equal(balanced["weight"], fit("class_balanced", 1)["weight"])
+    assert recall(balanced) > recall(fit("instance"))
+
+
+def test_prediction_is_the_mean_over_networks_and_views_of_every_head(trained, monkeypatch):
+    passes = count_passes(monkeypatch, predict_module)
+    cfg = config("predict.tta.flip=true")
+    stage2(cfg, "exp", False)
+    posthoc(cfg, "exp")
+    paths = predict(cfg, "exp", False)
+    assert set(paths) == {"stage1", "crt", "ncm", "posthoc"} and len(passes) == 8
+    data = load_dataset("digits")
+    found = {name: load_predictions(path, 10) for name, path in paths.items()}
+    for part in found.values():
+        assert set(part.image_id) == set(data.test["image_id"])
+    cached = sorted((HOME / "predict/cache").glob("*.npz"))
+    assert len(cached) == 4  # views are merged
+    networks = [load_predictions(path, 10) for path in cached]
+    mean = np.mean([n.logits for n in networks], 0)
+    np.testing.assert_allclose(found["stage1"].logits, mean, atol=1e-5)
+    # linear head of the mean features = mean of the views' logits
+    kind, arrays = load_head(HOME / "stage1/full/head.safetensors")
+    full = networks[[p.name.startswith("full") for p in cached].index(True)]
+    np.testing.assert_allclose(head_logits(full.features, arrays, kind), full.logits, atol=1e-3)
+    predict(cfg, "exp", True)  # --overwrite of the whole stage computes anew
+    assert len(passes) == 16
+
+
+def test_a_new_calibration_costs_no_second_pass(trained, monkeypatch):
+    passes = count_passes(monkeypatch, predict_module)
+    cfg = config()
+    stage2(cfg, "exp", False)
+    posthoc(cfg, "exp")
+    predict(cfg, "exp", False)
+    before = len(passes)
+    path = HOME / "posthoc/posthoc.json"
+    path.write_text(path.read_text() + "\n")
+    predict(cfg, "exp", False)
+    assert len(passes) == before
+
+
+def test_views_are_scales_times_crops_times_flips():
+    assert len(tta_views(TTA(flip=True, crops=5, scales=(1.0, 1.2)))) == 20
+    first = tta_views(TTA(flip=True))[0]
+    assert not first.flip and first.corner == (0.5, 0.5) and first.scale == 1.0
+
+
+def test_a_prediction_run_goes_on_after_the_views_that_are_done(trained, monkeypatch):
+    cfg = config("predict.tta.flip=true")
+    stage2(cfg, "exp", False)
+    posthoc(cfg, "exp")
+    whole = {n: sha256(p) for n, p in predict(cfg, "exp", False).items()}
+    passes = count_passes(monkeypatch, predict_module)
+    run = predict_module.run_network
+
+    def dying(*args, **kwargs):
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict_module, "run_network", dying)
+        predict(cfg, "exp", True)
+    passes.clear()
+    again = {n: sha256(p) for n, p in predict(cfg, "exp", False).items()}
+    assert len(passes) == 5 and again == whole
+
+
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("02_train_stage1.py", "01_prepare_folds.py"),
+        ("03_train_stage2.py", "01_prepare_folds.py"),
+        ("04_posthoc_calibrate.py", "01_prepare_folds.py"),
+        ("05_predict.py", "01_prepare_folds.py"),
+        ("06_ensemble.py", "01_prepare_folds.py"),
+    ],
+)
+def test_a_script_without_its_earlier_stage_names_the_script_to_run(tmp_path, script, names):
+    found = subprocess.run(
+        [sys.executable, ROOT / script, "--config", ROOT / "configs" / "digits.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert names in found.stderr and "Traceback" not in found.stderr
+
+
+def test_each_stage_names_the_one_before_it(digits):
+    with pytest.raises(UserError, match="02_train_stage1.py"):
+        stage2(config(), "exp", False)
+    with pytest.raises(UserError, match="02_train_stage1.py"):
+        predict(config(), "exp", False)
+    stage1(config("train.epochs=1"), "exp", [], False)
+    with pytest.raises(UserError, match="03_train_stage2.py"):
+        predict(config("train.epochs=1"), "exp", False)
+    stage2(config("train.epochs=1"), "exp", False)
+    with pytest.raises(UserError, match="04_posthoc_calibrate.py"):
+        predict(config("train.epochs=1"), "exp", False)

@@ -1,0 +1,334 @@
+"""Stage 1: resume is bit-identical, memory errors are handled, several processes agree."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import src.training.stage1 as stage1_module
+from src.artifacts import read_json, sha256
+from src.data.dataset import Batch
+from src.errors import UserError
+from src.networks import build_network
+from src.networks.base import Progress, mixed
+from src.runtime import start
+from src.schema import Mixing, Model, Train
+from src.tables import load_dataset, load_predictions
+from src.training.loop import Objective
+from src.training.mixing import mix
+from src.training.optim import build_optimizer, build_schedule
+from src.training.stage1 import Fold, build_trainer, stage1
+from tests.conftest import ROOT, digits_config
+
+STAGE1 = Path("runs/digits/exp/stage1")
+
+
+def weights(name="fold0", experiment="exp") -> str:
+    return sha256(Path(f"runs/digits/{experiment}/stage1/{name}/weights.safetensors"))
+
+
+def oof(name="fold0", experiment="exp") -> str:
+    return sha256(Path(f"runs/digits/{experiment}/stage1/{name}/oof.npz"))
+
+
+# ---- what 02 leaves behind ---------------------------------------------------------------------
+
+
+def test_out_of_fold_covers_every_image_that_is_not_always_train_exactly_once(digits):
+    stage1(digits_config("train.epochs=1"), "exp", [], False)
+    data = load_dataset("digits")
+    parts = [load_predictions(STAGE1 / f"fold{k}" / "oof.npz", 10) for k in data.folds]
+    found = np.concatenate([p.image_id for p in parts])
+    expected = data.images.loc[data.images["fold"] >= 0, "image_id"]
+    assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
+    for k, part in zip(data.folds, parts, strict=True):
+        assert set(part.fold) == {k}
+        assert part.features.shape == (len(part.image_id), 64)
+    assert (STAGE1 / "curves.png").stat().st_size > 0
+    assert Path("runs/digits/exp/config.yaml").is_file()
+
+
+def test_full_trains_on_every_image_and_has_no_oof(digits):
+    stage1(digits_config("train.epochs=1"), "exp", ["full"], False)
+    assert not (STAGE1 / "full" / "oof.npz").exists()
+    assert (STAGE1 / "full" / "weights.safetensors").is_file()
+    assert read_json(STAGE1 / "full" / "manifest.json")["metrics"] == {}
+
+
+def test_one_row_per_epoch_with_everything_a_curve_needs(digits):
+    stage1(digits_config("train.epochs=3", "train.eval_every=2"), "exp", ["0"], False)
+    rows = pd.read_csv(STAGE1 / "fold0" / "metrics.csv")
+    assert rows["epoch"].tolist() == [1, 2, 3]
+    assert rows["balanced_accuracy"].isna().tolist() == [True, False, False]
+    columns = {"lr", "loss", "loss_criterion", "seconds", "images_per_second", "peak_memory_mib"}
+    assert columns | {"many", "medium", "few", "nll", "top5"} <= set(rows.columns)
+
+
+def test_the_same_command_twice_is_skipped_and_another_config_stops(digits, capsys):
+    config = digits_config("train.epochs=1")
+    first = stage1(config, "exp", ["0"], False)
+    second = stage1(config, "exp", ["0"], False)
+    assert "finished already, skipped" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(first, second)
+    with pytest.raises(UserError, match="train.lr: 0.05 there, 0.2 now"):
+        stage1(digits_config("train.epochs=1", "train.lr=0.2"), "exp", ["0"], False)
+    before = weights()
+    stage1(digits_config("train.epochs=1", "train.lr=0.2"), "exp", ["0"], True)
+    assert weights() != before
+
+
+def test_changed_folds_stop_a_finished_run(digits):
+    stage1(digits_config("train.epochs=1"), "exp", ["0"], False)
+    table = Path("runs/digits/folds/folds.csv")
+    table.write_text(table.read_text().replace(",0,", ",1,", 1))
+    with pytest.raises(UserError, match="another 'folds.csv'"):
+        stage1(digits_config("train.epochs=1"), "exp", ["0"], False)
+
+
+@pytest.mark.parametrize("fold", ["7", "x", "-1"])
+def test_a_fold_that_does_not_exist_is_an_error(digits, fold):
+    with pytest.raises(UserError, match="expected numbers of"):
+        stage1(digits_config(), "exp", [fold], False)
+
+
+# ---- resume ------------------------------------------------------------------------------------
+
+
+def stop_after(monkeypatch, epochs: int) -> None:
+    """Let a run die while it trains epoch number `epochs` (0-based)."""
+    train_epoch = stage1_module.Trainer.train_epoch
+
+    def dying(self, loader, epoch):
+        if epoch == epochs:
+            raise KeyboardInterrupt
+        return train_epoch(self, loader, epoch)
+
+    monkeypatch.setattr(stage1_module.Trainer, "train_epoch", dying)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.ema=0.9", "train.mixing.mixup=0.4", "train.mixing.cutmix=1.0", "model.dropout=0.3"],
+        ["train.optimizer=adamw", "train.lr=0.001", "train.micro_batch=16", "train.clip_grad=1.0"],
+        ["train.select=best", "train.precision=bf16", "train.schedule=multistep"],
+    ],
+    ids=["ema-mix-dropout", "adamw-accumulate-clip", "best-bf16-multistep"],
+)
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(digits, monkeypatch, settings):
+    config = digits_config("train.epochs=3", *settings)
+    stage1(config, "whole", ["0"], False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        stage1(config, "exp", ["0"], False)
+    assert not (STAGE1 / "fold0" / "manifest.json").exists()
+    stage1(config, "exp", ["0"], False)
+    assert weights() == weights(experiment="whole")
+    assert oof() == oof(experiment="whole")
+    assert len(pd.read_csv(STAGE1 / "fold0" / "metrics.csv")) == 3
+
+
+def test_a_stopped_run_does_not_go_on_with_another_config(digits, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 1)
+        stage1(digits_config(), "exp", ["0"], False)
+    with pytest.raises(UserError, match="train.epochs: 2 there, 5 now"):
+        stage1(digits_config("train.epochs=5"), "exp", ["0"], False)
+
+
+def test_a_damaged_checkpoint_is_named(digits, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 1)
+        stage1(digits_config(), "exp", ["0"], False)
+    path = STAGE1 / "fold0" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="last.pt: damaged checkpoint"):
+        stage1(digits_config(), "exp", ["0"], False)
+
+
+def test_select_best_keeps_the_best_epoch_and_says_so(digits):
+    config = digits_config("train.epochs=4", "train.select=best", "train.lr=0.3")
+    stage1(config, "exp", ["0"], False)
+    rows = pd.read_csv(STAGE1 / "fold0" / "metrics.csv")
+    manifest = read_json(STAGE1 / "fold0" / "manifest.json")
+    assert manifest["select"] == "best"
+    best = rows["balanced_accuracy"].max()
+    assert manifest["metrics"]["balanced_accuracy"] == pytest.approx(best, abs=1e-9)
+
+
+# ---- memory and numbers ------------------------------------------------------------------------
+
+
+def small_memory(monkeypatch, images: int) -> list[int]:
+    """A device on which more than `images` per forward pass do not fit; lists what was tried."""
+    tried: list[int] = []
+    forward = Objective.forward
+
+    def limited(self, batch, progress):
+        tried.append(len(batch.labels))
+        if len(batch.labels) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(Objective, "forward", limited)
+    return tried
+
+
+def test_out_of_memory_says_which_size_fits(digits, monkeypatch):
+    small_memory(monkeypatch, 20)
+    with pytest.raises(UserError, match="64 images per forward pass; micro-batches of 16 fit"):
+        stage1(digits_config(), "exp", ["0"], False)
+    small_memory(monkeypatch, 0)
+    with pytest.raises(UserError, match="not even one image fits"):
+        stage1(digits_config(), "exp", ["0"], False)
+
+
+def test_out_of_memory_goes_on_with_accumulation_when_asked(digits, monkeypatch):
+    tried = small_memory(monkeypatch, 20)
+    stage1(digits_config("train.on_oom=accumulate"), "exp", ["0"], False)
+    assert tried[:3] == [64, 32, 16] and set(tried[3:]) == {16}
+
+
+def build(*settings: str):
+    config = digits_config(*settings)
+    data = load_dataset("digits")
+    return build_trainer(Fold(config, data, 0, Path("x"), start("fp32")))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(digits):
+    grads = []
+    for micro in ("64", "16"):
+        trainer, loader, _ = build(f"train.micro_batch={micro}")
+        trainer.objective.eval()  # batch norm is the one thing that sees the micro-batch
+        trainer._backward(next(iter(loader)), Progress(0, 0, 0.0))
+        grads.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_explodes_is_said_in_words(digits):
+    with pytest.raises(UserError, match="Lower train.lr"):
+        stage1(digits_config("train.lr=1e18"), "exp", ["0"], False)
+
+
+def test_the_batch_must_divide_among_the_processes(digits, monkeypatch):
+    accelerator = start("fp32")
+    monkeypatch.setattr(type(accelerator), "num_processes", property(lambda self: 3))
+    monkeypatch.setattr(stage1_module, "start", lambda *_: accelerator)
+    with pytest.raises(UserError, match="multiple of the number of processes"):
+        stage1(digits_config(), "exp", ["0"], False)
+
+
+def test_a_tracker_that_is_not_installed_is_named(digits):
+    with pytest.raises(UserError, match="pip install trackio"):
+        stage1(digits_config("train.tracker=trackio"), "exp", ["0"], False)
+
+
+# ---- optimizer, schedule, mixing ---------------------------------------------------------------
+
+
+def lrs(train: Train, module=None, backbone=None, steps=10) -> list[float]:
+    module = module or nn.Sequential(nn.Linear(2, 2))
+    optimizer = build_optimizer(train, module, backbone or module)
+    schedule = build_schedule(train, optimizer, steps)
+    found = []
+    for step in range(train.epochs * steps):
+        schedule.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_cosine_warms_up_and_falls_to_the_end():
+    found = lrs(Train(epochs=10, lr=1.0, warmup_epochs=2, min_lr=0.0))
+    assert found[0] == pytest.approx(0.01)
+    assert np.all(np.diff(found[:20]) > 0) and np.all(np.diff(found[21:]) < 0)
+    middle = 0.5 * (1 + np.cos(np.pi * 0.5))
+    assert found[50] == pytest.approx(middle, abs=1e-6) and found[-1] < 0.01
+
+
+def test_multistep_drops_at_its_milestones():
+    train = Train(epochs=10, lr=1.0, warmup_epochs=0, schedule="multistep", milestones=(0.5, 0.8))
+    found = lrs(train)
+    assert (found[49], found[50], found[80]) == pytest.approx((1.0, 0.1, 0.01))
+
+
+def test_layer_decay_lowers_the_lr_towards_the_input_and_norms_do_not_decay():
+    model = Model(backbone="resnet18", pretrained=False, image_size=32)
+    network, _ = build_network(model, 5)
+    train = Train(layer_decay=0.5, head_lr_factor=10.0, lr=1.0, weight_decay=0.1)
+    optimizer = build_optimizer(train, network, network.backbone)
+    scale = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    first, last = network.backbone.conv1.weight, network.backbone.layer4[1].conv2.weight
+    assert scale[id(first)] < scale[id(last)] <= 1
+    assert scale[id(network.classifier.weight)] == 10
+    assert decay[id(first)] == 0.1 and decay[id(network.backbone.bn1.weight)] == 0
+    assert len(scale) == len(list(network.parameters()))
+    small, _ = build_network(Model(backbone="cifar_resnet20", pretrained=False, image_size=16), 5)
+    with pytest.raises(UserError, match="layer_decay"):
+        build_optimizer(train, small, small.backbone)
+
+
+def test_mixup_mixes_images_and_labels_by_the_same_share():
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    batch = mix(Batch(images, torch.arange(4)), Mixing(mixup=1.0), np.random.default_rng(0))
+    assert 0 < batch.share < 1
+    expected = batch.share * batch.labels + (1 - batch.share) * batch.partner
+    torch.testing.assert_close(batch.images[:, 0, 0, 0], expected.float())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cutmix_keeps_exactly_the_share_of_pixels_that_it_weighs(seed):
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    batch = mix(Batch(images, torch.arange(4)), Mixing(cutmix=1.0), np.random.default_rng(seed))
+    for n in range(4):
+        if batch.partner[n] != n:
+            kept = (batch.images[n, 0] == n).float().mean()
+            assert kept.item() == pytest.approx(batch.share)
+
+
+def test_the_loss_of_a_mixed_batch_is_the_mixture_of_losses():
+    z, y, other = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    ce = nn.CrossEntropyLoss()
+    batch = Batch(torch.zeros(4, 3, 2, 2), y, other, 0.3)
+    torch.testing.assert_close(mixed(ce, z, batch), 0.3 * ce(z, y) + 0.7 * ce(z, other))
+    torch.testing.assert_close(mixed(ce, z, replace(batch, partner=None)), ce(z, y))
+
+
+# ---- several processes -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_cover_every_image_once_and_learn_the_same(digits):
+    sets = ["folds.k=3", "train.epochs=4", "train.lr=0.05", "train.warmup_epochs=0"]
+    config = str(ROOT / "configs" / "digits.yaml")
+    script = str(ROOT / "02_train_stage1.py")
+    arguments = [script, "--config", config, "--folds", "0", "--set", *sets]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    for command, name in (([sys.executable], "one"), (launch, "two")):
+        found = subprocess.run(
+            [*command, *arguments, f"data.name={name}"], capture_output=True, text=True
+        )
+        assert found.returncode == 2 and "01_prepare_folds.py" in found.stderr  # no folds yet
+        Path(f"runs/{name}").mkdir()
+        Path(f"runs/{name}/folds").symlink_to(Path("runs/digits/folds").resolve())
+        found = subprocess.run(
+            [*command, *arguments, f"data.name={name}"], capture_output=True, text=True
+        )
+        assert found.returncode == 0, found.stderr
+        assert found.stdout.count("epoch 1/4") == 1  # one process speaks
+    parts = [
+        load_predictions(Path(f"runs/{n}/digits/stage1/fold0/oof.npz"), 10) for n in ("one", "two")
+    ]
+    held_out = load_dataset("digits").held_out(0)["image_id"]
+    for part in parts:
+        assert part.image_id.tolist() == held_out.tolist()
+    facts = [read_json(Path(f"runs/{n}/digits/stage1/fold0/manifest.json")) for n in ("one", "two")]
+    assert [f["processes"] for f in facts] == [1, 2]
+    agree = np.mean(parts[0].logits.argmax(1) == parts[1].logits.argmax(1))
+    assert agree > 0.7  # batch norm sees half batches, everything else is the same
