@@ -19,11 +19,12 @@ class Output:
 @dataclass(frozen=True)
 class Progress:
     """How schedules see time. epoch: 0-based · step: optimizer steps so far · fraction: 0 … 1 of
-    the whole training."""
+    the whole training · epochs: of the whole training."""
 
     epoch: int
     step: int
     fraction: float
+    epochs: int = 1
 
 
 class Network(nn.Module):
@@ -40,15 +41,17 @@ class Network(nn.Module):
 
     def loss(
         self, batch: Batch, criterion: nn.Module, progress: Progress
-    ) -> dict[str, torch.Tensor]:
-        """Named scalar terms; training minimises their sum."""
-        return {"criterion": mixed(criterion, self(batch.images).logits, batch)}
+    ) -> tuple[dict[str, torch.Tensor], Output]:
+        """Named scalar terms, whose sum training minimises, and the output for `batch.images` that
+        they were computed from: auxiliaries build on it, so that nothing is run twice."""
+        output = self(batch.images)
+        return {"criterion": mixed(criterion, output.logits, batch)}, output
 
 
 def mixed(criterion: nn.Module, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The criterion in float32, for plain and for mixed batches (mixup, eq. 2 in its loss form)."""
     logits = logits.float()
-    loss = criterion(logits, batch.labels)
     if batch.partner is None:
-        return loss
-    return batch.share * loss + (1 - batch.share) * criterion(logits, batch.partner)
+        return criterion(logits, batch.labels)
+    first = criterion(logits, batch.labels, batch.share)
+    return first + criterion(logits, batch.partner, 1 - batch.share)
