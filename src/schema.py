@@ -210,8 +210,21 @@ class Train(Section):
         "stop",
         description="out of memory: stop and say which micro_batch fits, or halve it and go on",
     )
-    sampler: Literal["instance", "class_balanced", "square_root"] = Field(
-        "instance", description="which images an epoch sees: as they are, or by class"
+    sampler: Sampler = Field(
+        "instance",
+        description="which images an epoch sees: as they are; classes equally often; classes by "
+        "the root or another power of their size; from instance to class_balanced over the "
+        "epochs; small classes most often",
+    )
+    sampler_power: float = Field(
+        0.5,
+        ge=-2,
+        le=2,
+        description="power: a class is drawn in proportion to its images to this power",
+    )
+    second_sampler: Sampler | None = Field(
+        None,
+        description="draws a second batch beside each; null: there is none",
     )
     criterion: Criterion = Field(
         default_factory=CrossEntropy, description="logits and labels to a number"
@@ -279,6 +292,8 @@ class Train(Section):
             raise ValueError(
                 f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})"
             )
+        if self.sampler_power != 0.5 and "power" not in (self.sampler, self.second_sampler):
+            raise ValueError("sampler_power is used by the sampler `power` alone")
         if list(self.milestones) != sorted(self.milestones) or not all(
             0 < m < 1 for m in self.milestones
         ):
@@ -404,6 +419,11 @@ class Config(Section):
             raise ValueError(
                 f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "
                 "add `name: …` to one of them"
+            )
+        if self.train.second_sampler is not None and not self._second_stream_used():
+            raise ValueError(
+                "train.second_sampler is used by bbn and two-sampler manifold mixup; with "
+                f"model.network={self.model.network} and train.mixing as it is, remove it"
             )
         for known in self.posthoc.heads or ():
             if known not in ("stage1", *names):

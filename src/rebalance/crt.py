@@ -32,7 +32,7 @@ def fit_crt(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, spec.epochs * steps)
     for epoch in range(spec.epochs):
-        order = epoch_order(spec.sampler, data.labels, data.num_classes, seed, epoch)
+        order = epoch_order(spec.sampler, data.labels, data.num_classes, seed, epoch, spec.epochs)
         view = np.random.default_rng((seed, epoch, 1)).integers(len(views), size=len(order))
         for start in range(0, steps * size, size):
             rows = torch.from_numpy(order[start : start + size]).to(device)

@@ -4,6 +4,7 @@ import importlib.util
 import resource
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,15 +133,8 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()
-    objective = Objective(network, build_criterion(train.criterion, counts), nn.ModuleDict())
-    epochs = Epochs(
-        lambda epoch: epoch_order(
-            train.sampler, images["label"].to_numpy(), job.data.num_classes, config.seed, epoch
-        ),
-        train.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    objective = Objective(network, build_criterion(config, counts), nn.ModuleDict())
+    epochs = build_epochs(job, images["label"].to_numpy())
     optimizer = build_optimizer(train, objective, network.backbone)
     schedule = build_schedule(train, optimizer, len(epochs))
     objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
@@ -150,8 +144,28 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
     )  # fmt: skip
     transform = TrainTransform(prep, train.augment, config.seed)
-    pin = accelerator.device.type == "cuda"
-    return trainer, train_loader(images, transform, epochs, config.data.workers, pin), epochs
+    if config.data.cache != "none" and job.fold is not None:
+        keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
+    loader = training_loader(config.data, images, transform, epochs, accelerator.device)
+    return trainer, loader, epochs
+
+
+def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
+    """Batches of rows of `labels` [N] by `train.sampler`, and by `train.second_sampler` if any."""
+    train = job.config.train
+
+    def rows(epoch: int, sampler: str, stream: int) -> np.ndarray:
+        return epoch_order(
+            sampler, labels, job.data.num_classes, job.config.seed, epoch, train.epochs,
+            power=train.sampler_power, stream=stream,
+        )  # fmt: skip
+
+    second = None
+    if train.second_sampler is not None:
+        second = partial(rows, sampler=train.second_sampler, stream=1)
+    rank, world = job.accelerator.process_index, job.accelerator.num_processes
+    first = partial(rows, sampler=train.sampler, stream=0)
+    return Epochs(first, train.batch_size, rank, world, second)
 
 
 def fit(
