@@ -188,6 +188,9 @@ class BalancedSoftmax(Section):
 Criterion = Annotated[CrossEntropy | BalancedSoftmax, Field(discriminator="name")]
 
 
+Sampler = Literal["instance", "class_balanced", "square_root", "power", "progressive", "reversed"]
+
+
 class Mixing(Section):
     mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0: off")
@@ -432,6 +435,9 @@ class Config(Section):
             if member not in ("posthoc", "stage1", *names):
                 raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
         return self
+
+    def _second_stream_used(self) -> bool:
+        return self.model.network == "bbn"
 
     @property
     def dataset(self) -> str:
