@@ -20,17 +20,20 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["folder", "csv", "digits"] = Field(
+    source: Literal["folder", "csv", "list", "coco", "torchvision", "digits"] = Field(
         "folder",
         description="folder: train/<classID>_<className>/*.jpg and test/<imageID>.jpg; csv: tables "
-        "plus image roots; digits: scikit-learn's handwritten digits, written to root once",
+        "plus image roots; list: text files of `path label` lines (ImageNet-LT, Places-LT); coco: "
+        "JSON with images, annotations and categories (iNaturalist); torchvision: one of its data "
+        "sets, written to root once; digits: scikit-learn's handwritten digits, likewise",
     )
     root: str = Field("data/raw/my_competition", description="directory of the competition's files")
     name: str | None = Field(
         None, description="the dataset's directory under runs/; null: the last part of root"
     )
     train: str = Field(
-        "train", description="folder source: directory under root; csv source: table under root"
+        "train",
+        description="under root. folder source: directory; csv, list and coco source: file",
     )
     test: str | None = Field(
         "test", description="like train, for the test images; null: there are none"
@@ -43,7 +46,8 @@ class Data(Section):
     solution: str | None = Field(
         "solution.csv",
         description="under root; true labels of some test images, used by 06 to print a score and "
-        "never to choose anything. The default is used only where the file exists",
+        "never to choose anything. The default is used only where the file exists; without it, "
+        "labels that the test folders, list or JSON carry are used; null: none",
     )
     image_column: str = Field("image_id", description="csv source: column with the image's id")
     label_column: str = Field("class_id", description="csv source: column with the class id")
@@ -52,9 +56,24 @@ class Data(Section):
         None,
         description="csv source: images that share a value (an individual, a session) share a fold",
     )
-    train_images: str = Field("", description="csv source: directory of train images, under root")
-    test_images: str = Field("", description="csv source: directory of test images, under root")
+    train_images: str = Field(
+        "", description="csv, list and coco source: directory of train images, under root"
+    )
+    test_images: str = Field(
+        "", description="csv, list and coco source: directory of test images, under root"
+    )
     suffix: str = Field("", description="csv source: what to add to an id to get the file's name")
+    torchvision: Literal[
+        "CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "SVHN", "STL10", "GTSRB", "DTD",
+        "Food101", "Flowers102", "FGVCAircraft", "OxfordIIITPet", "StanfordCars",
+    ] = Field(
+        "CIFAR10", description="torchvision source: which data set, read from root/torchvision"
+    )  # fmt: skip
+    download: bool = Field(
+        False,
+        description="torchvision source: let torchvision download what is missing",
+        json_schema_extra=VOLATILE,
+    )
     bad_images: Literal["stop", "skip"] = Field(
         "stop", description="what to do with unreadable, truncated or empty image files"
     )
@@ -77,6 +96,13 @@ class Data(Section):
         ge=0,
         description="processes that read images, per GPU; 0 reads in the main process. The "
         "images they produce are the same for any number",
+        json_schema_extra=VOLATILE,
+    )
+    cache: Literal["none", "memory", "device"] = Field(
+        "none",
+        description="training: decode images once and keep them in memory, or on the device, "
+        "where they are then also shifted and mirrored (augment.crop padded without rotate, "
+        "color_jitter and erase). The images are the same, bit by bit",
         json_schema_extra=VOLATILE,
     )
 
@@ -434,6 +460,7 @@ class Config(Section):
         for member in self.ensemble.members:
             if member not in ("posthoc", "stage1", *names):
                 raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
+        _check_device_cache(self)
         return self
 
     def _second_stream_used(self) -> bool:
@@ -443,3 +470,15 @@ class Config(Section):
     def dataset(self) -> str:
         """The dataset's directory under runs/."""
         return self.data.name or Path(self.data.root).name
+
+
+def _check_device_cache(config: Config) -> None:
+    augment = config.train.augment
+    others = [key for key in ("rotate", "color_jitter", "erase") if getattr(augment, key)]
+    if config.data.cache == "device" and (augment.crop != "padded" or others):
+        found = ", ".join([f"crop {augment.crop}", *others])
+        raise ValueError(
+            "data.cache: device shifts and mirrors images on the device and does nothing else: it "
+            f"needs train.augment {{crop: padded}} with rotate, color_jitter and erase 0, found "
+            f"{found}; use data.cache: memory"
+        )

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.images import load_image
+from src.data.cache import read_image
 
 Draw = tuple[int, int, int]  # epoch, position in the epoch, row of the table
 
@@ -62,7 +62,7 @@ class ImageTable(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int]:
         epoch, position, row = draw
-        return self.transform(load_image(self.paths[row]), (epoch, position)), int(self.labels[row])
+        return self.transform(read_image(self.paths[row]), (epoch, position)), int(self.labels[row])
 
 
 def collate(items: list[tuple[np.ndarray, int]], streams: int = 1) -> Batch:

@@ -16,7 +16,9 @@ from torch import nn
 
 from src.artifacts import RUNS, Step, write_table, write_yaml
 from src.config import dump_config, flatten
-from src.data.dataset import Epochs, train_loader
+from src.data.cache import keep_images
+from src.data.dataset import Epochs
+from src.data.loader import training_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from src.errors import UserError
