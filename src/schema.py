@@ -7,16 +7,14 @@ A new method adds its keys here, in the section of its stage. Nothing here impor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from src.errors import some
+from src.schema_heads import CRT, NCM, Head
+from src.section import Section
 
 RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
 VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Section):
@@ -333,35 +331,6 @@ class Train(Section):
         return self
 
 
-class CRT(Section):
-    head: Literal["crt"] = "crt"
-    name: str | None = Field(None, description="directory under stage2/; null: the head's kind")
-    sampler: Literal["instance", "class_balanced", "square_root"] = Field(
-        "class_balanced", description="which features an epoch sees"
-    )
-    views: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="augmented views of each training image to cache and train on; 0: the "
-        "evaluation view alone",
-    )
-    epochs: int = Field(30, ge=1, description="passes of N features")
-    batch_size: int = Field(512, ge=2, description="features per step")
-    lr: float = Field(0.1, gt=0, description="peak learning rate of SGD, cosine to 0")
-    weight_decay: float = Field(5e-4, ge=0, description="on the weights and the bias")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
-
-
-class NCM(Section):
-    head: Literal["ncm"] = "ncm"
-    name: str | None = Field(None, description="directory under stage2/; null: the head's kind")
-    views: int = Field(0, ge=0, le=64, description="augmented views to average; 0: the plain one")
-
-
-Head = Annotated[CRT | NCM, Field(discriminator="head")]
-
-
 class Posthoc(Section):
     heads: tuple[str, ...] | None = Field(
         None,
@@ -448,6 +417,12 @@ class Config(Section):
             raise ValueError(
                 f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "
                 "add `name: …` to one of them"
+            )
+        from_stage1 = [head.head for head in self.stage2 if head.head in ("lws", "maxnorm")]
+        if from_stage1 and self.model.head != "linear":
+            raise ValueError(
+                f"stage2 head {from_stage1[0]} starts from stage 1's classifier, which must be "
+                f"linear; model.head is {self.model.head}. Use crt, cosine or ncm"
             )
         if self.train.second_sampler is not None and not self._second_stream_used():
             raise ValueError(
