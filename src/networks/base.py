@@ -30,14 +30,20 @@ class Progress:
 class Network(nn.Module):
     """images [N, 3, H, W] → `Output`. `classifier` is the last layer: what stage 2 replaces.
 
-    Subclasses set `classifier` and `forward`, and override `loss` when training minimises
-    something else than the criterion of the logits.
+    Subclasses are built from (model, backbone, num_classes, bins), where `bins` numbers the bin of
+    each label, [K]. They set `backbone`, `classifier` and `forward`, and override `loss` when
+    training minimises something else than the criterion of the logits.
     """
 
+    backbone: nn.Module
     classifier: nn.Module
 
     def forward(self, images: torch.Tensor) -> Output:
         raise NotImplementedError
+
+    def mix_points(self) -> list[nn.Module]:
+        """Modules at whose input manifold mixup may mix, called once per forward pass each."""
+        return []
 
     def loss(
         self, batch: Batch, criterion: nn.Module, progress: Progress
@@ -46,6 +52,16 @@ class Network(nn.Module):
         they were computed from: auxiliaries build on it, so that nothing is run twice."""
         output = self(batch.images)
         return {"criterion": mixed(criterion, output.logits, batch)}, output
+
+    def bodies(self) -> list[nn.Module]:
+        """Backbones and copies of their parts, which may start from pretrained weights; what is
+        outside of them is fresh and trains at `head_lr_factor`."""
+        return [self.backbone]
+
+    def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of a plain network (`backbone.…`, `classifier.…`) or of one like this, under
+        the names of this one: what is there several times starts from the same weights."""
+        return state
 
 
 def mixed(criterion: nn.Module, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
