@@ -5,12 +5,14 @@ A new method adds its keys here, in the section of its stage. Nothing here impor
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from src.errors import some
 from src.schema_heads import CRT, NCM, Head
+from src.schema_losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, check_training
+from src.schema_networks import BBN, KT, Auxiliary, Network, TaskSeparator, check_network
 from src.section import Section
 
 RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
@@ -137,8 +139,11 @@ class Folds(Section):
 
 
 class Model(Section):
-    network: Literal["plain"] = Field(
-        "plain", description="how a backbone becomes logits; plain: pooled features and one head"
+    network: Network = Field(
+        "plain",
+        description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
+        "branches for two samplers; kt: a second head learns from class means; task_separator: a "
+        "gate between experts for many, medium and few images",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
@@ -155,6 +160,17 @@ class Model(Section):
     head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
     cosine_scale: float = Field(
         16.0, gt=0, description="cosine head: logits lie in [-scale, scale]"
+    )
+    anti_alias: bool = Field(
+        False,
+        description="blur feature maps before taking every second pixel: ResNets, EfficientNets, "
+        "MobileNets and others with timm's aa_layer, and the CIFAR ResNets",
+    )
+    blur_kernel: Literal[3, 5] = Field(3, description="anti_alias: pixels, width of the blur")
+    bbn: BBN = Field(default_factory=BBN, description="the network bbn")
+    kt: KT = Field(default_factory=KT, description="the network kt")
+    task_separator: TaskSeparator = Field(
+        default_factory=TaskSeparator, description="the network task_separator"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
     drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
@@ -198,30 +214,6 @@ class Augment(Section):
         return self
 
 
-class CrossEntropy(Section):
-    name: Literal["cross_entropy"] = "cross_entropy"
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
-
-
-class BalancedSoftmax(Section):
-    name: Literal["balanced_softmax"] = "balanced_softmax"
-    tau: float = Field(1.0, ge=0, description="strength of the class prior; 0 is cross-entropy")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
-
-
-Criterion = Annotated[CrossEntropy | BalancedSoftmax, Field(discriminator="name")]
-
-
-Sampler = Literal["instance", "class_balanced", "square_root", "power", "progressive", "reversed"]
-
-
-class Mixing(Section):
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0: off")
-    probability: float = Field(1.0, ge=0, le=1, description="share of the steps that are mixed")
-    off_epochs: int = Field(0, ge=0, description="last epochs without mixing")
-
-
 class Train(Section):
     epochs: int = Field(30, ge=1, description="passes of N images, for every sampler")
     batch_size: int = Field(
@@ -256,6 +248,9 @@ class Train(Section):
     criterion: Criterion = Field(
         default_factory=CrossEntropy, description="logits and labels to a number"
     )
+    deferred: Deferred = Field(
+        default_factory=Deferred, description="what makes classes count equally late in training"
+    )
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with Nesterov momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd; adamw's beta1")
@@ -272,6 +267,11 @@ class Train(Section):
     gamma: float = Field(0.1, gt=0, lt=1, description="multistep: factor at each milestone")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up from lr / 100")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    auxiliaries: tuple[Auxiliary, ...] = Field(
+        (),
+        description="losses beside the criterion; frequency: a second head learns the bin of the "
+        "image's class",
+    )
     mixing: Mixing = Field(default_factory=Mixing, description="of images within a batch")
     augment: Augment = Field(default_factory=Augment, description="of single images")
     ema: float | None = Field(
@@ -424,11 +424,8 @@ class Config(Section):
                 f"stage2 head {from_stage1[0]} starts from stage 1's classifier, which must be "
                 f"linear; model.head is {self.model.head}. Use crt, cosine or ncm"
             )
-        if self.train.second_sampler is not None and not self._second_stream_used():
-            raise ValueError(
-                "train.second_sampler is used by bbn and two-sampler manifold mixup; with "
-                f"model.network={self.model.network} and train.mixing as it is, remove it"
-            )
+        check_training(self.train, self.model)
+        check_network(self.model, self.train)
         for known in self.posthoc.heads or ():
             if known not in ("stage1", *names):
                 raise ValueError(f"posthoc.heads names {known!r}, but stage2 has only {names}")
@@ -437,9 +434,6 @@ class Config(Section):
                 raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
         _check_device_cache(self)
         return self
-
-    def _second_stream_used(self) -> bool:
-        return self.model.network == "bbn"
 
     @property
     def dataset(self) -> str:

@@ -17,17 +17,30 @@ from src.data.cache import read_image
 Draw = tuple[int, int, int]  # epoch, position in the epoch, row of the table
 
 
+@dataclass(frozen=True)
+class HiddenMix:
+    """Where a forward pass mixes activations: at the input of the network's mix point `point`,
+    counted from 1, with this share of the first image. order: partners within the batch, [N];
+    None: they are the second half of it."""
+
+    point: int
+    share: float
+    order: torch.Tensor | None
+
+
 @dataclass
 class Batch:
     """images [N, 3, H, W] · labels [N] · for mixed images also the partner's labels [N] and the
     share of the first image, one number or [N]: the loss is share · L(labels) + (1 − share) ·
-    L(partner) · other: as many images that `train.second_sampler` drew."""
+    L(partner) · other: as many images that `train.second_sampler` drew · hidden: images are mixed
+    inside the network; without an order they are [2N, 3, H, W]."""
 
     images: torch.Tensor
     labels: torch.Tensor
     partner: torch.Tensor | None = None
     share: float | torch.Tensor = 1.0
     other: "Batch | None" = None
+    hidden: HiddenMix | None = None
 
     def to(self, device: torch.device) -> "Batch":
         return replace(

@@ -7,17 +7,34 @@ import numpy as np
 
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
 from src.losses.base import Criterion
+from src.losses.class_balanced import ClassBalancedLoss, effective_weights
 from src.losses.cross_entropy import CrossEntropyLoss
+from src.losses.focal import FocalLoss
+from src.losses.lade import LADELoss
+from src.losses.ldam import LDAMLoss
+from src.losses.seesaw import SeesawLoss
 from src.schema import Config
 
 CRITERIA: dict[str, type[Criterion]] = {
     "balanced_softmax": BalancedSoftmaxLoss,
+    "class_balanced": ClassBalancedLoss,
     "cross_entropy": CrossEntropyLoss,
+    "focal": FocalLoss,
+    "lade": LADELoss,
+    "ldam": LDAMLoss,
+    "logit_adjusted": BalancedSoftmaxLoss,
+    "seesaw": SeesawLoss,
 }
 
 
 def build_criterion(config: Config, counts: np.ndarray) -> Criterion:
-    """counts: training images per label, [K]"""
-    section = config.train.criterion
+    """The criterion of `train`, with deferred class weights if asked.
+
+    counts: training images per label, [K]
+    """
+    section, deferred = config.train.criterion, config.train.deferred
     scale = config.model.cosine_scale if config.model.head == "cosine" else 1.0
-    return CRITERIA[section.name](section, counts, scale)
+    criterion = CRITERIA[section.name](section, counts, scale)
+    if deferred.weights:
+        criterion.weigh(effective_weights(counts, deferred.beta), deferred.start)
+    return criterion

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from src.losses.base import Criterion
-from src.schema import BalancedSoftmax
+from src.schema_losses import BalancedSoftmax
 
 
 class BalancedSoftmaxLoss(Criterion):

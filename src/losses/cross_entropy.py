@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from src.losses.base import Criterion
-from src.schema import CrossEntropy
+from src.schema_losses import CrossEntropy
 
 
 class CrossEntropyLoss(Criterion):

@@ -17,7 +17,7 @@ from src.errors import UserError
 from src.losses.base import Criterion
 from src.networks.base import Network, Progress
 from src.schema import Train
-from src.training.mixing import mix
+from src.training.mixing import Mixer, hidden_mixing
 
 
 class Objective(nn.Module):
@@ -32,7 +32,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         self.criterion.set_progress(progress)
-        terms, output = self.network.loss(batch, self.criterion, progress)
+        with hidden_mixing(self.network, batch):
+            terms, output = self.network.loss(batch, self.criterion, progress)
         for name, auxiliary in self.auxiliaries.items():
             terms[name] = auxiliary(output, batch, progress)
         return terms
@@ -53,6 +54,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
     prep: Preprocessing
+    mixer: Mixer
     seed: int
     steps_per_epoch: int
     micro_batches: int
@@ -133,7 +135,7 @@ class Trainer:
         if progress.epoch < self.config.epochs - self.config.mixing.off_epochs:
             rank = self.accelerator.process_index
             rng = np.random.default_rng((self.seed, progress.step, part, rank))
-            batch = mix(batch, self.config.mixing, rng)
+            batch = self.mixer(batch, rng)
         return batch
 
     def _shrink(self, batch: Batch, progress: Progress) -> None:

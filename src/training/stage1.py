@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import nn
 
 from src.artifacts import RUNS, Step, write_table, write_yaml
+from src.auxiliaries import build_auxiliaries
 from src.config import dump_config, flatten
 from src.data.cache import keep_images
 from src.data.dataset import Epochs
@@ -24,7 +24,7 @@ from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from src.errors import UserError
 from src.forward import run_network
 from src.losses import build_criterion
-from src.metrics import METRICS, summary
+from src.metrics import METRICS, bin_numbers, summary
 from src.networks import build_network
 from src.networks.base import Network
 from src.networks.weights import load_pretrained, save_network
@@ -34,6 +34,7 @@ from src.schema import Config
 from src.tables import Dataset, Predictions, load_dataset, save_head
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.loop import Objective, Trainer
+from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
 
 FULL = "full"
@@ -126,7 +127,8 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     counts = job.data.counts(images)
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
-    network, prep = build_network(config.model, job.data.num_classes, pretrained=hub)
+    bins = bin_numbers(job.data.classes["bin"])
+    network, prep = build_network(config.model, job.data.num_classes, bins, pretrained=hub)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
     network.to(accelerator.device)
@@ -135,14 +137,17 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()
-    objective = Objective(network, build_criterion(config, counts), nn.ModuleDict())
+    width = network.classifier.weight.shape[1]
+    auxiliaries = build_auxiliaries(train.auxiliaries, width, bins)
+    objective = Objective(network, build_criterion(config, counts), auxiliaries)
     epochs = build_epochs(job, images["label"].to_numpy())
-    optimizer = build_optimizer(train, objective, network.backbone)
+    optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
+    mixer = Mixer(train.mixing, counts, len(network.mix_points()))
     objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
     share = train.batch_size // accelerator.num_processes
     trainer = Trainer(
-        train, accelerator, network, objective, optimizer, schedule, prep, seed,
+        train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
     )  # fmt: skip
     transform = TrainTransform(prep, train.augment, config.seed)
@@ -157,6 +162,8 @@ def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
     train = job.config.train
 
     def rows(epoch: int, sampler: str, stream: int) -> np.ndarray:
+        if train.deferred.sampling and epoch / train.epochs >= train.deferred.start:
+            sampler = "class_balanced"
         return epoch_order(
             sampler, labels, job.data.num_classes, job.config.seed, epoch, train.epochs,
             power=train.sampler_power, stream=stream,
