@@ -108,8 +108,9 @@ def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
 
 def _fill(target: Network, state: dict[str, torch.Tensor], path: Path) -> str:
     own = target.state_dict()
-    usable = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    reshaped = sorted(k for k in state if k in own and own[k].shape != state[k].shape)
+    other = {_layer(k) for k, v in state.items() if k in own and own[k].shape != v.shape}
+    reshaped = sorted(k for k in own if k in state and _layer(k) in other)  # the bias, too
+    usable = {k: v for k, v in state.items() if k in own and k not in reshaped}
     missing = sorted(own.keys() - state.keys())
     unused = sorted(state.keys() - own.keys())
     body = [k for k in own if not k.startswith("classifier.")]
@@ -125,3 +126,7 @@ def _fill(target: Network, state: dict[str, torch.Tensor], path: Path) -> str:
         if keys:
             parts.append(f"{what}: {some(keys)}")
     return "; ".join(parts)
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0]
