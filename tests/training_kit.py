@@ -17,6 +17,7 @@ DATASET = "tiny"
 COUNTS = [12, 10, 6, 6, 4, 2]  # two classes in each bin
 BINS = ["many", "many", "medium", "medium", "few", "few"]
 SIZE = 16
+torch.set_num_threads(1)  # so little work that threads would only wait for each other
 
 
 def tiny_dataset() -> Dataset:
