@@ -14,8 +14,11 @@ class Criterion(nn.Module):
 
     The number is the weighted mean Σ_i w_{y_i} l_i / Σ_i w_{y_i}, as in
     F.cross_entropy(weight=w): class weights shift the balance between classes and leave the size
-    of the loss alone. Without weights it is the plain mean. Built from its config section, the
-    class counts [K] of the actual training subset, and the scale s of a cosine head (1 for others).
+    of the loss alone. Without weights it is the plain mean. With gradient accumulation or several
+    processes, each part of a batch is normalised by itself.
+
+    Built from its config section, the class counts [K] of the actual training subset, and the scale
+    s of a cosine head (1 for others).
     """
 
     def __init__(self, config, counts: np.ndarray, scale: float = 1.0):
