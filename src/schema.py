@@ -13,6 +13,7 @@ from src.errors import some
 from src.schema_heads import CRT, NCM, Head
 from src.schema_losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, check_training
 from src.schema_networks import BBN, KT, Auxiliary, Network, TaskSeparator, check_network
+from src.schema_search import Search
 from src.section import Section
 
 RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
@@ -401,6 +402,9 @@ class Config(Section):
     )
     model: Model = Field(default_factory=Model, description="stage 1: the network")
     train: Train = Field(default_factory=Train, description="stage 1: its training")
+    search: Search = Field(
+        default_factory=Search, description="stage 1: `--search` for its settings"
+    )
     stage2: tuple[Head, ...] = Field(
         (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
     )

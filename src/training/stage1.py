@@ -3,7 +3,8 @@
 import importlib.util
 import resource
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 
-from src.artifacts import RUNS, Step, write_table, write_yaml
+from src.artifacts import RUNS, Step, write_table
 from src.auxiliaries import build_auxiliaries
 from src.config import dump_config, flatten
 from src.data.cache import keep_images
@@ -31,6 +32,7 @@ from src.networks.weights import load_pretrained, save_network
 from src.report.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.schema import Config
+from src.search_result import describe, with_winner, write_config
 from src.tables import Dataset, Predictions, load_dataset, save_head
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.loop import Objective, Trainer
@@ -42,13 +44,17 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Fold:
-    """One network to train. fold None means `full`: every image, nothing held out."""
+    """One network to train. fold None means `full`: every image, nothing held out.
+
+    searched: values by key that the config has from a search
+    """
 
     config: Config
     data: Dataset
     fold: int | None
     directory: Path
     accelerator: Accelerator
+    searched: dict = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -65,7 +71,11 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     wanted = [_parse_fold(f, data) for f in folds] or data.folds
     _check_tracker(config.train.tracker)
     home = RUNS / config.dataset / experiment
+    asked = config
+    config, searched = with_winner(asked, home, data)
     accelerator = start(config.train.precision, config.train.tracker, str(home / "tracker"))
+    if note := describe(asked, searched, home):
+        accelerator.print(note)
     if config.train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size ({config.train.batch_size}) must be a multiple of the number of "
@@ -76,7 +86,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     rows = []
     for fold in wanted:
         name = FULL if fold is None else f"fold{fold}"
-        job = Fold(config, data, fold, home / "stage1" / name, accelerator)
+        job = Fold(config, data, fold, home / "stage1" / name, accelerator, searched)
         rows.append({"fold": name} | train_fold(job, overwrite))
         if accelerator.is_main_process:
             draw_curves(load_curves(home / "stage1"), home / "stage1" / "curves.png")
@@ -113,7 +123,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         step.check_settings(checkpoint["settings"], job.directory / "last.pt")
         step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
-        write_yaml(job.directory.parents[1] / "config.yaml", dump_config(config))
+        write_config(job.directory.parents[1] / "config.yaml", config, job.searched)
     trainer, loader, epochs = build_trainer(job)
     state = {"settings": step.settings, "inputs": step.inputs}
     history = fit(job, trainer, loader, epochs, state, checkpoint)
@@ -178,9 +188,18 @@ def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
 
 
 def fit(
-    job: Fold, trainer: Trainer, loader, epochs: Epochs, state: dict, checkpoint: dict | None
+    job: Fold,
+    trainer: Trainer,
+    loader,
+    epochs: Epochs,
+    state: dict,
+    checkpoint: dict | None,
+    report: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
-    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv."""
+    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv.
+
+    report: is given each new row; a search stops a hopeless training by raising from it
+    """
     train, accelerator = job.config.train, job.accelerator
     history: list[dict] = []
     best = None
@@ -210,6 +229,7 @@ def fit(
             write_table(job.directory / "metrics.csv", pd.DataFrame(history))
             progress = {"history": history, "best": best}
             save_checkpoint(job.directory, state | progress | _snapshot(trainer))
+        report(row)
     if best is not None:
         trainer.evaluated.load_state_dict(best["network"])
     return history
@@ -239,6 +259,7 @@ def finish(job: Fold, trainer: Trainer, history: list[dict], step: Step) -> dict
             device=str(job.accelerator.device),
             processes=job.accelerator.num_processes,
             select=job.config.train.select,
+            searched=job.searched,
             train_seconds=round(sum(row["seconds"] for row in history), 1),
         )
     job.accelerator.wait_for_everyone()
