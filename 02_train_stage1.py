@@ -5,6 +5,7 @@ Some folds, or all:    python 02_train_stage1.py --config configs/birds_lt.yaml 
 Many GPUs:             accelerate launch 02_train_stage1.py --config configs/birds_lt.yaml
 Two CPU processes:     torchrun --nproc_per_node 2 02_train_stage1.py --config configs/digits.yaml
 Other settings:        python 02_train_stage1.py --config configs/birds_lt.yaml --set train.lr=5e-4
+Search settings:       python 02_train_stage1.py --config configs/birds_lt.yaml --search
 
 Reads   runs/<dataset>/folds/ (from 01)
 Writes  runs/<dataset>/<experiment>/config.yaml and stage1/fold<k>/: weights.safetensors,
@@ -13,6 +14,11 @@ Writes  runs/<dataset>/<experiment>/config.yaml and stage1/fold<k>/: weights.saf
 A run that was stopped goes on after its last finished epoch, with the same result. `full` trains
 one more network on every training image: it has no out-of-fold logits and borrows the calibration
 of the folds.
+
+--search tries values of `search.keys` on a split inside one fold's training images and writes
+search/: trials.csv, history.png, best.json. It goes on where it was stopped; started again while
+it runs, also on another GPU or machine, it has one worker more. Later runs of this script and of 03
+take the values in best.json, and say so, unless search.use=false.
 """
 
 from pathlib import Path
@@ -30,8 +36,20 @@ def main() -> None:
         metavar="K",
         help="folds to train, numbers or `full` (default: all numbered folds)",
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="search the keys in `search.keys` instead of training; later runs use what it finds",
+    )
     args = parser.parse_args()
     config = load_config(args.config, args.set)
+
+    if args.search:
+        from src.training.search import search
+
+        table = search(config, Path(args.config).stem, args.overwrite)
+        cli.print_table(table, "Trials, scored on the inner split")
+        return
 
     from src.training.stage1 import stage1  # after the config is known to be right: torch is slow
 

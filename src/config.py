@@ -36,7 +36,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raise UserError(f"{path}: expected `key: value` pairs, found {type(tree).__name__}")
     for item in overrides:
         _override(tree, item)
-    return parse_config(tree, str(path))
+    config = parse_config(tree, str(path))
+    _check_search(config, str(path))
+    return config
 
 
 def parse_config(tree: dict, origin: str = "config") -> Config:
@@ -46,6 +48,27 @@ def parse_config(tree: dict, origin: str = "config") -> Config:
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
         raise UserError(f"{origin}: " + "\n".join(lines)) from None
+
+
+def with_values(config: Config, values: dict[str, Any], origin: str) -> Config:
+    """The config with other values, by key as in `--set`; `origin` is named in the errors."""
+    tree = dump_config(config)
+    for key, value in values.items():
+        _put(tree, key, value, origin)
+    return parse_config(tree, origin)
+
+
+def _check_search(config: Config, origin: str) -> None:
+    """Errors: UserError for a key of `search.keys` that is none, or a range beyond its own."""
+    for key, span in config.search.keys.items():
+        where = f"{origin}: search.keys {key}"
+        if key.split(".")[0] not in ("model", "train"):
+            right = [k for k in _all_keys() if k.startswith(("model.", "train."))]
+            near = difflib.get_close_matches(key, right, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{where}: only keys of model and train decide how stage 1 ends{hint}")
+        for value in span.ends:
+            with_values(config, {key: value}, where)
 
 
 def dump_config(config: BaseModel, *, volatile: bool = True) -> dict:
@@ -63,6 +86,8 @@ def _plain(value, volatile: bool):
         return dump_config(value, volatile=volatile)
     if isinstance(value, (tuple, list)):
         return [_plain(v, volatile) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v, volatile) for k, v in value.items()}
     return value
 
 
@@ -89,21 +114,25 @@ def _override(tree: dict, item: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {item}: the value is not valid YAML: {error}") from error
+    _put(tree, key, value, f"--set {item}")
+
+
+def _put(tree: dict, key: str, value: Any, origin: str) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
-        index = _index(node, part, item)
+        index = _index(node, part, origin)
         if isinstance(node, dict) and not isinstance(node.get(index), dict | list):
             node[index] = {}
         node = node[index]
-    node[_index(node, last, item)] = value
+    node[_index(node, last, origin)] = value
 
 
-def _index(node: dict | list, part: str, item: str) -> str | int:
+def _index(node: dict | list, part: str, origin: str) -> str | int:
     if isinstance(node, dict):
         return part
     if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"--set {item}: the list has items 0 … {len(node) - 1}, not {part!r}")
+        raise UserError(f"{origin}: the list has items 0 … {len(node) - 1}, not {part!r}")
     return int(part)
 
 

@@ -24,25 +24,33 @@ def cosine_logits(f: np.ndarray, weight: np.ndarray, scale: float = 1.0) -> np.n
 
 
 def class_means(f: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Mean over each class of the L2-normalised features, [K, D]. A class without features is an
+    """Mean over each class of the L2-normalised features, [K, D]."""
+    return means_by_class(unit(f), labels, num_classes)
+
+
+def means_by_class(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Mean over each class of the rows [N, D] as they are, [K, D]. A class without rows is an
     error: its mean would be zero and nothing would ever be assigned to it."""
     counts = np.bincount(labels, minlength=num_classes)
     if counts.min() == 0:
         raise ValueError(f"labels {np.flatnonzero(counts == 0).tolist()} have no features")
-    sums = np.zeros((num_classes, f.shape[1]), dtype=np.float64)
-    np.add.at(sums, labels, unit(f))
+    sums = np.zeros((num_classes, rows.shape[1]), dtype=np.float64)
+    np.add.at(sums, labels, rows)
     return (sums / counts[:, None]).astype(np.float32)
 
 
 def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.ndarray:
     """Logits of a head that 02 or 03 saved.
 
-    kind: linear (weight [K, D], bias [K]), or cosine (weight, scale []).
+    kind: linear (weight [K, D], bias [K]), cosine (weight, scale []), or centred (weight, bias,
+    center [D]), which is linear in the unit vector of f − center.
     """
     if kind == "linear":
         return linear_logits(f, head["weight"], head.get("bias"))
     if kind == "cosine":
         return cosine_logits(f, head["weight"], float(head["scale"]))
+    if kind == "centred":
+        return linear_logits(unit(f - head["center"]), head["weight"], head["bias"])
     raise ValueError(f"unknown kind of head {kind!r}")
 
 

@@ -18,6 +18,13 @@ BINS["terciles"] = BINS["thresholds"]
 CHUNK = 2**22  # logits that are worked on at once
 
 
+def bin_numbers(bins: np.ndarray) -> np.ndarray:
+    """[K] names of bins → [K] numbers; 0 is the most frequent of the bins that have classes."""
+    order = dict.fromkeys(name for names in BINS.values() for name in names)
+    present = [name for name in order if name in set(bins)]
+    return np.array([present.index(name) for name in bins])
+
+
 def chunks(rows: int, columns: int) -> Iterator[slice]:
     """Slices that cover 0 … rows-1, each of at most about CHUNK numbers."""
     step = max(1, CHUNK // max(columns, 1))

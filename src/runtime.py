@@ -64,6 +64,15 @@ def seed_all(*parts: int | str) -> int:
     return value
 
 
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of all processes below each other, on all of them; each holds as many."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 def gather_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rows of all processes below each other; processes may hold different numbers of rows."""
     parts = gather_object([arrays])

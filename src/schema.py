@@ -5,32 +5,36 @@ A new method adds its keys here, in the section of its stage. Nothing here impor
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from src.errors import some
+from src.schema_heads import CRT, NCM, Head
+from src.schema_losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, check_training
+from src.schema_networks import BBN, KT, Auxiliary, Network, TaskSeparator, check_network
+from src.schema_search import Search
+from src.section import Section
 
 RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
 VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class Data(Section):
-    source: Literal["folder", "csv", "digits"] = Field(
+    source: Literal["folder", "csv", "list", "coco", "torchvision", "digits"] = Field(
         "folder",
         description="folder: train/<classID>_<className>/*.jpg and test/<imageID>.jpg; csv: tables "
-        "plus image roots; digits: scikit-learn's handwritten digits, written to root once",
+        "plus image roots; list: text files of `path label` lines (ImageNet-LT, Places-LT); coco: "
+        "JSON with images, annotations and categories (iNaturalist); torchvision: one of its data "
+        "sets, written to root once; digits: scikit-learn's handwritten digits, likewise",
     )
     root: str = Field("data/raw/my_competition", description="directory of the competition's files")
     name: str | None = Field(
         None, description="the dataset's directory under runs/; null: the last part of root"
     )
     train: str = Field(
-        "train", description="folder source: directory under root; csv source: table under root"
+        "train",
+        description="under root. folder source: directory; csv, list and coco source: file",
     )
     test: str | None = Field(
         "test", description="like train, for the test images; null: there are none"
@@ -43,7 +47,8 @@ class Data(Section):
     solution: str | None = Field(
         "solution.csv",
         description="under root; true labels of some test images, used by 06 to print a score and "
-        "never to choose anything. The default is used only where the file exists",
+        "never to choose anything. The default is used only where the file exists; without it, "
+        "labels that the test folders, list or JSON carry are used; null: none",
     )
     image_column: str = Field("image_id", description="csv source: column with the image's id")
     label_column: str = Field("class_id", description="csv source: column with the class id")
@@ -52,9 +57,24 @@ class Data(Section):
         None,
         description="csv source: images that share a value (an individual, a session) share a fold",
     )
-    train_images: str = Field("", description="csv source: directory of train images, under root")
-    test_images: str = Field("", description="csv source: directory of test images, under root")
+    train_images: str = Field(
+        "", description="csv, list and coco source: directory of train images, under root"
+    )
+    test_images: str = Field(
+        "", description="csv, list and coco source: directory of test images, under root"
+    )
     suffix: str = Field("", description="csv source: what to add to an id to get the file's name")
+    torchvision: Literal[
+        "CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "SVHN", "STL10", "GTSRB", "DTD",
+        "Food101", "Flowers102", "FGVCAircraft", "OxfordIIITPet", "StanfordCars",
+    ] = Field(
+        "CIFAR10", description="torchvision source: which data set, read from root/torchvision"
+    )  # fmt: skip
+    download: bool = Field(
+        False,
+        description="torchvision source: let torchvision download what is missing",
+        json_schema_extra=VOLATILE,
+    )
     bad_images: Literal["stop", "skip"] = Field(
         "stop", description="what to do with unreadable, truncated or empty image files"
     )
@@ -77,6 +97,13 @@ class Data(Section):
         ge=0,
         description="processes that read images, per GPU; 0 reads in the main process. The "
         "images they produce are the same for any number",
+        json_schema_extra=VOLATILE,
+    )
+    cache: Literal["none", "memory", "device"] = Field(
+        "none",
+        description="training: decode images once and keep them in memory, or on the device, "
+        "where they are then also shifted and mirrored (augment.crop padded without rotate, "
+        "color_jitter and erase). The images are the same, bit by bit",
         json_schema_extra=VOLATILE,
     )
 
@@ -113,8 +140,11 @@ class Folds(Section):
 
 
 class Model(Section):
-    network: Literal["plain"] = Field(
-        "plain", description="how a backbone becomes logits; plain: pooled features and one head"
+    network: Network = Field(
+        "plain",
+        description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
+        "branches for two samplers; kt: a second head learns from class means; task_separator: a "
+        "gate between experts for many, medium and few images",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
@@ -131,6 +161,17 @@ class Model(Section):
     head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
     cosine_scale: float = Field(
         16.0, gt=0, description="cosine head: logits lie in [-scale, scale]"
+    )
+    anti_alias: bool = Field(
+        False,
+        description="blur feature maps before taking every second pixel: ResNets, EfficientNets, "
+        "MobileNets and others with timm's aa_layer, and the CIFAR ResNets",
+    )
+    blur_kernel: Literal[3, 5] = Field(3, description="anti_alias: pixels, width of the blur")
+    bbn: BBN = Field(default_factory=BBN, description="the network bbn")
+    kt: KT = Field(default_factory=KT, description="the network kt")
+    task_separator: TaskSeparator = Field(
+        default_factory=TaskSeparator, description="the network task_separator"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
     drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
@@ -174,27 +215,6 @@ class Augment(Section):
         return self
 
 
-class CrossEntropy(Section):
-    name: Literal["cross_entropy"] = "cross_entropy"
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
-
-
-class BalancedSoftmax(Section):
-    name: Literal["balanced_softmax"] = "balanced_softmax"
-    tau: float = Field(1.0, ge=0, description="strength of the class prior; 0 is cross-entropy")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
-
-
-Criterion = Annotated[CrossEntropy | BalancedSoftmax, Field(discriminator="name")]
-
-
-class Mixing(Section):
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0: off")
-    probability: float = Field(1.0, ge=0, le=1, description="share of the steps that are mixed")
-    off_epochs: int = Field(0, ge=0, description="last epochs without mixing")
-
-
 class Train(Section):
     epochs: int = Field(30, ge=1, description="passes of N images, for every sampler")
     batch_size: int = Field(
@@ -210,11 +230,27 @@ class Train(Section):
         "stop",
         description="out of memory: stop and say which micro_batch fits, or halve it and go on",
     )
-    sampler: Literal["instance", "class_balanced", "square_root"] = Field(
-        "instance", description="which images an epoch sees: as they are, or by class"
+    sampler: Sampler = Field(
+        "instance",
+        description="which images an epoch sees: as they are; classes equally often; classes by "
+        "the root or another power of their size; from instance to class_balanced over the "
+        "epochs; small classes most often",
+    )
+    sampler_power: float = Field(
+        0.5,
+        ge=-2,
+        le=2,
+        description="power: a class is drawn in proportion to its images to this power",
+    )
+    second_sampler: Sampler | None = Field(
+        None,
+        description="draws a second batch beside each; null: there is none",
     )
     criterion: Criterion = Field(
         default_factory=CrossEntropy, description="logits and labels to a number"
+    )
+    deferred: Deferred = Field(
+        default_factory=Deferred, description="what makes classes count equally late in training"
     )
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with Nesterov momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -232,6 +268,11 @@ class Train(Section):
     gamma: float = Field(0.1, gt=0, lt=1, description="multistep: factor at each milestone")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up from lr / 100")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    auxiliaries: tuple[Auxiliary, ...] = Field(
+        (),
+        description="losses beside the criterion; frequency: a second head learns the bin of the "
+        "image's class",
+    )
     mixing: Mixing = Field(default_factory=Mixing, description="of images within a batch")
     augment: Augment = Field(default_factory=Augment, description="of single images")
     ema: float | None = Field(
@@ -279,6 +320,8 @@ class Train(Section):
             raise ValueError(
                 f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})"
             )
+        if self.sampler_power != 0.5 and "power" not in (self.sampler, self.second_sampler):
+            raise ValueError("sampler_power is used by the sampler `power` alone")
         if list(self.milestones) != sorted(self.milestones) or not all(
             0 < m < 1 for m in self.milestones
         ):
@@ -287,35 +330,6 @@ class Train(Section):
                 f"found {list(self.milestones)}"
             )
         return self
-
-
-class CRT(Section):
-    head: Literal["crt"] = "crt"
-    name: str | None = Field(None, description="directory under stage2/; null: the head's kind")
-    sampler: Literal["instance", "class_balanced", "square_root"] = Field(
-        "class_balanced", description="which features an epoch sees"
-    )
-    views: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="augmented views of each training image to cache and train on; 0: the "
-        "evaluation view alone",
-    )
-    epochs: int = Field(30, ge=1, description="passes of N features")
-    batch_size: int = Field(512, ge=2, description="features per step")
-    lr: float = Field(0.1, gt=0, description="peak learning rate of SGD, cosine to 0")
-    weight_decay: float = Field(5e-4, ge=0, description="on the weights and the bias")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
-
-
-class NCM(Section):
-    head: Literal["ncm"] = "ncm"
-    name: str | None = Field(None, description="directory under stage2/; null: the head's kind")
-    views: int = Field(0, ge=0, le=64, description="augmented views to average; 0: the plain one")
-
-
-Head = Annotated[CRT | NCM, Field(discriminator="head")]
 
 
 class Posthoc(Section):
@@ -388,6 +402,9 @@ class Config(Section):
     )
     model: Model = Field(default_factory=Model, description="stage 1: the network")
     train: Train = Field(default_factory=Train, description="stage 1: its training")
+    search: Search = Field(
+        default_factory=Search, description="stage 1: `--search` for its settings"
+    )
     stage2: tuple[Head, ...] = Field(
         (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
     )
@@ -405,15 +422,36 @@ class Config(Section):
                 f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "
                 "add `name: …` to one of them"
             )
+        from_stage1 = [head.head for head in self.stage2 if head.head in ("lws", "maxnorm")]
+        if from_stage1 and self.model.head != "linear":
+            raise ValueError(
+                f"stage2 head {from_stage1[0]} starts from stage 1's classifier, which must be "
+                f"linear; model.head is {self.model.head}. Use crt, cosine or ncm"
+            )
+        check_training(self.train, self.model)
+        check_network(self.model, self.train)
         for known in self.posthoc.heads or ():
             if known not in ("stage1", *names):
                 raise ValueError(f"posthoc.heads names {known!r}, but stage2 has only {names}")
         for member in self.ensemble.members:
             if member not in ("posthoc", "stage1", *names):
                 raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
+        _check_device_cache(self)
         return self
 
     @property
     def dataset(self) -> str:
         """The dataset's directory under runs/."""
         return self.data.name or Path(self.data.root).name
+
+
+def _check_device_cache(config: Config) -> None:
+    augment = config.train.augment
+    others = [key for key in ("rotate", "color_jitter", "erase") if getattr(augment, key)]
+    if config.data.cache == "device" and (augment.crop != "padded" or others):
+        found = ", ".join([f"crop {augment.crop}", *others])
+        raise ValueError(
+            "data.cache: device shifts and mirrors images on the device and does nothing else: it "
+            f"needs train.augment {{crop: padded}} with rotate, color_jitter and erase 0, found "
+            f"{found}; use data.cache: memory"
+        )

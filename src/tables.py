@@ -4,7 +4,7 @@ folds.csv    image_id, path, class_id, label, fold, group_id, width, height, sha
 classes.csv  label, class_id, class_name, count, bin; row i is label i
 test.csv     image_id, path, … in submission order
 *.npz        image_id, logits [N, K], label (-1 unknown), fold, features [N, D] where they exist
-head.safetensors   weight [K, D] and bias [K] (linear) or scale [] (cosine)
+head.safetensors   weight [K, D] and bias [K] (linear), scale [] (cosine), or bias and center [D]
 """
 
 import json
@@ -31,7 +31,11 @@ from src.errors import UserError, some
 
 ALWAYS_TRAIN = -1
 UNKNOWN = -1
-HEAD_ARRAYS = {"linear": {"weight", "bias"}, "cosine": {"weight", "scale"}}
+HEAD_ARRAYS = {
+    "linear": {"weight", "bias"},
+    "cosine": {"weight", "scale"},
+    "centred": {"weight", "bias", "center"},
+}
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def check_same_folds(manifest: dict, dataset: Dataset, origin: Path) -> None:
 def save_head(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> Path:
     """Write a classifier as safetensors, the same bytes for the same arrays.
 
-    kind and arrays: linear (weight [K, D], bias [K]) or cosine (weight [K, D], scale []).
+    kind and arrays: as in `src.logits.head_logits`.
     Metadata is one JSON text under the key `longtail`: several keys would be written in any order.
     """
     if set(arrays) != HEAD_ARRAYS.get(kind):

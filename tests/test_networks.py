@@ -7,12 +7,11 @@ from safetensors.torch import save_file
 
 from src.artifacts import sha256
 from src.errors import UserError
-from src.losses import build_criterion
 from src.networks import build_network
 from src.networks.cifar_resnet import DEPTHS, Block, CifarResNet
 from src.networks.heads import build_head
 from src.networks.weights import load_network, load_pretrained, save_network
-from src.schema import BalancedSoftmax, CrossEntropy, Model
+from src.schema import Model
 from src.tables import load_dataset
 
 SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)
@@ -140,30 +139,3 @@ def test_another_experiment_gives_everything_but_a_head_of_another_shape(digits)
     line = load_pretrained(wider, model, "flowers", "fold0")
     assert "fresh, other shape: 'classifier.bias', 'classifier.weight'" in line
     torch.testing.assert_close(wider.backbone.conv1.weight, network.backbone.conv1.weight)
-
-
-def test_cross_entropy_and_balanced_softmax_by_hand():
-    z, y = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1])
-    counts = torch.tensor([100, 10, 1]).numpy()
-    plain = build_criterion(CrossEntropy(), counts)(z, y)
-    e = torch.e
-    assert plain.item() == pytest.approx(torch.log(torch.tensor(e**2 + e + 1)).item() - 1, rel=1e-5)
-    balanced = build_criterion(BalancedSoftmax(), counts)(z, y)
-    by_hand = torch.log(torch.tensor(100 * e**2 + 10 * e + 1)) - torch.log(torch.tensor(10 * e))
-    assert balanced.item() == pytest.approx(by_hand.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_balanced_softmax_with_equal_counts_or_no_strength_is_cross_entropy(smoothing):
-    z, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 4, (6,))
-    plain = build_criterion(CrossEntropy(smoothing=smoothing), torch.ones(4).numpy())(z, y)
-    for tau, counts in ((1.0, [7, 7, 7, 7]), (0.0, [9, 5, 2, 0])):
-        config = BalancedSoftmax(tau=tau, smoothing=smoothing)
-        found = build_criterion(config, torch.tensor(counts).numpy())(z, y)
-        torch.testing.assert_close(found, plain)
-
-
-def test_gradients_of_balanced_softmax_are_right():
-    criterion = build_criterion(BalancedSoftmax(smoothing=0.1), torch.tensor([9, 3, 1]).numpy())
-    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: criterion(t, torch.tensor([0, 1, 2, 2])), z)

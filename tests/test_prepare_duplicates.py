@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from prepare_kit import photo
 
 from src.prepare.duplicates import find_duplicates, near_pairs
+from tests.prepare_kit import photo
 
 
 @pytest.mark.parametrize("limit", [0, 1, 4, 7])

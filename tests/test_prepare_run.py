@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from prepare_kit import config, folder_source, photo, write_csv
 
 from src.artifacts import MANIFEST, read_json, read_table
 from src.config import load_config
@@ -19,6 +18,7 @@ from src.prepare import prepare as module
 from src.prepare.describe import describe
 from src.prepare.prepare import prepare
 from src.tables import load_dataset
+from tests.prepare_kit import config, folder_source, photo, write_csv
 
 REPOSITORY = Path(__file__).parents[1]
 COUNTS = {"00123_wren": 9, "1e5_owl": 6, "NA_gull": 3, "7_rare": 1}

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from prepare_kit import config, folder_source, photo, write_csv
 
 from src.artifacts import read_table
 from src.errors import UserError
 from src.prepare.sources import read_source
+from tests.prepare_kit import config, folder_source, photo, write_csv
 
 
 def read(root, **data):

@@ -19,7 +19,8 @@ from src.posthoc.calibrate import posthoc
 from src.rebalance.crt import fit_crt
 from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
-from src.schema import CRT, TTA
+from src.schema import TTA
+from src.schema_heads import CRT
 from src.tables import load_dataset, load_features, load_head, load_predictions
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
@@ -95,7 +96,7 @@ def test_crt_is_a_function_of_its_seed_and_lifts_a_rare_class():
     labels = np.repeat([0, 1], [190, 10])
     f = rng.normal(size=(200, 4)).astype(np.float32)
     f[:, 0] += np.where(labels == 1, 1.5, -0.5)
-    data = FeatureSet(f, [], labels, 2)
+    data = FeatureSet(f, [], labels, np.array(["many", "few"]), ("linear", {}))
     cpu = torch.device("cpu")
 
     def fit(sampler, seed=0):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,13 @@ from torch import nn
 
 import src.training.stage1 as stage1_module
 from src.artifacts import read_json, sha256
-from src.data.dataset import Batch
 from src.errors import UserError
 from src.networks import build_network
-from src.networks.base import Progress, mixed
+from src.networks.base import Progress
 from src.runtime import start
-from src.schema import Mixing, Model, Train
+from src.schema import Model, Train
 from src.tables import load_dataset, load_predictions
 from src.training.loop import Objective
-from src.training.mixing import mix
 from src.training.optim import build_optimizer, build_schedule
 from src.training.stage1 import Fold, build_trainer, stage1
 from tests.conftest import ROOT, digits_config
@@ -229,12 +226,12 @@ def test_a_tracker_that_is_not_installed_is_named(digits):
         stage1(digits_config("train.tracker=trackio"), "exp", ["0"], False)
 
 
-# ---- optimizer, schedule, mixing ---------------------------------------------------------------
+# ---- optimizer and schedule -------------------------------------------------------------------
 
 
-def lrs(train: Train, module=None, backbone=None, steps=10) -> list[float]:
-    module = module or nn.Sequential(nn.Linear(2, 2))
-    optimizer = build_optimizer(train, module, backbone or module)
+def lrs(train: Train, steps=10) -> list[float]:
+    module = nn.Sequential(nn.Linear(2, 2))
+    optimizer = build_optimizer(train, module, [module])
     schedule = build_schedule(train, optimizer, steps)
     found = []
     for step in range(train.epochs * steps):
@@ -261,7 +258,7 @@ def test_layer_decay_lowers_the_lr_towards_the_input_and_norms_do_not_decay():
     model = Model(backbone="resnet18", pretrained=False, image_size=32)
     network, _ = build_network(model, 5)
     train = Train(layer_decay=0.5, head_lr_factor=10.0, lr=1.0, weight_decay=0.1)
-    optimizer = build_optimizer(train, network, network.backbone)
+    optimizer = build_optimizer(train, network, network.bodies())
     scale = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     first, last = network.backbone.conv1.weight, network.backbone.layer4[1].conv2.weight
@@ -271,33 +268,7 @@ def test_layer_decay_lowers_the_lr_towards_the_input_and_norms_do_not_decay():
     assert len(scale) == len(list(network.parameters()))
     small, _ = build_network(Model(backbone="cifar_resnet20", pretrained=False, image_size=16), 5)
     with pytest.raises(UserError, match="layer_decay"):
-        build_optimizer(train, small, small.backbone)
-
-
-def test_mixup_mixes_images_and_labels_by_the_same_share():
-    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
-    batch = mix(Batch(images, torch.arange(4)), Mixing(mixup=1.0), np.random.default_rng(0))
-    assert 0 < batch.share < 1
-    expected = batch.share * batch.labels + (1 - batch.share) * batch.partner
-    torch.testing.assert_close(batch.images[:, 0, 0, 0], expected.float())
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_cutmix_keeps_exactly_the_share_of_pixels_that_it_weighs(seed):
-    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
-    batch = mix(Batch(images, torch.arange(4)), Mixing(cutmix=1.0), np.random.default_rng(seed))
-    for n in range(4):
-        if batch.partner[n] != n:
-            kept = (batch.images[n, 0] == n).float().mean()
-            assert kept.item() == pytest.approx(batch.share)
-
-
-def test_the_loss_of_a_mixed_batch_is_the_mixture_of_losses():
-    z, y, other = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
-    ce = nn.CrossEntropyLoss()
-    batch = Batch(torch.zeros(4, 3, 2, 2), y, other, 0.3)
-    torch.testing.assert_close(mixed(ce, z, batch), 0.3 * ce(z, y) + 0.7 * ce(z, other))
-    torch.testing.assert_close(mixed(ce, z, replace(batch, partner=None)), ce(z, y))
+        build_optimizer(train, small, small.bodies())
 
 
 # ---- several processes -------------------------------------------------------------------------

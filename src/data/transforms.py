@@ -5,7 +5,7 @@ any number of workers and processes. Images stay uint8 until they are on the dev
 """
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for newer versions of itself
     import albumentations as A
 
+from src.data.shift import moved, moves
 from src.errors import UserError
 from src.schema import Augment
 
@@ -88,10 +89,14 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random crop and colours by the config's `train.augment`."""
+    """Random crop and colours by the config's `train.augment`.
+
+    whole: the part of crop `padded` that knows no chance: the centre of the image, size × size.
+    """
 
     def __init__(self, prep: Preprocessing, augment: Augment, seed: int):
-        self.seed = seed
+        self.prep, self.augment, self.seed = prep, augment, seed
+        self.whole = EvalTransform(replace(prep, crop_pct=1.0))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # a misspelt argument only warns
             try:
@@ -103,6 +108,11 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, draw: tuple[int, int]) -> np.ndarray:
         """[H, W, 3] uint8 → [size, size, 3] uint8; `draw` is (epoch, position in the epoch)."""
+        if self.augment.crop == "padded":
+            move = moves(self.seed, *draw, 1, self.prep.size, self.augment)
+            image = moved(self.whole(image), move[0])
+        if not self.compose.transforms:
+            return image
         state = np.random.SeedSequence((self.seed, *draw)).generate_state(1)
         self.compose.set_random_seed(int(state[0]))
         return self.compose(image=image)["image"]
@@ -118,17 +128,13 @@ def _augmentations(prep: Preprocessing, augment: Augment) -> list:
         "random_resized": [
             A.RandomResizedCrop(size=(size, size), scale=augment.scale, interpolation=how)
         ],
-        "padded": [
-            A.SmallestMaxSize(max_size=size, interpolation=how),
-            A.CenterCrop(size, size),
-            A.PadIfNeeded(size + 2 * (size // 8), size + 2 * (size // 8), border_mode=0),
-            A.RandomCrop(size, size),
-        ],
+        "padded": [],  # done before, with its flips
         "none": resize,
     }[augment.crop]
-    if augment.hflip:
+    flips = augment.crop != "padded"
+    if augment.hflip and flips:
         steps.append(A.HorizontalFlip(p=0.5))
-    if augment.vflip:
+    if augment.vflip and flips:
         steps.append(A.VerticalFlip(p=0.5))
     if augment.rotate:
         steps.append(A.Rotate(limit=augment.rotate, border_mode=cv2.BORDER_REFLECT_101, p=1.0))

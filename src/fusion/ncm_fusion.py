@@ -1,15 +1,15 @@
 """Convex fusion of the start head's logits with those of a nearest-class-mean head.
 
-z_d = cos(f, m_c) over the class means m_c; z̃_d is z_d mapped, per image, onto the range of z
-(`src.logits.to_range`), as the two live on different scales; result w · z + (1 − w) · z̃_d. w = 1
-would leave the step out, w = 0 is pure NCM. Source: methods page, section 7 (c), after the NCM
-classifier of Kang et al. (2020).
+z_d are the NCM head's logits, by default cos(f, m_c) over the class means m_c; z̃_d is z_d mapped,
+per image, onto the range of z (`src.logits.to_range`), as the two live on different scales; result
+w · z + (1 − w) · z̃_d. w = 1 would leave the step out, w = 0 is pure NCM. Source: methods page,
+section 7 (c), after the NCM classifier of Kang et al. (2020).
 """
 
 import numpy as np
 
 from src.fusion.step import State, Step
-from src.logits import cosine_logits, to_range
+from src.logits import head_logits, to_range
 
 
 def ncm_heads(config) -> list[str]:
@@ -26,7 +26,8 @@ def each(state: State, candidates):
     for params in candidates:
         head = params["head"]
         if head not in scaled:
-            ncm = cosine_logits(state.features, state.heads[head][1]["weight"])
+            kind, arrays = state.heads[head]
+            ncm = head_logits(state.features, arrays, kind)
             scaled[head] = to_range(ncm, state.logits)
         yield params["w"] * state.logits + (1 - params["w"]) * scaled[head]
 

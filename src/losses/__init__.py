@@ -1,17 +1,40 @@
-"""Criteria: (logits [N, K], labels [N]) → mean loss. `train.criterion.name` chooses from the table.
+"""Criteria: (logits [N, K], labels [N]) → a number. `train.criterion.name` chooses from the table.
 
-Each is built from its config section and the class counts [K] of the actual training subset.
+One file each; `src/losses/base.py` says what they have in common.
 """
 
 import numpy as np
-from torch import nn
 
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
+from src.losses.base import Criterion
+from src.losses.class_balanced import ClassBalancedLoss, effective_weights
 from src.losses.cross_entropy import CrossEntropyLoss
+from src.losses.focal import FocalLoss
+from src.losses.lade import LADELoss
+from src.losses.ldam import LDAMLoss
+from src.losses.seesaw import SeesawLoss
+from src.schema import Config
 
-CRITERIA = {"cross_entropy": CrossEntropyLoss, "balanced_softmax": BalancedSoftmaxLoss}
+CRITERIA: dict[str, type[Criterion]] = {
+    "balanced_softmax": BalancedSoftmaxLoss,
+    "class_balanced": ClassBalancedLoss,
+    "cross_entropy": CrossEntropyLoss,
+    "focal": FocalLoss,
+    "lade": LADELoss,
+    "ldam": LDAMLoss,
+    "logit_adjusted": BalancedSoftmaxLoss,
+    "seesaw": SeesawLoss,
+}
 
 
-def build_criterion(config, counts: np.ndarray) -> nn.Module:
-    """config: the `train.criterion` section · counts: training images per label, [K]"""
-    return CRITERIA[config.name](config, counts)
+def build_criterion(config: Config, counts: np.ndarray) -> Criterion:
+    """The criterion of `train`, with deferred class weights if asked.
+
+    counts: training images per label, [K]
+    """
+    section, deferred = config.train.criterion, config.train.deferred
+    scale = config.model.cosine_scale if config.model.head == "cosine" else 1.0
+    criterion = CRITERIA[section.name](section, counts, scale)
+    if deferred.weights:
+        criterion.weigh(effective_weights(counts, deferred.beta), deferred.start)
+    return criterion

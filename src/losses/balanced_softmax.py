@@ -1,23 +1,28 @@
-"""Balanced softmax (Ren et al., NeurIPS 2020, eq. 4); the logit-adjusted loss of Menon et al.
-(ICLR 2021, eq. 10) is the same up to a constant, with strength τ."""
+"""Balanced softmax (Ren et al., NeurIPS 2020, eq. 4) and the logit-adjusted loss (Menon et al.,
+ICLR 2021, eq. 10): the same loss under two names."""
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from src.schema import BalancedSoftmax
+from src.losses.base import Criterion
+from src.schema_losses import BalancedSoftmax
 
 
-class BalancedSoftmaxLoss(nn.Module):
+class BalancedSoftmaxLoss(Criterion):
     """L = CE(z + τ log N_c, y): the prior of the training set is explained away while training, so
-    that plain z is right for a balanced test set. Classes without an image get N_c = 1."""
+    that plain z is right for a balanced test set. Classes without an image get N_c = 1.
 
-    def __init__(self, config: BalancedSoftmax, counts: np.ndarray):
-        super().__init__()
-        prior = config.tau * np.log(np.maximum(counts, 1))
-        self.register_buffer("prior", torch.tensor(prior, dtype=torch.float32), persistent=False)
+    Logit adjustment adds τ log π_c instead, which is less by the same number for every class, and
+    softmax does not see it.
+    """
+
+    def __init__(self, config: BalancedSoftmax, counts: np.ndarray, scale: float = 1.0):
+        super().__init__(config, counts)
+        self.constant("prior", config.tau * np.log(np.maximum(counts, 1)))
         self.smoothing = config.smoothing
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits + self.prior, labels, label_smoothing=self.smoothing)
+    def per_sample(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(
+            logits + self.prior, labels, reduction="none", label_smoothing=self.smoothing
+        )

@@ -2,18 +2,18 @@
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from src.schema import CrossEntropy
+from src.losses.base import Criterion
+from src.schema_losses import CrossEntropy
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(Criterion):
     """L = −Σ_c q_c log softmax(z)_c, with q = (1 − ε) · onehot(y) + ε / K."""
 
-    def __init__(self, config: CrossEntropy, counts: np.ndarray):
-        super().__init__()
+    def __init__(self, config: CrossEntropy, counts: np.ndarray, scale: float = 1.0):
+        super().__init__(config, counts)
         self.smoothing = config.smoothing
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+    def per_sample(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)

@@ -1,15 +1,30 @@
 """Networks: images → logits. One file each; `model.network` chooses from the table below."""
 
+import numpy as np
+
 from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
+from src.networks.bbn import BBN
+from src.networks.kt import KnowledgeTransfer
 from src.networks.plain import Plain
+from src.networks.task_separator import TaskSeparator
 from src.schema import Model
 
-NETWORKS = {"plain": Plain}
+NETWORKS = {
+    "plain": Plain,
+    "bbn": BBN,
+    "kt": KnowledgeTransfer,
+    "task_separator": TaskSeparator,
+}
 
 
-def build_network(model: Model, num_classes: int, *, pretrained: bool = False):
-    """A network with fresh weights (or timm's, if `pretrained`) and its `Preprocessing`."""
+def build_network(
+    model: Model, num_classes: int, bins: np.ndarray | None = None, *, pretrained: bool = False
+):
+    """A network with fresh weights (or timm's, if `pretrained`) and its `Preprocessing`.
+
+    bins: number of each label's bin, [K], 0 the most frequent
+    """
     backbone = build_backbone(model, pretrained=pretrained)
-    network: Network = NETWORKS[model.network](model, backbone, num_classes)
+    network: Network = NETWORKS[model.network](model, backbone, num_classes, bins)
     return network, preprocessing(model, backbone)

@@ -7,6 +7,7 @@ from torch import nn
 
 from src.data.transforms import Preprocessing
 from src.errors import UserError
+from src.networks.anti_alias import BLUR, check_blurred, no_place
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
 from src.schema import Model
 
@@ -19,13 +20,14 @@ def build_backbone(model: Model, *, pretrained: bool) -> nn.Module:
     Errors: UserError for an unknown name (with the nearest one), arguments the model does not take,
     or weights that can't be fetched.
     """
+    blur = BLUR[model.blur_kernel] if model.anti_alias else None
     if model.backbone in DEPTHS:
         if model.kwargs or model.drop_path or pretrained:
             raise UserError(
                 f"model.backbone={model.backbone} takes no kwargs and no drop_path, and has no "
                 "weights on the hub; set model.pretrained=false"
             )
-        return CifarResNet(DEPTHS[model.backbone])
+        return CifarResNet(DEPTHS[model.backbone], blur)
     if not timm.is_model(model.backbone):
         known = timm.list_models() + list(DEPTHS)
         near = difflib.get_close_matches(model.backbone.split(".")[0], known, 3)
@@ -34,9 +36,13 @@ def build_backbone(model: Model, *, pretrained: bool) -> nn.Module:
     kwargs = dict(model.kwargs)
     if model.drop_path:
         kwargs["drop_path_rate"] = model.drop_path
+    if blur is not None:
+        kwargs["aa_layer"] = blur
     try:
-        return timm.create_model(model.backbone, pretrained=pretrained, num_classes=0, **kwargs)
+        backbone = timm.create_model(model.backbone, pretrained=pretrained, num_classes=0, **kwargs)
     except TypeError as error:
+        if "aa_layer" in str(error):
+            raise no_place(model.backbone) from error
         raise UserError(f"model.kwargs: {model.backbone} does not take them: {error}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
@@ -45,6 +51,19 @@ def build_backbone(model: Model, *, pretrained: bool) -> nn.Module:
             f"model.pretrained: the weights of {model.backbone} could not be fetched from the hub "
             f"({error}). Give a local file instead: model.pretrained=path/to/weights.safetensors"
         ) from error
+    if blur is not None:
+        check_blurred(backbone, model.backbone)
+    return backbone
+
+
+def stages(backbone: nn.Module) -> list[nn.Module]:
+    """The stages (of a transformer: the blocks) that run one after the other; [] if unknown."""
+    for name in ("stages", "blocks", "layers"):
+        found = getattr(backbone, name, None)
+        if isinstance(found, nn.Sequential | nn.ModuleList):
+            return list(found)
+    layers = (getattr(backbone, f"layer{i}", None) for i in range(1, 5))
+    return [layer for layer in layers if isinstance(layer, nn.Module)]
 
 
 def preprocessing(model: Model, backbone: nn.Module) -> Preprocessing:

@@ -19,36 +19,55 @@ class Output:
 @dataclass(frozen=True)
 class Progress:
     """How schedules see time. epoch: 0-based · step: optimizer steps so far · fraction: 0 … 1 of
-    the whole training."""
+    the whole training · epochs: of the whole training."""
 
     epoch: int
     step: int
     fraction: float
+    epochs: int = 1
 
 
 class Network(nn.Module):
     """images [N, 3, H, W] → `Output`. `classifier` is the last layer: what stage 2 replaces.
 
-    Subclasses set `classifier` and `forward`, and override `loss` when training minimises
-    something else than the criterion of the logits.
+    Subclasses are built from (model, backbone, num_classes, bins), where `bins` numbers the bin of
+    each label, [K]. They set `backbone`, `classifier` and `forward`, and override `loss` when
+    training minimises something else than the criterion of the logits.
     """
 
+    backbone: nn.Module
     classifier: nn.Module
 
     def forward(self, images: torch.Tensor) -> Output:
         raise NotImplementedError
 
+    def mix_points(self) -> list[nn.Module]:
+        """Modules at whose input manifold mixup may mix, called once per forward pass each."""
+        return []
+
     def loss(
         self, batch: Batch, criterion: nn.Module, progress: Progress
-    ) -> dict[str, torch.Tensor]:
-        """Named scalar terms; training minimises their sum."""
-        return {"criterion": mixed(criterion, self(batch.images).logits, batch)}
+    ) -> tuple[dict[str, torch.Tensor], Output]:
+        """Named scalar terms, whose sum training minimises, and the output for `batch.images` that
+        they were computed from: auxiliaries build on it, so that nothing is run twice."""
+        output = self(batch.images)
+        return {"criterion": mixed(criterion, output.logits, batch)}, output
+
+    def bodies(self) -> list[nn.Module]:
+        """Backbones and copies of their parts, which may start from pretrained weights; what is
+        outside of them is fresh and trains at `head_lr_factor`."""
+        return [self.backbone]
+
+    def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of a plain network (`backbone.…`, `classifier.…`) or of one like this, under
+        the names of this one: what is there several times starts from the same weights."""
+        return state
 
 
 def mixed(criterion: nn.Module, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The criterion in float32, for plain and for mixed batches (mixup, eq. 2 in its loss form)."""
     logits = logits.float()
-    loss = criterion(logits, batch.labels)
     if batch.partner is None:
-        return loss
-    return batch.share * loss + (1 - batch.share) * criterion(logits, batch.partner)
+        return criterion(logits, batch.labels)
+    first = criterion(logits, batch.labels, batch.share)
+    return first + criterion(logits, batch.partner, 1 - batch.share)

@@ -2,9 +2,13 @@
 
 Three stages of n blocks, widths 16, 32, 64, depth 6n + 2; where the width doubles, the shortcut
 takes every second pixel and pads the new channels with zeros: no parameters. D = 64.
+
+With a blur (src/networks/anti_alias.py) both ways into a narrower map are blurred, the shortcut
+too: half of the signal takes it, and without weights nothing there could learn to smooth.
 """
 
 import torch
+from timm.layers import BlurPool2d
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,11 +17,14 @@ DEPTHS = {f"cifar_resnet{6 * n + 2}": n for n in (3, 5, 7, 9)}
 
 
 class Block(nn.Module):
-    """conv3-BN-ReLU-conv3-BN, plus the shortcut, then ReLU."""
+    """conv3-BN-ReLU-conv3-BN, plus the shortcut, then ReLU. blur: a class, or None."""
 
-    def __init__(self, width_in: int, width: int):
+    def __init__(self, width_in: int, width: int, blur: type[BlurPool2d] | None = None):
         super().__init__()
-        stride = 1 if width_in == width else 2
+        narrows = width_in != width
+        self.blur = blur(width, stride=2) if blur and narrows else None
+        self.blur_shortcut = blur(width_in, stride=2) if blur and narrows else None
+        stride = 2 if narrows and not blur else 1
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
@@ -26,10 +33,13 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
+        if self.blur is not None:
+            out = self.blur(out)
         out = self.bn2(self.conv2(out))
         if self.new_channels:
             half = self.new_channels // 2
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.new_channels - half))
+            x = x[:, :, ::2, ::2] if self.blur_shortcut is None else self.blur_shortcut(x)
+            x = F.pad(x, (0, 0, 0, 0, half, self.new_channels - half))
         return F.relu(out + x)
 
 
@@ -38,7 +48,7 @@ class CifarResNet(nn.Module):
 
     num_features = WIDTHS[-1]
 
-    def __init__(self, blocks_per_stage: int):
+    def __init__(self, blocks_per_stage: int, blur: type[BlurPool2d] | None = None):
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
@@ -46,7 +56,7 @@ class CifarResNet(nn.Module):
         for width in WIDTHS:
             blocks = []
             for _ in range(blocks_per_stage):
-                blocks.append(Block(width_in, width))
+                blocks.append(Block(width_in, width, blur))
                 width_in = width
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages

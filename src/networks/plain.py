@@ -1,9 +1,11 @@
 """One backbone, one head."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.networks.backbone import stages
 from src.networks.base import Network, Output
 from src.networks.heads import build_head
 from src.schema import Model
@@ -12,7 +14,13 @@ from src.schema import Model
 class Plain(Network):
     """images → pooled features [N, D] → dropout → head → logits [N, K]"""
 
-    def __init__(self, model: Model, backbone: nn.Module, num_classes: int):
+    def __init__(
+        self,
+        model: Model,
+        backbone: nn.Module,
+        num_classes: int,
+        bins: np.ndarray | None = None,
+    ):
         super().__init__()
         self.backbone = backbone
         self.dropout = model.dropout
@@ -20,7 +28,13 @@ class Plain(Network):
             model.head, backbone.num_features, num_classes, model.cosine_scale
         )
 
+    def mix_points(self) -> list[nn.Module]:
+        return stages(self.backbone)
+
     def forward(self, images: torch.Tensor) -> Output:
         features = self.backbone(images)
-        dropped = F.dropout(features, self.dropout, self.training)
-        return Output(self.classifier(dropped), features)
+        return Output(self.classifier(self.dropped(features)), features)
+
+    def dropped(self, features: torch.Tensor) -> torch.Tensor:
+        """What a head sees of the features while training."""
+        return F.dropout(features, self.dropout, self.training)

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
-from torch import nn
 
 from src.artifacts import RUNS, require, sha256, write_bytes
 from src.config import dump_config
 from src.data.transforms import Preprocessing, preprocessing_from
 from src.errors import UserError, some
+from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Network
 from src.schema import Model
@@ -48,7 +48,8 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
             f"{path}: trained on other classes than {data.directory / 'classes.csv'} lists; "
             "run 02 again with --overwrite"
         )
-    network, _ = build_network(Model(**about["model"]), about["num_classes"])
+    bins = bin_numbers(data.classes["bin"])
+    network, _ = build_network(Model(**about["model"]), about["num_classes"], bins)
     network.load_state_dict(tensors)
     return network.eval(), preprocessing_from(about["preprocessing"])
 
@@ -76,7 +77,6 @@ def load_pretrained(network: Network, model: Model, dataset: str, fold_name: str
     if source.startswith("experiment:"):
         path = _experiment_weights(source.removeprefix("experiment:"), dataset, fold_name)
         _, state = _read_ours(path)
-        target: nn.Module = network
     else:
         path = Path(source)
         if not path.is_file():
@@ -85,8 +85,8 @@ def load_pretrained(network: Network, model: Model, dataset: str, fold_name: str
                 "weights there, or set model.pretrained=true to fetch timm's, or false"
             )
         state = load_state_dict(str(path), use_ema=True, weights_only=True)
-        target = network.backbone
-    return f"{path}: {_fill(target, state, path)}"
+        state = {f"backbone.{key}": tensor for key, tensor in state.items()}
+    return f"{path}: {_fill(network, network.adopt(state), path)}"
 
 
 def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
@@ -106,10 +106,11 @@ def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
     return next((p for p in found if p.parent.name == "full"), found[0])
 
 
-def _fill(target: nn.Module, state: dict[str, torch.Tensor], path: Path) -> str:
+def _fill(target: Network, state: dict[str, torch.Tensor], path: Path) -> str:
     own = target.state_dict()
-    usable = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    reshaped = sorted(k for k in state if k in own and own[k].shape != state[k].shape)
+    other = {_layer(k) for k, v in state.items() if k in own and own[k].shape != v.shape}
+    reshaped = sorted(k for k in own if k in state and _layer(k) in other)  # the bias, too
+    usable = {k: v for k, v in state.items() if k in own and k not in reshaped}
     missing = sorted(own.keys() - state.keys())
     unused = sorted(state.keys() - own.keys())
     body = [k for k in own if not k.startswith("classifier.")]
@@ -125,3 +126,7 @@ def _fill(target: nn.Module, state: dict[str, torch.Tensor], path: Path) -> str:
         if keys:
             parts.append(f"{what}: {some(keys)}")
     return "; ".join(parts)
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0]

@@ -3,31 +3,30 @@
 The file of an image is <root>/<train_images>/<id><suffix>; an id may hold directories itself.
 """
 
-import os
 from pathlib import Path
 
 import pandas as pd
 
 from src.artifacts import read_table
-from src.errors import UserError, some
 from src.prepare.sources import (
     Source,
     Submission,
     check_filled,
-    nearest_file,
+    image_paths,
+    in_submission_order,
     optional_file,
-    portable,
     read_submission,
     require_columns,
+    source_file,
 )
 from src.schema import Data
-from src.tables import check_same_ids, check_unique
+from src.tables import check_unique
 
 
 def read_csv_tables(data: Data) -> Source:
     """Errors: UserError for a missing table or column, empty or repeated ids, rows without a file,
     and a test table whose ids are not those of the sample submission."""
-    train_path = _table_path(data, "train")
+    train_path = source_file(data, "train", "table")
     asked = {"image_column": data.image_column, "label_column": data.label_column}
     asked |= {"name_column": data.name_column} if data.name_column else {}
     asked |= {"group_column": data.group_column} if data.group_column else {}
@@ -37,7 +36,7 @@ def read_csv_tables(data: Data) -> Source:
     train = pd.DataFrame(
         {
             "image_id": table[data.image_column],
-            "path": _paths(data, data.train_images, table[data.image_column], train_path),
+            "path": _paths(data, "train_images", table[data.image_column], train_path),
             "class_id": classes,
             "class_name": table[data.name_column] if data.name_column else classes,
             "group": table[data.group_column] if data.group_column else "",
@@ -67,27 +66,14 @@ def read_csv_tables(data: Data) -> Source:
 def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:
     if data.test is None:
         return pd.DataFrame({"image_id": [], "path": []}, dtype=str), None
-    path = _table_path(data, "test")
+    path = source_file(data, "test", "table")
     if submission.path and path.samefile(submission.path):
         ids = pd.Series(submission.ids, dtype=str)
     else:
         ids = _read(path, {"image_column": data.image_column})[data.image_column]
-    if submission.ids is not None:
-        check_same_ids(ids, submission.ids, str(path), str(submission.path))
-        ids = pd.Series(submission.ids, dtype=str)
-    paths = _paths(data, data.test_images, ids, path)
+    ids = in_submission_order(pd.DataFrame({"image_id": ids}), submission, path)["image_id"]
+    paths = _paths(data, "test_images", ids, path)
     return pd.DataFrame({"image_id": ids, "path": paths}, dtype=str), path
-
-
-def _table_path(data: Data, key: str) -> Path:
-    path = Path(data.root) / getattr(data, key)
-    if not path.is_file():
-        none = ", or set data.test=null if there are no test images" if key == "test" else ""
-        raise UserError(
-            f"{path}: no such table{nearest_file(path)}. Set data.{key} to a CSV file under "
-            f"{data.root}{none}."
-        )
-    return path
 
 
 def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:
@@ -98,16 +84,6 @@ def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     return table
 
 
-def _paths(data: Data, below: str, ids: pd.Series, table: Path) -> list[str]:
-    directory = Path(data.root) / below
-    prefix = portable(directory)
-    paths = [f"{prefix}/{image_id}{data.suffix}" for image_id in ids]
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        near = nearest_file(Path(missing[0]))
-        raise UserError(
-            f"{table}: {len(missing)} of {len(paths)} rows have no file: {some(missing)}{near}. "
-            "Expected <root>/<images directory>/<id><suffix>; correct data.train_images, "
-            "data.test_images or data.suffix (for example .jpg), or complete the download."
-        )
-    return paths
+def _paths(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
+    named = "<id><suffix>, with data.suffix (for example .jpg),"
+    return image_paths(data, key, ids + data.suffix, table, named)

@@ -2,6 +2,7 @@
 
 The class id is what stands before the first underscore of the folder's name, the class name what
 stands after it; a name without underscore is both. Train ids are `<class folder>/<file stem>`.
+Where all test images lie in class folders, as in train, their labels become the solution.
 """
 
 import os
@@ -25,9 +26,11 @@ def read_folder(data: Data) -> Source:
     train, notes = _read_train(root / data.train)
     submission = read_submission(data)
     test = pd.DataFrame({"image_id": [], "path": []}, dtype=str)
+    truth = None
     if data.test is not None:
         test, more = _read_test(root / data.test, submission)
         notes += more
+        truth = _labels_of_folders(test, root / data.test, train, submission.columns)
     solution = optional_file(data, "solution") if len(test) else None
     tables = {"sample_submission": submission.path, "solution": solution}
     return Source(
@@ -38,6 +41,7 @@ def read_folder(data: Data) -> Source:
         solution=solution,
         tables={name: path for name, path in tables.items() if path},
         notes=tuple(notes),
+        truth=truth,
     )
 
 
@@ -127,6 +131,18 @@ def _read_test(directory: Path, submission: Submission) -> tuple[pd.DataFrame, l
     left_out = sorted(set(files) - {found[0] for _, found in wanted})
     note = f"{len(left_out)} images in {directory} are not in {submission.path}: {some(left_out)}"
     return test, [note] if left_out else []
+
+
+def _labels_of_folders(
+    test: pd.DataFrame, directory: Path, train: pd.DataFrame, columns: tuple[str, str]
+) -> pd.DataFrame | None:
+    """The classes of test images, if every one lies in a folder that train has, too."""
+    of_folder = dict(zip(train["image_id"].str.partition("/")[0], train["class_id"], strict=True))
+    inside = test["path"].str.removeprefix(portable(directory) + "/")
+    classes = inside.str.partition("/")[0].map(of_folder)
+    if classes.isna().any():
+        return None
+    return pd.DataFrame(dict(zip(columns, (test["image_id"], classes), strict=True)))
 
 
 def image_files(directory: Path) -> tuple[list[str], list[str]]:

@@ -51,13 +51,17 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     labels, groups = train["label"].to_numpy(), train["group_id"].to_numpy(str)
     train["fold"] = make_folds(labels, groups, config.folds.k, config.folds.seed)
     outputs = _write(directory, train, test, classes, pairs, bad)
+    solution = source.solution
+    if source.truth is not None:
+        solution = write_table(directory / "solution.csv", source.truth)
+        outputs.append("solution.csv")
     clean_up(directory, config.data)
     step.finish(
         outputs,
         metrics={"images": len(train), "classes": len(classes), "test_images": len(test)},
         submission=dict(zip(("id_column", "label_column"), source.columns, strict=True)),
         sample_submission=_posix(source.sample_submission),
-        solution=_posix(source.solution),
+        solution=_posix(solution),
         listing=listing,
         left_out=len(bad),
     )

@@ -1,11 +1,11 @@
 """Where the images come from. Every source ends in the same two plain tables.
 
-One file per kind of source, one line in `SOURCES`. Ids are text from the first to the last line.
+One file per kind of source, one line in `read_source`. Ids are text from first to last.
 """
 
 import difflib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from src.artifacts import read_table
 from src.errors import UserError, some
 from src.schema import Data
-from src.tables import check_unique
+from src.tables import check_same_ids, check_unique
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class Source:
 
     train: image_id, path, class_id, class_name, group ("" for none), sorted by image_id
     test: image_id, path, in submission order
-    columns: of the submission, id first · tables: the CSV files that were read, by name
+    columns: of the submission, id first · tables: the files that were read, by name
     notes: lines for the user about what was left out
+    truth: the classes of test images, in these columns, where no solution file but the test images'
+    own folders, list or JSON say them
     """
 
     train: pd.DataFrame
@@ -34,6 +36,7 @@ class Source:
     solution: Path | None
     tables: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    truth: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,27 @@ def read_source(data: Data) -> Source:
     Errors: UserError for missing directories or files, classes without an id or without images,
     ids that occur twice, ids of the sample submission or the solution that match nothing.
     """
+    from src.prepare.coco import read_coco
     from src.prepare.csv_tables import read_csv_tables
     from src.prepare.digits import write_digits
     from src.prepare.folder import read_folder
+    from src.prepare.lists import read_lists
+    from src.prepare.torchvision_sets import write_torchvision
 
     if data.source == "digits":
         write_digits(Path(data.root))
-    source = read_csv_tables(data) if data.source == "csv" else read_folder(data)
+    if data.source == "torchvision":
+        write_torchvision(data)
+    readers = {"csv": read_csv_tables, "list": read_lists, "coco": read_coco}
+    source = readers.get(data.source, read_folder)(data)
+    if source.solution or data.solution is None:
+        source = replace(source, truth=None)
     check_unique(source.train["image_id"], f"train images of {data.root}")
     check_unique(source.test["image_id"], f"test images of {data.root}")
     if source.solution:
-        _check_solution(source)
+        _check_solution(source, read_table(source.solution), source.solution)
+    elif source.truth is not None:
+        _check_solution(source, source.truth, f"labelled test images of {data.root}")
     return source
 
 
@@ -129,14 +142,55 @@ def read_submission(data: Data) -> Submission:
     return Submission(path, table[columns[0]].tolist(), columns)
 
 
+def in_submission_order(test: pd.DataFrame, submission: Submission, origin: Path) -> pd.DataFrame:
+    """The rows of `test` (image_id, …) in the order of the sample submission, if there is one.
+
+    Errors: UserError unless both have the same ids.
+    """
+    if submission.ids is None:
+        return test
+    check_unique(test["image_id"], origin)
+    check_same_ids(test["image_id"], submission.ids, str(origin), str(submission.path))
+    return test.set_index("image_id").loc[submission.ids].reset_index()
+
+
+def source_file(data: Data, key: str, kind: str) -> Path:
+    """The file under root that `data.<key>` names. Errors: UserError when it is not there."""
+    path = Path(data.root) / getattr(data, key)
+    if not path.is_file():
+        none = ", or set data.test=null if there are no test images" if key == "test" else ""
+        raise UserError(
+            f"{path}: no such {kind}{nearest_file(path)}. Set data.{key} to a file under "
+            f"{data.root}{none}."
+        )
+    return path
+
+
+def image_paths(data: Data, key: str, names: pd.Series, table: Path, named: str) -> list[str]:
+    """Portable paths of the images `names`, below the directory that `data.<key>` names.
+
+    named: how `names` are written in `table`. Errors: UserError for rows without a file.
+    """
+    directory = Path(data.root) / getattr(data, key)
+    prefix = portable(directory)
+    paths = [f"{prefix}/{name}" for name in names]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        near = nearest_file(Path(missing[0]))
+        raise UserError(
+            f"{table}: {len(missing)} of {len(paths)} rows have no file: {some(missing)}{near}. "
+            f"Expected {named} under {directory}; correct data.{key}, or complete the download."
+        )
+    return paths
+
+
 def portable(directory: str | Path) -> str:
     """A directory as tables store it: posix, relative to the current directory when below it."""
     relative = os.path.relpath(directory)
     return Path(os.path.abspath(directory) if relative.startswith("..") else relative).as_posix()
 
 
-def _check_solution(source: Source) -> None:
-    path, table = source.solution, read_table(source.solution)
+def _check_solution(source: Source, table: pd.DataFrame, path: Path | str) -> None:
     require_columns(
         table, {"sample_submission": source.columns[0], "label_column": source.columns[1]}, path
     )
@@ -149,5 +203,5 @@ def _check_solution(source: Source) -> None:
         if unknown:
             raise UserError(
                 f"{path}: {len(unknown)} values of {column!r} are not among the {whose}: "
-                f"{some(unknown)}. Correct the file, or set data.solution=null."
+                f"{some(unknown)}. Correct them, or set data.solution=null."
             )

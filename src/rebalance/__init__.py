@@ -3,7 +3,16 @@
 A head is a function (its config, FeatureSet, seed, device) → kind and arrays, as in src/logits.py.
 """
 
+from src.rebalance.cosine import fit_cosine
 from src.rebalance.crt import fit_crt
+from src.rebalance.lws import fit_lws
+from src.rebalance.maxnorm import fit_maxnorm
 from src.rebalance.ncm import fit_ncm
 
-HEADS = {"crt": fit_crt, "ncm": fit_ncm}
+HEADS = {
+    "crt": fit_crt,
+    "lws": fit_lws,
+    "maxnorm": fit_maxnorm,
+    "cosine": fit_cosine,
+    "ncm": fit_ncm,
+}

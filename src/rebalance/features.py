@@ -8,29 +8,78 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from src.artifacts import digest, sha256
 from src.config import dump_config
+from src.data.samplers import epoch_order
 from src.data.transforms import EvalTransform, TrainTransform
+from src.errors import UserError
 from src.forward import run_network
 from src.networks.weights import load_network
+from src.rebalance.sgd import Batches, steps_per_epoch
 from src.schema import Config
-from src.tables import Dataset, check_same_ids, load_features, save_features
+from src.schema_heads import Trained
+from src.tables import Dataset, check_same_ids, load_features, load_head, save_features
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """plain: [N, D] of the evaluation view · views: augmented views, each [N, D] · labels: [N]"""
+    """What a head is made from, of the training side of one fold.
+
+    plain: [N, D] of the evaluation view · views: augmented views, each [N, D] · labels: [N] ·
+    bins: [K] names such as many / medium / few · classifier: kind and arrays of stage 1's head
+    """
 
     plain: np.ndarray
     views: list[np.ndarray]
     labels: np.ndarray
-    num_classes: int
+    bins: np.ndarray
+    classifier: tuple[str, dict[str, np.ndarray]]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.bins)
+
+    @property
+    def width(self) -> int:
+        """D"""
+        return self.plain.shape[1]
 
     def some_views(self, views: int) -> list[np.ndarray]:
         """The first augmented views, or the plain one for 0."""
         return self.views[:views] if views else [self.plain]
+
+    def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
+        """Epochs by `spec.sampler`; each draw of an image takes one of its views at random."""
+        views = torch.from_numpy(np.stack(self.some_views(spec.views))).to(device)  # [V, N, D]
+        labels = torch.tensor(self.labels, device=device)
+        steps, size = steps_per_epoch(len(labels), spec.batch_size)
+
+        def epoch_batches(epoch: int):
+            order = epoch_order(
+                spec.sampler, self.labels, self.num_classes, seed, epoch, spec.epochs
+            )
+            view = np.random.default_rng((seed, epoch, 1)).integers(len(views), size=len(order))
+            for start in range(0, steps * size, size):
+                rows = torch.from_numpy(order[start : start + size]).to(device)
+                which = torch.from_numpy(view[start : start + size]).to(device)
+                yield views[which, rows], labels[rows]
+
+        return epoch_batches
+
+
+def stage1_classifier(data: FeatureSet, head: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [K, D] and bias [K]. Errors: UserError unless it is linear in these features."""
+    kind, arrays = data.classifier
+    if kind != "linear" or arrays["weight"].shape != (data.num_classes, data.width):
+        raise UserError(
+            f"stage2 head {head} starts from stage 1's classifier, which must be linear with "
+            f"weights [{data.num_classes}, {data.width}]; it is {kind} with "
+            f"{list(arrays['weight'].shape)}. Use crt, cosine or ncm."
+        )
+    return arrays["weight"], arrays["bias"]
 
 
 def feature_set(
@@ -81,5 +130,9 @@ def feature_set(
     for (ids, _), path in zip(loaded, paths, strict=True):
         check_same_ids(ids, images["image_id"], str(path), "the fold's training images")
     return FeatureSet(
-        loaded[0][1], [f for _, f in loaded[1:]], images["label"].to_numpy(), data.num_classes
+        loaded[0][1],
+        [f for _, f in loaded[1:]],
+        images["label"].to_numpy(),
+        data.classes["bin"].to_numpy(),
+        load_head(stage1 / "head.safetensors"),
     )

@@ -1,20 +1,36 @@
-"""Nearest class mean (Kang et al., ICLR 2020, section 4.2), with cosine similarity.
+"""Nearest class mean (Kang et al., ICLR 2020, section 4.2). Nothing is trained.
 
-M_c = mean of f / ‖f‖ over the training images of class c; z_c = cos(f, M_c). Nothing is trained.
+Features, of the training images and of the query alike: un, f · l2n, f / ‖f‖ · cl2n, the unit
+vector of f − μ with μ the mean over all training images. M_c: their mean over class c.
+Logits: cos(f, M_c), or −‖f − M_c‖² = 2 f · M_c − ‖M_c‖² − ‖f‖², whose last term is the same for
+all classes of an image and is left out. The two rank alike only where all M_c are equally long.
 """
 
 import numpy as np
 import torch
 
-from src.logits import class_means
+from src.logits import means_by_class, unit
 from src.rebalance.features import FeatureSet
-from src.schema import NCM
+from src.schema_heads import NCM
 
 
 def fit_ncm(
     spec: NCM, data: FeatureSet, seed: int, device: torch.device
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the head's kind, `cosine`, and its weight [K, D] and scale 1."""
+    """Returns the head's kind and arrays: `cosine` or `linear` where they can say it, otherwise
+    `centred`."""
     views = data.some_views(spec.views)
-    means = sum(class_means(f, data.labels, data.num_classes) for f in views) / len(views)
-    return "cosine", {"weight": means, "scale": np.float32(1.0)}
+    center = np.zeros(data.width, np.float32)
+    if spec.features == "cl2n":
+        center = np.mean([f.mean(0, dtype=np.float64) for f in views], axis=0).astype(np.float32)
+    rows = [f if spec.features == "un" else unit(f - center) for f in views]
+    means = sum(means_by_class(r, data.labels, data.num_classes) for r in rows) / len(rows)
+    if spec.distance == "cosine":
+        if spec.features != "cl2n":
+            return "cosine", {"weight": means, "scale": np.float32(1.0)}
+        weight, bias = unit(means), np.zeros(len(means), np.float32)
+    else:
+        weight, bias = 2 * means, -np.square(means).sum(1)
+    if spec.features == "un":
+        return "linear", {"weight": weight, "bias": bias}
+    return "centred", {"weight": weight, "bias": bias, "center": center}

@@ -14,6 +14,7 @@ from src.rebalance import HEADS
 from src.rebalance.features import FeatureSet, feature_set
 from src.runtime import seed_all, start
 from src.schema import Config
+from src.search_result import with_winner
 from src.tables import (
     Dataset,
     Predictions,
@@ -39,6 +40,7 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     """
     data = load_dataset(config.dataset)
     home = RUNS / config.dataset / experiment
+    config, _ = with_winner(config, home, data)  # views are augmented as in stage 1
     work = Experiment(config, data, home, start(config.train.precision))
     rows = []
     for stage1 in finished_networks(home, data):

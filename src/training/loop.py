@@ -14,9 +14,10 @@ from torch import nn
 from src.data.dataset import Batch
 from src.data.transforms import Preprocessing
 from src.errors import UserError
+from src.losses.base import Criterion
 from src.networks.base import Network, Progress
 from src.schema import Train
-from src.training.mixing import mix
+from src.training.mixing import Mixer, hidden_mixing
 
 
 class Objective(nn.Module):
@@ -25,14 +26,16 @@ class Objective(nn.Module):
     Returns the named terms of the loss: the network's own and those of the auxiliaries.
     """
 
-    def __init__(self, network: Network, criterion: nn.Module, auxiliaries: nn.ModuleDict):
+    def __init__(self, network: Network, criterion: Criterion, auxiliaries: nn.ModuleDict):
         super().__init__()
         self.network, self.criterion, self.auxiliaries = network, criterion, auxiliaries
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        terms = self.network.loss(batch, self.criterion, progress)
+        self.criterion.set_progress(progress)
+        with hidden_mixing(self.network, batch):
+            terms, output = self.network.loss(batch, self.criterion, progress)
         for name, auxiliary in self.auxiliaries.items():
-            terms[name] = auxiliary(self.network, batch, progress)
+            terms[name] = auxiliary(output, batch, progress)
         return terms
 
 
@@ -51,6 +54,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
     prep: Preprocessing
+    mixer: Mixer
     seed: int
     steps_per_epoch: int
     micro_batches: int
@@ -74,7 +78,8 @@ class Trainer:
             fraction = step / (self.config.epochs * self.steps_per_epoch)
             self.schedule.step_update(step)
             images += len(batch.labels) * self.accelerator.num_processes
-            for name, value in self.step(batch, Progress(epoch, step, fraction)).items():
+            progress = Progress(epoch, step, fraction, self.config.epochs)
+            for name, value in self.step(batch, progress).items():
                 sums[name] = sums.get(name, 0) + value
         means = {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
         seconds = time.perf_counter() - began
@@ -123,13 +128,14 @@ class Trainer:
     def _prepare(self, batch: Batch, progress: Progress, part: int) -> Batch:
         """To the device, normalised, in the right memory format, mixed if the config says so."""
         batch = batch.to(self.accelerator.device)
-        batch.images = self.prep.normalise(batch.images)
-        if self.config.channels_last:
-            batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+        for stream in (batch,) if batch.other is None else (batch, batch.other):
+            stream.images = self.prep.normalise(stream.images)
+            if self.config.channels_last:
+                stream.images = stream.images.contiguous(memory_format=torch.channels_last)
         if progress.epoch < self.config.epochs - self.config.mixing.off_epochs:
             rank = self.accelerator.process_index
             rng = np.random.default_rng((self.seed, progress.step, part, rank))
-            batch = mix(batch, self.config.mixing, rng)
+            batch = self.mixer(batch, rng)
         return batch
 
     def _shrink(self, batch: Batch, progress: Progress) -> None:

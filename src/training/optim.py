@@ -10,24 +10,17 @@ from src.errors import UserError
 from src.schema import Train
 
 
-def build_optimizer(train: Train, module: nn.Module, backbone: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    train: Train, module: nn.Module, bodies: list[nn.Module]
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW.
 
     Groups carry `lr_scale`, which timm's schedulers multiply with the scheduled lr: layer decay for
-    the backbone, `head_lr_factor` for everything else in `module`. Biases and norms do not decay.
+    the bodies, `head_lr_factor` for everything else in `module`. Biases and norms do not decay.
+    bodies: of the network; the first is its backbone
     """
-    if train.layer_decay < 1:
-        if not hasattr(backbone, "group_matcher"):
-            raise UserError(
-                "train.layer_decay needs a timm backbone that knows its layers; "
-                f"{type(backbone).__name__} does not, set train.layer_decay=1"
-            )
-        groups = param_groups_layer_decay(
-            backbone, train.weight_decay, layer_decay=train.layer_decay
-        )
-    else:
-        groups = param_groups_weight_decay(backbone, train.weight_decay)
-    inside = {id(p) for p in backbone.parameters()}
+    groups = [group for body in bodies for group in _body_groups(train, body, bodies[0])]
+    inside = {id(p) for body in bodies for p in body.parameters()}
     rest = [(n, p) for n, p in module.named_parameters() if id(p) not in inside and p.requires_grad]
     for decay, members in (
         (train.weight_decay, [p for n, p in rest if p.ndim > 1]),
@@ -42,6 +35,19 @@ def build_optimizer(train: Train, module: nn.Module, backbone: nn.Module) -> tor
             groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0
         )
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
+
+
+def _body_groups(train: Train, body: nn.Module, backbone: nn.Module) -> list[dict]:
+    if train.layer_decay == 1:
+        return param_groups_weight_decay(body, train.weight_decay)
+    if hasattr(body, "group_matcher"):
+        return param_groups_layer_decay(body, train.weight_decay, layer_decay=train.layer_decay)
+    if body is backbone:
+        raise UserError(
+            "train.layer_decay needs a timm backbone that knows its layers; "
+            f"{type(backbone).__name__} does not, set train.layer_decay=1"
+        )
+    return param_groups_weight_decay(body, train.weight_decay)  # a copy of the last layers
 
 
 def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:

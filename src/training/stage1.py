@@ -3,7 +3,9 @@
 import importlib.util
 import resource
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +13,30 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import nn
 
-from src.artifacts import RUNS, Step, write_table, write_yaml
+from src.artifacts import RUNS, Step, write_table
+from src.auxiliaries import build_auxiliaries
 from src.config import dump_config, flatten
-from src.data.dataset import Epochs, train_loader
+from src.data.cache import keep_images
+from src.data.dataset import Epochs
+from src.data.loader import training_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from src.errors import UserError
 from src.forward import run_network
 from src.losses import build_criterion
-from src.metrics import METRICS, summary
+from src.metrics import METRICS, bin_numbers, summary
 from src.networks import build_network
 from src.networks.base import Network
 from src.networks.weights import load_pretrained, save_network
 from src.report.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.schema import Config
+from src.search_result import describe, with_winner, write_config
 from src.tables import Dataset, Predictions, load_dataset, save_head
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.loop import Objective, Trainer
+from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
 
 FULL = "full"
@@ -38,13 +44,17 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Fold:
-    """One network to train. fold None means `full`: every image, nothing held out."""
+    """One network to train. fold None means `full`: every image, nothing held out.
+
+    searched: values by key that the config has from a search
+    """
 
     config: Config
     data: Dataset
     fold: int | None
     directory: Path
     accelerator: Accelerator
+    searched: dict = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,7 +71,11 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     wanted = [_parse_fold(f, data) for f in folds] or data.folds
     _check_tracker(config.train.tracker)
     home = RUNS / config.dataset / experiment
+    asked = config
+    config, searched = with_winner(asked, home, data)
     accelerator = start(config.train.precision, config.train.tracker, str(home / "tracker"))
+    if note := describe(asked, searched, home):
+        accelerator.print(note)
     if config.train.batch_size % accelerator.num_processes:
         raise UserError(
             f"train.batch_size ({config.train.batch_size}) must be a multiple of the number of "
@@ -72,7 +86,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     rows = []
     for fold in wanted:
         name = FULL if fold is None else f"fold{fold}"
-        job = Fold(config, data, fold, home / "stage1" / name, accelerator)
+        job = Fold(config, data, fold, home / "stage1" / name, accelerator, searched)
         rows.append({"fold": name} | train_fold(job, overwrite))
         if accelerator.is_main_process:
             draw_curves(load_curves(home / "stage1"), home / "stage1" / "curves.png")
@@ -109,7 +123,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         step.check_settings(checkpoint["settings"], job.directory / "last.pt")
         step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
-        write_yaml(job.directory.parents[1] / "config.yaml", dump_config(config))
+        write_config(job.directory.parents[1] / "config.yaml", config, job.searched)
     trainer, loader, epochs = build_trainer(job)
     state = {"settings": step.settings, "inputs": step.inputs}
     history = fit(job, trainer, loader, epochs, state, checkpoint)
@@ -123,7 +137,8 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     counts = job.data.counts(images)
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
-    network, prep = build_network(config.model, job.data.num_classes, pretrained=hub)
+    bins = bin_numbers(job.data.classes["bin"])
+    network, prep = build_network(config.model, job.data.num_classes, bins, pretrained=hub)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
     network.to(accelerator.device)
@@ -132,32 +147,59 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()
-    objective = Objective(network, build_criterion(train.criterion, counts), nn.ModuleDict())
-    epochs = Epochs(
-        lambda epoch: epoch_order(
-            train.sampler, images["label"].to_numpy(), job.data.num_classes, config.seed, epoch
-        ),
-        train.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    optimizer = build_optimizer(train, objective, network.backbone)
+    width = network.classifier.weight.shape[1]
+    auxiliaries = build_auxiliaries(train.auxiliaries, width, bins)
+    objective = Objective(network, build_criterion(config, counts), auxiliaries)
+    epochs = build_epochs(job, images["label"].to_numpy())
+    optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
+    mixer = Mixer(train.mixing, counts, len(network.mix_points()))
     objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
     share = train.batch_size // accelerator.num_processes
     trainer = Trainer(
-        train, accelerator, network, objective, optimizer, schedule, prep, seed,
+        train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
     )  # fmt: skip
     transform = TrainTransform(prep, train.augment, config.seed)
-    pin = accelerator.device.type == "cuda"
-    return trainer, train_loader(images, transform, epochs, config.data.workers, pin), epochs
+    if config.data.cache != "none" and job.fold is not None:
+        keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
+    loader = training_loader(config.data, images, transform, epochs, accelerator.device)
+    return trainer, loader, epochs
+
+
+def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
+    """Batches of rows of `labels` [N] by `train.sampler`, and by `train.second_sampler` if any."""
+    train = job.config.train
+
+    def rows(epoch: int, sampler: str, stream: int) -> np.ndarray:
+        if train.deferred.sampling and epoch / train.epochs >= train.deferred.start:
+            sampler = "class_balanced"
+        return epoch_order(
+            sampler, labels, job.data.num_classes, job.config.seed, epoch, train.epochs,
+            power=train.sampler_power, stream=stream,
+        )  # fmt: skip
+
+    second = None
+    if train.second_sampler is not None:
+        second = partial(rows, sampler=train.second_sampler, stream=1)
+    rank, world = job.accelerator.process_index, job.accelerator.num_processes
+    first = partial(rows, sampler=train.sampler, stream=0)
+    return Epochs(first, train.batch_size, rank, world, second)
 
 
 def fit(
-    job: Fold, trainer: Trainer, loader, epochs: Epochs, state: dict, checkpoint: dict | None
+    job: Fold,
+    trainer: Trainer,
+    loader,
+    epochs: Epochs,
+    state: dict,
+    checkpoint: dict | None,
+    report: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
-    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv."""
+    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv.
+
+    report: is given each new row; a search stops a hopeless training by raising from it
+    """
     train, accelerator = job.config.train, job.accelerator
     history: list[dict] = []
     best = None
@@ -187,6 +229,7 @@ def fit(
             write_table(job.directory / "metrics.csv", pd.DataFrame(history))
             progress = {"history": history, "best": best}
             save_checkpoint(job.directory, state | progress | _snapshot(trainer))
+        report(row)
     if best is not None:
         trainer.evaluated.load_state_dict(best["network"])
     return history
@@ -216,6 +259,7 @@ def finish(job: Fold, trainer: Trainer, history: list[dict], step: Step) -> dict
             device=str(job.accelerator.device),
             processes=job.accelerator.num_processes,
             select=job.config.train.select,
+            searched=job.searched,
             train_seconds=round(sum(row["seconds"] for row in history), 1),
         )
     job.accelerator.wait_for_everyone()

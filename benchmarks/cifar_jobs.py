@@ -1,0 +1,201 @@
+"""One network of benchmarks/cifar_lt.py: the product's own stages, then the test set's score.
+
+Training uses every image (02's `full`), as the published figures do. What is chosen after training
+(τ) is chosen on fold 0, by a second network that never saw it. The scores are written to
+<experiment>/score/ with a manifest, so that a finished job is skipped.
+"""
+
+import json
+import os
+import traceback
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from benchmarks.cifar_methods import BUDGETS, HEADS, METHODS
+from src.artifacts import MANIFEST, RUNS, Step, read_json, write_json
+from src.config import dump_config, load_config
+from src.data.cache import keep_images
+from src.ensemble.submission import find_solution, score_solution
+from src.errors import UserError
+from src.fusion import STEPS
+from src.fusion.step import State
+from src.inference.predict import network_predictions
+from src.logits import head_logits
+from src.metrics import balanced_accuracy
+from src.rebalance.stage2 import stage2
+from src.runtime import start
+from src.schema import Config
+from src.tables import Dataset, load_dataset, load_head, load_predictions
+from src.training.stage1 import stage1
+
+SCORES = "scores.json"
+HELD_OUT = "0"  # the fold on which τ and the epoch are chosen
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method on a split with a seed. base: the config file · split: exp100, step100, … ·
+    overrides: as in --set · selected: train without fold 0 and keep the epoch that is best on it,
+    instead of the last one of all images."""
+
+    base: str
+    budget: str
+    method: str
+    split: str
+    seed: int
+    overrides: tuple[str, ...] = ()
+    selected: bool = False
+
+    @property
+    def experiment(self) -> str:
+        return f"{self.budget}-{self.method}-s{self.seed}" + ("-selected" * self.selected)
+
+    @property
+    def folds(self) -> list[str]:
+        if self.selected:
+            return [HELD_OUT]
+        return ["full", HELD_OUT] if "tau" in METHODS[self.method].posthoc else ["full"]
+
+
+def job_config(job: Job) -> Config:
+    """Errors: UserError when the product does not take the method's settings."""
+    method, dataset = METHODS[job.method], load_config(job.base).dataset
+    profile = job.split.rstrip("0123456789.")
+    heads = [HEADS[name][1] | {"name": name} for name in method.heads]
+    settings = {
+        **BUDGETS[job.budget].settings,
+        **(BUDGETS[job.budget].search if method.search else {}),
+        **method.settings,
+        "data.name": f"{dataset}_{job.split}",
+        "longtail.profile": profile,
+        "longtail.ratio": float(job.split.removeprefix(profile)),
+        "stage2": [] if job.selected else heads,
+        "seed": job.seed,
+        **({"train.select": "best"} if job.selected else {}),
+    }
+    items = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return load_config(job.base, [*items, *job.overrides])
+
+
+def run_job(job: Job) -> str:
+    """Train, fit the heads and score, or skip what is there. Returns "" or why it failed."""
+    try:
+        config = job_config(job)
+        data = load_dataset(config.dataset)
+        if config.data.cache != "none":  # one process runs many jobs
+            keep_images([*data.images["path"], *data.test["path"]], config.data.workers)
+        if METHODS[job.method].search:
+            from src.training.search import search  # Optuna is needed by these methods alone
+
+            search(config, job.experiment, overwrite=False)
+        stage1(config, job.experiment, job.folds, overwrite=False)
+        failed = fit_heads(job, config)
+        score(job, config, data, failed)
+    except UserError as error:
+        return str(error).splitlines()[0]
+    except Exception as error:  # one method must not end a night of training
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return "; ".join(f"{name}: {why}" for name, why in failed.items())
+
+
+def fit_heads(job: Job, config: Config) -> dict[str, str]:
+    """Stage 2, one head at a time, so that one that fails costs no other; name → why it failed."""
+    failed = {}
+    for spec in config.stage2:
+        try:
+            alone = config.model_copy(update={"stage2": (spec,)})
+            stage2(alone, job.experiment, overwrite=False)
+        except UserError as error:
+            failed[spec.name] = str(error)
+    return failed
+
+
+def score(job: Job, config: Config, data: Dataset, without: Container[str] = ()) -> dict:
+    """Write <experiment>/score/scores.json: rows of metrics on the test set, by method/extra.
+
+    without: heads that there are not. Errors: UserError when the test set has no solution.
+    """
+    home = RUNS / config.dataset / job.experiment
+    network = home / "stage1" / (f"fold{HELD_OUT}" if job.selected else "full")
+    solution = find_solution(data, None)
+    if solution is None:
+        raise UserError(f"{data.directory}: the test images have no labels; nothing to score")
+    files = {"weights": network / "weights.safetensors", "solution": solution}
+    if HELD_OUT in job.folds:
+        files["held_out"] = home / "stage1" / f"fold{HELD_OUT}" / "oof.npz"
+    names = [spec.name for spec in config.stage2 if spec.name not in without]
+    heads = {n: home / "stage2" / n / network.name / "head.safetensors" for n in names}
+    posthoc = () if job.selected else METHODS[job.method].posthoc
+    settings = {"posthoc": list(posthoc), "predict": dump_config(config.predict)}
+    step = Step(home / "score", settings, files | heads)
+    if step.finished():
+        return read_json(step.directory / SCORES)
+    accelerator = start(config.train.precision)
+    rows, chosen = test_logits(config, data, network, heads, posthoc, step.directory, accelerator)
+    ids = np.sort(data.test["image_id"].to_numpy(str))
+    trained = read_json(network / MANIFEST)
+    tree = {
+        "rows": {
+            f"{job.method}/{name}".rstrip("/"): score_solution(logits, ids, data, solution)[0]
+            for name, logits in rows.items()
+        },
+        "chosen": chosen | (trained.get("searched") or {}),
+        "split": job.split,
+        "seed": job.seed,
+        "selected": job.selected,
+        "seconds": trained["train_seconds"],
+        "device": device_name(accelerator),
+    }
+    write_json(step.directory / SCORES, tree)
+    step.finish([SCORES], tree["rows"])
+    return tree
+
+
+def test_logits(
+    config: Config,
+    data: Dataset,
+    network: Path,
+    heads: dict[str, Path],
+    posthoc: tuple[str, ...],
+    directory: Path,
+    accelerator: Accelerator,
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Logits [M, K] by row ("" is the network's own), sorted by image_id; and what was chosen."""
+    found = network_predictions(config, data, network, directory, accelerator)
+    found = found.take(np.sort(found.image_id))
+    rows, chosen = {"": found.logits}, {}
+    for name, path in heads.items():
+        kind, arrays = load_head(path)
+        rows[name] = head_logits(found.features, arrays, kind)
+    if "tau" in posthoc:
+        own = {"stage1": load_head(network / "head.safetensors")}
+        chosen = choose_tau(config, data, network.parent / f"fold{HELD_OUT}")
+        state = State(found.logits, found.features, "stage1", own)
+        rows["tau"] = STEPS["tau_norm"].apply(state, chosen)
+    if "prior" in posthoc:
+        rows["prior"] = found.logits - np.log(np.maximum(data.counts(data.images), 1))
+    return rows, chosen
+
+
+def choose_tau(config: Config, data: Dataset, network: Path) -> dict:
+    """The τ with the best balanced accuracy on the images that `network` never saw."""
+    step, held_out = STEPS["tau_norm"], load_predictions(network / "oof.npz", data.num_classes)
+    heads = {"stage1": load_head(network / "head.safetensors")}
+    state = State(held_out.logits, held_out.features, "stage1", heads)
+    if reason := step.refuses(state, config):
+        raise UserError(f"τ-norm cannot act on {network}: {reason}")
+    candidates = step.candidates(config)
+    scores = [balanced_accuracy(z, held_out.label) for z in step.each(state, candidates)]
+    return candidates[int(np.argmax(scores))]
+
+
+def device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"CPU, {os.cpu_count()} cores"

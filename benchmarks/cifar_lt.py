@@ -1,0 +1,111 @@
+"""Long-tailed CIFAR: every method of stages 1 and 2 beside the published figures.
+
+    python benchmarks/cifar_lt.py --budget cpu    # exp 1:100, two cores, 2 hours
+    python benchmarks/cifar_lt.py --budget gpu --seeds 0 1 2 --jobs 6    # one GPU, six at a time
+    python benchmarks/cifar_lt.py --budget gpu --ratios 50 10
+    python benchmarks/cifar_lt.py --budget gpu --profile step --ablations
+    python benchmarks/cifar_lt.py --budget cpu --methods ce ldam_drw  # these alone
+    python benchmarks/cifar_lt.py --budget cpu --table                # nothing is trained
+
+Needs data/raw/cifar10 (../shared/data/cifar10.zip, unpacked there). Trains through the functions of
+01, 02, 03 and 05; finished work is skipped and a stopped run continues. Writes its section of
+benchmarks/RESULTS.md after every job, from all scores under runs/; other text there is kept. The
+test set is scored and never used to choose anything.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/cifar_lt.py`
+
+from benchmarks.cifar_jobs import Job, job_config, run_job
+from benchmarks.cifar_methods import BUDGETS, METHODS
+from benchmarks.cifar_table import Section, write_section
+from src import cli
+from src.errors import UserError
+from src.prepare.prepare import prepare
+
+HERE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Errors: UserError when a job failed; the others are finished first."""
+    args = parse(argv)
+    section = Section(args.config, args.budget)
+    jobs, missing = planned(args)
+    if not args.table:
+        for config in {job.split: job_config(job) for job in jobs}.values():
+            prepare(config)
+    failed = {}
+    for job, problem in run_all([] if args.table else jobs, args.jobs):
+        if problem:
+            failed[f"{job.experiment}, {job.split}"] = problem
+        print(f"{job.experiment}, {job.split}: {problem or 'done'}", flush=True)
+        write_section(args.out, section, missing | failed)
+    print(f"\n{write_section(args.out, section, missing | failed)}\n\nwritten to {args.out}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = [name for name, method in METHODS.items() if not method.ablation]
+    add = parser.add_argument
+    add("--budget", choices=list(BUDGETS), default="cpu", help="the schedule (default: cpu)")
+    add("--config", default="configs/cifar10_lt.yaml", metavar="YAML", help="what methods add to")
+    add("--methods", nargs="+", choices=list(METHODS), default=default, metavar="M",
+        help=f"default: all but ablations; known: {', '.join(METHODS)}")  # fmt: skip
+    add("--ablations", action="store_true", help="the rows of the ablation tables, too")
+    add("--profile", choices=["exp", "step"], default="exp", help="shape of the tail")
+    add("--ratios", nargs="+", type=float, default=[100.0], metavar="R", help="largest class over "
+        "the smallest (default: 100)")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="default: 0")
+    add("--selected", action="store_true", help="also train each method without fold 0 and keep "
+        "the epoch that is best on it")  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    add("--table", action="store_true", help="write the table from what is there")
+    add("--out", type=Path, default=HERE / "RESULTS.md", metavar="MD", help="default: RESULTS.md")
+    return parser.parse_args(argv)
+
+
+def planned(args: argparse.Namespace) -> tuple[list[Job], dict[str, str]]:
+    """Jobs in the order of the table; and methods that the product does not take, with why."""
+    ablations = [name for name, method in METHODS.items() if method.ablation]
+    names = dict.fromkeys([*args.methods, *(ablations if args.ablations else ())])
+    kinds = (False, True) if args.selected else (False,)
+    jobs, missing = [], {}
+    for seed in args.seeds:
+        for split in (f"{args.profile}{ratio:g}" for ratio in args.ratios):
+            for name in names:
+                for kind in kinds:
+                    job = Job(args.config, args.budget, name, split, seed, tuple(args.set), kind)
+                    try:
+                        job_config(job)
+                        jobs.append(job)
+                    except UserError as error:
+                        missing[METHODS[name].title] = str(error)
+    return jobs, missing
+
+
+def run_all(jobs: list[Job], at_once: int) -> Iterator[tuple[Job, str]]:
+    """Each job with "" or its problem, as it ends."""
+    if at_once == 1 or len(jobs) < 2:
+        yield from ((job, run_job(job)) for job in jobs)
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
+    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run_job, job): job for job in jobs}
+        for done in as_completed(running):
+            yield running[done], done.result()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,203 @@
+"""What benchmarks/cifar_lt.py trains: methods as keys of the config, and the figures published.
+
+A method adds `settings` to configs/cifar10_lt.yaml; heads and post-hoc rows are computed from its
+features in seconds. Published accuracies are those of docs with ResNet-32 and 200 epochs: BBN's
+table (Zhou et al., CVPR 2020), and where it says `B` Bag of Tricks (Zhang et al., AAAI 2021), `M`
+logit adjustment (Menon et al., ICLR 2021).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SPLITS = ("exp100", "exp50", "exp10")  # of the published triples
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and with what every method is trained, and those that search their weight decay
+    search it: keys of the config."""
+
+    schedule: str
+    settings: dict[str, Any]
+    search: dict[str, Any]
+
+
+BUDGETS = {
+    "gpu": Budget(
+        "ResNet-32, 200 epochs, batch 128, lr 0.1 (5 epochs warm-up, × 0.01 after 160 and 180), "
+        "weight decay 2e-4: LDAM's",
+        {"train.precision": "bf16", "data.workers": 4},
+        {"search.trials": 12, "search.epochs": 60},
+    ),
+    "cpu": Budget(
+        "ResNet-20, 30 epochs, bf16, batch 128, lr 0.1 (1 epoch warm-up, × 0.1 after 24 and 28), "
+        "weight decay 2e-4",
+        {
+            "model.backbone": "cifar_resnet20",
+            "train.epochs": 30,
+            "train.warmup_epochs": 1,
+            "train.milestones": [0.8, 0.93],
+            "train.gamma": 0.1,
+            "train.precision": "bf16",
+            "data.workers": 0,
+        },
+        {"search.trials": 10, "search.epochs": 10},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One network to train.
+
+    heads: names in HEADS, fitted on its features · posthoc: names in POSTHOC · search: its weight
+    decay is searched first, on folds of the training set · ablation: not part of the default run
+    """
+
+    name: str
+    title: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+    posthoc: tuple[str, ...] = ()
+    search: bool = False
+    ablation: bool = False
+
+
+HEADS = {
+    "crt": ("cRT", {"head": "crt"}),
+    "lws": ("LWS", {"head": "lws"}),
+    "ncm": ("NCM", {"head": "ncm"}),
+    "maxnorm": ("MaxNorm, weight decay, CB", {"head": "maxnorm"}),
+    "adapter": ("cRT with an adapter", {"head": "crt", "adapter": 64, "lr": 0.02}),
+    "multi_task": (
+        "multi-task cRT (adapter, frequency head)",
+        {"head": "crt", "adapter": 64, "lr": 0.02, "frequency_weight": 1.0},
+    ),
+}
+POSTHOC = {
+    "tau": "τ-norm, τ from held-out images",
+    "prior": "logit adjustment afterwards, τ = 1",
+}
+
+LDAM = {"model.head": "cosine", "model.cosine_scale": 30.0, "train.criterion": {"name": "ldam"}}
+DRW = {"train.deferred": {"weights": True}}
+BBN = {
+    "model.network": "bbn",
+    "train.second_sampler": "reversed",
+    "train.milestones": [0.6, 0.8],
+}
+BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
+ADJUSTED = {"train.criterion": {"name": "logit_adjusted"}}
+CB_FOCAL = {"name": "class_balanced", "gamma": 1.0, "form": "sigmoid"}
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("ce", "cross-entropy", heads=tuple(HEADS), posthoc=("tau", "prior")),
+        Method("focal", "focal", {"train.criterion": {"name": "focal"}}),
+        Method("cb_focal", "CB-focal", {"train.criterion": CB_FOCAL}),
+        Method("mixup", "mixup", {"train.mixing": {"mixup": 1.0}}),
+        Method("manifold", "manifold mixup", {"train.mixing": {"manifold": 1.0}}),
+        Method(
+            "manifold_two",
+            "manifold mixup, two samplers",
+            {"train.mixing": {"manifold": 1.0}, "train.second_sampler": "reversed"},
+        ),
+        Method("ce_drw", "CE-DRW", DRW),
+        Method("ce_drs", "CE-DRS", {"train.deferred": {"sampling": True}}),
+        Method("ldam_drw", "LDAM-DRW", LDAM | DRW),
+        Method("bbn", "BBN", BBN),
+        Method("logit_adjusted", "logit adjustment", ADJUSTED),
+        Method("balanced_softmax", "balanced softmax", BALANCED),
+        Method("kt", "knowledge transfer (KT)", {"model.network": "kt"}),
+        Method(
+            "best",
+            "balanced softmax, mixup, EMA, weight decay 5e-4",
+            BALANCED
+            | {"train.mixing": {"mixup": 0.4}, "train.ema": 0.998, "train.weight_decay": 5e-4},
+        ),
+        Method("reversed", "reversed sampler alone", {"train.sampler": "reversed"}, ablation=True),
+        Method("bbn_alpha0", "BBN, α = 0", BBN | {"model.bbn.alpha": 0.0}, ablation=True),
+        Method("bbn_alpha1", "BBN, α = 1", BBN | {"model.bbn.alpha": 1.0}, ablation=True),
+        Method(
+            "multi_task",
+            "cross-entropy with frequency classifier",
+            {"train.auxiliaries": [{"name": "frequency"}]},
+            heads=("crt", "multi_task"),
+            ablation=True,
+        ),
+        Method("ce_wd", "cross-entropy, searched weight decay", posthoc=("tau",), search=True,
+               ablation=True),
+    )
+}  # fmt: skip
+
+ABLATIONS = {  # title → rows of the score files, as method or method/head
+    "BBN: which branch, which sampler": ("ce", "reversed", "bbn_alpha0", "bbn_alpha1", "bbn"),
+    "stage 1 / stage 2, basic or multi-task": (
+        "ce/crt",
+        "ce/adapter",
+        "ce/multi_task",
+        "multi_task/crt",
+        "multi_task/multi_task",
+    ),
+    "τ-norm with and without searched weight decay": ("ce", "ce/tau", "ce_wd", "ce_wd/tau"),
+}
+
+
+def _triple(text: str) -> dict[str, float]:
+    """`70.36/74.81/86.39` → accuracy by split; `–`: not published."""
+    values = zip(SPLITS, text.split("/"), strict=True)
+    return {split: float(value) for split, value in values if value != "–"}
+
+
+PUBLISHED = {  # by the name of the config, then by row
+    name: {row: _triple(text) for row, text in rows.items()}
+    for name, rows in {
+        "cifar10_lt": {
+            "ce": "70.36/74.81/86.39",
+            "focal": "70.38/76.72/86.66",
+            "cb_focal": "74.57/79.27/87.10",
+            "mixup": "73.06/77.82/87.10",
+            "manifold": "72.96/77.95/87.03",
+            "manifold_two": "73.10/79.21/86.83",
+            "ce_drw": "76.34/79.97/87.56",
+            "ce_drs": "75.61/79.81/87.38",
+            "ldam_drw": "77.03/81.03/88.16",
+            "bbn": "79.82/82.18/88.32",
+            "logit_adjusted": "80.92/–/–",  # M
+            "balanced_softmax": "77.54/81.11/–",  # B
+            "reversed": "71.62/78.11/–",  # B, BBN's sampling without its branches
+            "ce/crt": "74.99/80.17/–",  # B
+            "ce/lws": "72.63/78.66/–",  # B
+            "ce/tau": "72.70/79.78/–",  # B
+        },
+        "cifar100_lt": {
+            "ce": "38.32/43.85/55.71",
+            "focal": "38.41/44.32/55.78",
+            "cb_focal": "39.60/45.17/57.99",
+            "mixup": "39.54/44.99/58.02",
+            "manifold": "38.25/43.09/56.55",
+            "manifold_two": "36.81/42.05/56.46",
+            "ce_drw": "41.51/45.29/58.12",
+            "ce_drs": "41.61/45.48/58.11",
+            "ldam_drw": "42.04/46.62/58.71",
+            "bbn": "42.56/47.02/59.12",
+            "logit_adjusted": "42.01/47.03/57.74",  # M
+            "balanced_softmax": "42.99/46.55/–",  # B
+            "reversed": "37.06/42.03/–",  # B
+            "ce/crt": "40.26/45.36/–",  # B
+            "ce/lws": "40.16/45.21/–",  # B
+            "ce/tau": "40.96/45.69/–",  # B
+        },
+    }.items()
+}
+
+
+def row_title(row: str) -> str:
+    """`ce/crt` → `cross-entropy + cRT`."""
+    name, _, extra = row.partition("/")
+    title = METHODS[name].title
+    if not extra:
+        return title
+    added = HEADS[extra][0] if extra in HEADS else POSTHOC[extra]
+    return f"CE + {added}" if name == "ce" else f"{title} + {added}"

@@ -1,0 +1,180 @@
+"""benchmarks/RESULTS.md: the section of one config and budget, from the scores that are there."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.cifar_jobs import SCORES
+from benchmarks.cifar_methods import ABLATIONS, BUDGETS, METHODS, PUBLISHED, row_title
+from src.artifacts import MANIFEST, RUNS, read_json, write_text
+from src.config import load_config
+
+HEADING = "# Benchmarks\n"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Which part of RESULTS.md: the config's file and the budget."""
+
+    base: str
+    budget: str
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.base).stem} {self.budget}"
+
+    @property
+    def markers(self) -> tuple[str, str]:
+        return f"<!-- begin: {self.name} -->", f"<!-- end: {self.name} -->"
+
+
+def write_section(path: Path, section: Section, missing: dict[str, str]) -> str:
+    """Replace the section between its markers, or append it; all other text stays.
+
+    missing: title → why a method has no figures. Returns the section's text.
+    """
+    first, last = section.markers
+    text = path.read_text(encoding="utf-8") if path.is_file() else HEADING
+    body = "\n".join([first, render(section, collect(section), missing), last])
+    if first in text and last in text:
+        before, after = text.split(first)[0], text.split(last)[1]
+        text = before + body + after
+    else:
+        text = f"{text.rstrip()}\n\n{body}\n"
+    write_text(path, text)
+    return body
+
+
+def collect(section: Section) -> pd.DataFrame:
+    """One row per score: split, seed, selected, row, accuracy, head, tail, device, commit."""
+    dataset, rows = load_config(section.base).dataset, []
+    for path in sorted(RUNS.glob(f"{dataset}_*/{section.budget}-*/score/{SCORES}")):
+        if not path.with_name(MANIFEST).is_file():
+            continue
+        tree, manifest = read_json(path), read_json(path.with_name(MANIFEST))
+        facts = {key: tree[key] for key in ("split", "seed", "selected", "device", "seconds")}
+        facts["chosen"] = ", ".join(f"{key} {value:.3g}" for key, value in tree["chosen"].items())
+        for row, scores in tree["rows"].items():
+            keep = {k: v for k, v in scores.items() if v is not None}
+            rows.append({"row": row, "git": manifest["git"], **facts, **keep})
+    return pd.DataFrame(rows)
+
+
+def render(section: Section, table: pd.DataFrame, missing: dict[str, str]) -> str:
+    lines = [f"## {section.name}: test accuracy, %", "", *_how(section, table), ""]
+    if len(table):
+        lines += [*_main_table(section, table), ""]
+        for title, rows in ABLATIONS.items():
+            lines += _ablation(title, rows, table)
+        lines += _chosen(table)
+    if missing:
+        lines += ["Not run:", "", *(f"- {title}: {why}" for title, why in missing.items()), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _how(section: Section, table: pd.DataFrame) -> list[str]:
+    lines = [
+        f"{BUDGETS[section.budget].schedule}. Mean ± standard deviation over seeds (their number); "
+        "all training images, last epoch; τ is chosen on fold 0, which its network never saw. "
+        "`published`: ResNet-32, 200 epochs, from the sources in benchmarks/cifar_methods.py, most "
+        "of them the best test epoch. `selected`: 80 % of the training images, the epoch that is "
+        "best on the other 20 %.",
+        "",
+        f"    {' '.join(['python', *sys.argv])}",
+    ]
+    if len(table):
+        commits = ", ".join(sorted(set(table["git"])))
+        minutes = table.drop_duplicates(["split", "seed", "selected", "row"])["seconds"] / 60
+        lines += [
+            "",
+            f"{', '.join(sorted(set(table['device'])))}; commit {commits}; "
+            f"a training takes {minutes.median():.1f} minutes (median).",
+        ]
+    return lines
+
+
+def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
+    published = PUBLISHED.get(Path(section.base).stem, {})
+    splits = sorted(set(table["split"]), key=lambda s: (s.startswith("step"), -_ratio(s)))
+    head = ["method"]
+    for split in splits:
+        head += [split, "gain over CE", "published", "gain"]
+    if table["selected"].any():
+        head.append(f"{splits[0]} selected")
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for row in _order(table):
+        cells = [row_title(row)]
+        for split in splits:
+            ours = _values(table, row, split)
+            base = _values(table, "ce", split)
+            known, base_known = (published.get(r, {}).get(split) for r in (row, "ce"))
+            cells += [_spread(ours), _gain(ours.mean(), base.mean(), row)]
+            cells += ["" if known is None else f"{known:.1f}", _gain(known, base_known, row)]
+        if table["selected"].any():
+            cells.append(_spread(_values(table, row, splits[0], selected=True)))
+        lines.append(_line(cells))
+    return lines
+
+
+def _ablation(title: str, rows: tuple[str, ...], table: pd.DataFrame) -> list[str]:
+    """All classes, the head half and the tail half, on the split with the longest tail."""
+    split = max(set(table["split"]), key=lambda s: (_ratio(s), s.startswith("exp")))
+    there = [row for row in rows if len(_values(table, row, split))]
+    if len(there) < 2:
+        return []
+    bins = [b for b in ("head", "tail", "many", "medium", "few") if b in table and table[b].any()]
+    lines = [f"**{title}**, {split}", "", _line(["method", "all", *bins])]
+    lines.append(_line(["---", *["---:"] * (len(bins) + 1)]))
+    for row in there:
+        cells = [_spread(_values(table, row, split, column)) for column in ("accuracy", *bins)]
+        lines.append(_line([row_title(row), *cells]))
+    return [*lines, ""]
+
+
+def _chosen(table: pd.DataFrame) -> list[str]:
+    """One line per network with parameters that were chosen on held-out images."""
+    own = table[~table["row"].str.contains("/") & (table["chosen"] != "")]
+    lines = [
+        f"- {row_title(row)}, {split}, seed {seed}: {chosen}"
+        for row, split, seed, chosen in own[["row", "split", "seed", "chosen"]].itertuples(False)
+    ]
+    return ["Chosen on held-out training images:", "", *lines, ""] if lines else []
+
+
+def _order(table: pd.DataFrame) -> list[str]:
+    """Rows in the order of the methods, each followed by its heads and post-hoc rows; ablations
+    stand in tables of their own."""
+    order = []
+    for method in METHODS.values():
+        extras = [f"{method.name}/{x}" for x in (*method.heads, *method.posthoc)]
+        order += [] if method.ablation else [method.name, *extras]
+    return [row for row in order if row in set(table["row"])]
+
+
+def _values(
+    table: pd.DataFrame, row: str, split: str, column: str = "accuracy", *, selected: bool = False
+) -> pd.Series:
+    wanted = (table["row"] == row) & (table["split"] == split) & (table["selected"] == selected)
+    return 100 * table.loc[wanted, column].dropna()
+
+
+def _spread(values: pd.Series) -> str:
+    if not len(values):
+        return ""
+    deviation = f" ± {values.std():.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{deviation} ({len(values)})"
+
+
+def _gain(value: float | None, base: float | None, row: str) -> str:
+    known = None not in (value, base) and value == value and base == base and row != "ce"
+    return f"{value - base:+.1f}" if known else ""
+
+
+def _ratio(split: str) -> float:
+    return float(split.lstrip("abcdefghijklmnopqrstuvwxyz"))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

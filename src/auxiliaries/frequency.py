@@ -1,0 +1,38 @@
+"""Auxiliary frequency classifier: from the same features, which bin is the image's class in?
+
+L = weight · CE(V f + a, bin(y)), with V: [bins, D] beside the classifier. It asks the features to
+tell rare classes from frequent ones. src/rebalance has the same on frozen features.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from src.data.dataset import Batch
+from src.networks.base import Output, Progress, mixed
+from src.networks.heads import build_head
+from src.schema_networks import Frequency
+
+
+class FrequencyLoss(nn.Module):
+    """bins: number of each label's bin, [K]. Mixed images have the bins of both labels."""
+
+    def __init__(self, config: Frequency, width: int, bins: np.ndarray):
+        super().__init__()
+        self.weight = config.weight
+        self.head = build_head("linear", width, int(bins.max()) + 1, scale=1.0)
+        self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
+
+    def forward(self, output: Output, batch: Batch, progress: Progress) -> torch.Tensor:
+        partner = None if batch.partner is None else self.bins[batch.partner]
+        batch = replace(batch, labels=self.bins[batch.labels], partner=partner)
+        return self.weight * mixed(_cross_entropy, self.head(output.features), batch)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, bins: torch.Tensor, share: float | torch.Tensor = 1.0
+) -> torch.Tensor:
+    return (share * F.cross_entropy(logits, bins, reduction="none")).mean()

@@ -1,0 +1,150 @@
+"""Bilateral-branch network (Zhou et al., CVPR 2020): one branch learns from images as they are, one
+from rare classes above all, and training moves from the first to the second.
+
+The last residual block is there twice; everything below is shared. x_c comes from `train.sampler`,
+x_r from `train.second_sampler` (the paper's is `reversed`). f_c, f_r are the pooled features
+[N, D] of the two branches, W: [K, 2D], b: [K].
+
+    α_T = 1 − ((T − 1) / T_max)²                  T = 1, 2, … the epoch (cumulative learning)
+    z   = W [2α f_c(x_c) ; 2(1 − α) f_r(x_r)] + b
+    L   = α L(z, y_c) + (1 − α) L(z, y_r)
+
+Inference is z = W [f_c(x) ; f_r(x)] + b, what training computes at α = 0.5. The trunk sees the two
+batches one after the other, as in the authors' code, so that batch norm never mixes them.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import ResNet
+from torch import nn
+from torch.nn import functional as F
+
+from src.data.dataset import Batch
+from src.errors import UserError
+from src.networks.base import Network, Output, Progress
+from src.networks.cifar_resnet import CifarResNet
+from src.networks.heads import build_head
+from src.schema import Model
+from src.schema_networks import BBN as Settings
+
+Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Cut(NamedTuple):
+    """A backbone, cut before its last residual block.
+
+    trunk: from images to the map before it · branch: names of the block and of what follows it,
+    the modules that both branches have · pool: from the last map to features [N, D]
+    """
+
+    trunk: list[Step]
+    branch: list[str]
+    pool: Step
+
+
+def cut(backbone: nn.Module) -> Cut:
+    """Errors: UserError for a backbone that is no ResNet, EfficientNet or MobileNetV2 of timm's,
+    and no CIFAR ResNet."""
+    b = backbone
+    if isinstance(b, CifarResNet):
+        trunk = [b.conv1, b.bn1, F.relu, b.layer1, b.layer2, *b.layer3[:-1]]
+        return Cut(trunk, [f"layer3.{len(b.layer3) - 1}"], lambda x: x.mean((2, 3)))
+    if isinstance(b, ResNet):
+        trunk = [b.conv1, b.bn1, b.act1, b.maxpool, b.layer1, b.layer2, b.layer3, *b.layer4[:-1]]
+        branch = [f"layer4.{len(b.layer4) - 1}"]
+        return Cut(trunk, branch, partial(b.forward_head, pre_logits=True))
+    if isinstance(b, EfficientNet):  # MobileNetV2 is one
+        stage = len(b.blocks) - 1
+        block = f"blocks.{stage}.{len(b.blocks[-1]) - 1}"
+        trunk = [b.conv_stem, b.bn1, *b.blocks[:-1], *b.blocks[-1][:-1]]
+        return Cut(trunk, [block, "conv_head", "bn2"], partial(b.forward_head, pre_logits=True))
+    raise UserError(
+        f"model.network=bbn cuts a backbone before its last residual block and knows where that is "
+        f"in timm's ResNets, EfficientNets and MobileNetV2 and in the CIFAR ResNets; "
+        f"{type(backbone).__name__} is none of them"
+    )
+
+
+def alpha(settings: Settings, progress: Progress) -> float:
+    """α of an epoch; 0 from the end of T_max on."""
+    if settings.alpha != "decay":
+        return settings.alpha
+    passed = progress.epoch / (settings.t_max or progress.epochs)
+    return 1 - min(passed, 1) ** 2
+
+
+class BBN(Network):
+    """The conventional branch is the backbone's own end; the other begins as a copy of it."""
+
+    def __init__(
+        self, model: Model, backbone: nn.Module, num_classes: int, bins: np.ndarray | None = None
+    ):
+        super().__init__()
+        self.settings, self.dropout = model.bbn, model.dropout
+        self.backbone = backbone
+        own = [backbone.get_submodule(name) for name in cut(backbone).branch]
+        self.rebalancing = deepcopy(nn.Sequential(*own))
+        self.classifier = build_head(
+            model.head, 2 * backbone.num_features, num_classes, model.cosine_scale
+        )
+
+    def forward(self, images: torch.Tensor) -> Output:
+        """features: [N, 2D], those of both branches."""
+        shared = self._trunk(images)
+        features = torch.cat([self._conventional(shared), self._rebalancing(shared)], 1)
+        return Output(self._classify(features), features)
+
+    def loss(
+        self, batch: Batch, criterion: nn.Module, progress: Progress
+    ) -> tuple[dict[str, torch.Tensor], Output]:
+        """One term per branch. In the features returned, f_c is of `batch.images` and f_r of
+        `batch.other.images`."""
+        a = alpha(self.settings, progress)
+        f_c = self._conventional(self._trunk(batch.images))
+        f_r = self._rebalancing(self._trunk(batch.other.images))
+        logits = self._classify(torch.cat([2 * a * f_c, 2 * (1 - a) * f_r], 1)).float()
+        terms = {
+            "conventional": a * criterion(logits, batch.labels),
+            "rebalancing": (1 - a) * criterion(logits, batch.other.labels),
+        }
+        return terms, Output(logits, torch.cat([f_c, f_r], 1))
+
+    def bodies(self) -> list[nn.Module]:
+        return [self.backbone, self.rebalancing]
+
+    def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The last block of a plain network goes into both branches."""
+        if any(key.startswith("rebalancing.") for key in state):
+            return state
+        copies = {}
+        for i, name in enumerate(cut(self.backbone).branch):
+            prefix = f"backbone.{name}."
+            copies |= {
+                f"rebalancing.{i}.{key.removeprefix(prefix)}": tensor
+                for key, tensor in state.items()
+                if key.startswith(prefix)
+            }
+        return state | copies
+
+    def _trunk(self, images: torch.Tensor) -> torch.Tensor:
+        for step in cut(self.backbone).trunk:
+            images = step(images)
+        return images
+
+    def _conventional(self, shared: torch.Tensor) -> torch.Tensor:
+        parts = cut(self.backbone)
+        for name in parts.branch:
+            shared = self.backbone.get_submodule(name)(shared)
+        return parts.pool(shared)
+
+    def _rebalancing(self, shared: torch.Tensor) -> torch.Tensor:
+        return cut(self.backbone).pool(self.rebalancing(shared))
+
+    def _classify(self, features: torch.Tensor) -> torch.Tensor:
+        return self.classifier(F.dropout(features, self.dropout, self.training))

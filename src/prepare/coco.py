@@ -1,0 +1,123 @@
+"""Source `coco`: JSON with images, annotations and categories, as iNaturalist has it.
+
+    {"images": [{"id": 7, "file_name": "train_val2018/Aves/2820/x.jpg"}, …],
+     "annotations": [{"image_id": 7, "category_id": 2820}, …],
+     "categories": [{"id": 2820, "name": "Motacilla alba"}, …]}
+
+Image ids and class ids are the JSON's own. A test JSON may go without annotations; with them, they
+become the solution.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from src.errors import UserError, some
+from src.prepare.sources import (
+    Source,
+    Submission,
+    image_paths,
+    in_submission_order,
+    optional_file,
+    read_submission,
+    source_file,
+)
+from src.schema import Data
+from src.tables import check_unique
+
+
+def read_coco(data: Data) -> Source:
+    """Errors: UserError for a missing or malformed JSON, train images without a category or with
+    several, categories that are not listed, and images that are not there."""
+    path = source_file(data, "train", "JSON")
+    tree = _read(path, ("images", "annotations", "categories"))
+    train = _images(tree, path)
+    without = train.loc[train["class_id"].isna(), "image_id"]
+    if len(without):
+        raise UserError(
+            f"{path}: {len(without)} of {len(train)} images have no annotation: "
+            f"{some(without.tolist())}. Each train image needs one; is it the train JSON?"
+        )
+    train["class_name"] = train["class_id"].map(_names(tree, path))
+    unnamed = sorted(set(train.loc[train["class_name"].isna(), "class_id"]))
+    if unnamed:
+        raise UserError(f"{path}: annotations of categories that are not listed: {some(unnamed)}")
+    train["path"] = image_paths(data, "train_images", train["file"], path, "file_name")
+    train["group"] = ""
+    submission = read_submission(data)
+    test, test_path = _read_test(data, submission)
+    known = test.dropna(subset="class_id")[["image_id", "class_id"]]
+    solution = optional_file(data, "solution") if len(test) else None
+    tables = {
+        "train": path,
+        "test": test_path,
+        "sample_submission": submission.path,
+        "solution": solution,
+    }
+    columns = ["image_id", "path", "class_id", "class_name", "group"]
+    return Source(
+        train=train[columns].sort_values("image_id", kind="stable", ignore_index=True),
+        test=test[["image_id", "path"]],
+        columns=submission.columns,
+        sample_submission=submission.path,
+        solution=solution,
+        tables={name: path for name, path in tables.items() if path},
+        truth=known.set_axis(submission.columns, axis=1) if len(known) else None,
+    )
+
+
+def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:
+    if data.test is None:
+        return pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str), None
+    path = source_file(data, "test", "JSON")
+    test = in_submission_order(_images(_read(path, ("images",)), path), submission, path)
+    test["path"] = image_paths(data, "test_images", test["file"], path, "file_name")
+    return test, path
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> dict:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    found = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
+    lacking = [key for key in keys if not isinstance(tree, dict) or not tree.get(key)]
+    if lacking:
+        raise UserError(
+            f"{path}: {some(lacking)} is missing or empty; it has {found}. Expected COCO-style "
+            f"JSON with the lists {', '.join(keys)}."
+        )
+    return tree
+
+
+def _images(tree: dict, path: Path) -> pd.DataFrame:
+    """image_id, file, class_id (None where there is no annotation), sorted as in the JSON."""
+    class_of: dict[str, str] = {}
+    try:
+        images = [(str(image["id"]), image["file_name"]) for image in tree["images"]]
+        for annotation in tree.get("annotations") or ():
+            image, category = str(annotation["image_id"]), str(annotation["category_id"])
+            if class_of.setdefault(image, category) != category:
+                raise UserError(
+                    f"{path}: image {image!r} has the categories {class_of[image]!r} and "
+                    f"{category!r}; expected one per image. Remove the others."
+                )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: an entry lacks {error}; expected images with id and file_name, annotations "
+            "with image_id and category_id"
+        ) from error
+    table = pd.DataFrame(images, columns=["image_id", "file"], dtype=str)
+    check_unique(table["image_id"], path)
+    unknown = sorted(class_of.keys() - set(table["image_id"]))
+    if unknown:
+        raise UserError(f"{path}: annotations of images that are not listed: {some(unknown)}")
+    return table.assign(class_id=[class_of.get(image) for image in table["image_id"]])
+
+
+def _names(tree: dict, path: Path) -> dict[str, str]:
+    try:
+        return {str(c["id"]): str(c.get("name", c["id"])) for c in tree["categories"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: a category lacks {error}; expected id and name") from error

@@ -1,0 +1,104 @@
+"""Source `list`: text files of `path label` lines, as ImageNet-LT, Places-LT and iNaturalist have.
+
+    train/n01440764/n01440764_190.JPEG 0
+
+The path is the image's id and may hold spaces; the label is its class's id and name. A test list
+may go without labels; with them, they become the solution.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from src.errors import UserError, some
+from src.prepare.folder import ENDINGS
+from src.prepare.sources import (
+    Source,
+    Submission,
+    image_paths,
+    in_submission_order,
+    optional_file,
+    read_submission,
+    source_file,
+)
+from src.schema import Data
+from src.tables import check_unique
+
+LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\S+)")
+EXPECTED = "`path label` per line, for example `train/n01440764/n01440764_190.JPEG 0`"
+
+
+def read_lists(data: Data) -> Source:
+    """Errors: UserError for a missing list, lines that are none, train images without a label or
+    listed twice, and images that are not there."""
+    path = source_file(data, "train", "list")
+    train = _read(path)
+    without = train.index[train["class_id"] == ""] + 1
+    if len(without):
+        raise UserError(
+            f"{path}: {len(without)} lines have no label: {some(without.tolist())}. Expected "
+            f"{EXPECTED}; correct data.train or the lines."
+        )
+    check_unique(train["image_id"], path)
+    train["path"] = image_paths(data, "train_images", train["image_id"], path, "the paths")
+    train["class_name"], train["group"] = train["class_id"], ""
+    submission = read_submission(data)
+    test, test_path = _read_test(data, submission)
+    solution = optional_file(data, "solution") if len(test) else None
+    truth = None
+    if len(test) and (test["class_id"] != "").all():
+        truth = test[["image_id", "class_id"]].set_axis(submission.columns, axis=1)
+    tables = {
+        "train": path,
+        "test": test_path,
+        "sample_submission": submission.path,
+        "solution": solution,
+    }
+    columns = ["image_id", "path", "class_id", "class_name", "group"]
+    return Source(
+        train=train[columns].sort_values("image_id", kind="stable", ignore_index=True),
+        test=test[["image_id", "path"]],
+        columns=submission.columns,
+        sample_submission=submission.path,
+        solution=solution,
+        tables={name: path for name, path in tables.items() if path},
+        truth=truth,
+    )
+
+
+def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:
+    if data.test is None:
+        return pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str), None
+    path = source_file(data, "test", "list")
+    test = in_submission_order(_read(path), submission, path)
+    test["path"] = image_paths(data, "test_images", test["image_id"], path, "the paths")
+    return test, path
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """image_id and class_id ("" where a line has none) of every line that is not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a UTF-8 text file ({error}); expected {EXPECTED}") from error
+    rows, wrong = {}, []
+    for number, line in enumerate(map(str.strip, lines)):
+        found = LABELLED.fullmatch(line)
+        if found and _is_image(found["path"]):
+            rows[number] = (found["path"], found["label"])
+        elif _is_image(line):
+            rows[number] = (line, "")
+        elif line:
+            wrong.append(f"line {number + 1}: {line[:60]}")
+    if wrong or not rows:
+        what = f"{len(wrong)} lines name no image: {some(wrong)}" if wrong else "the list is empty"
+        raise UserError(
+            f"{path}: {what}. Expected {EXPECTED}; the path must end in one of "
+            f"{' '.join(sorted(ENDINGS))}."
+        )
+    return pd.DataFrame.from_dict(rows, "index", dtype=str, columns=["image_id", "class_id"])
+
+
+def _is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in ENDINGS

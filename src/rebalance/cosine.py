@@ -1,0 +1,33 @@
+"""Cosine head that starts at the class means: z_c = s · cos(f, w_c).
+
+At the start w_c is the l2-normalised mean of f / ‖f‖ over class c, so without training it is NCM
+with a scale (cf. Gidaris and Komodakis, CVPR 2018; Kang et al., ICLR 2020, section 4.2); then w is
+trained with class-balanced sampling. Norms cannot grow with a class's frequency: none are used.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from src.logits import class_means, unit
+from src.networks.heads import Cosine, build_head
+from src.rebalance.features import FeatureSet
+from src.rebalance.sgd import train
+from src.schema_heads import CosineHead
+
+
+def fit_cosine(
+    spec: CosineHead, data: FeatureSet, seed: int, device: torch.device
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns the head's kind, `cosine`, and its weight [K, D] and scale."""
+    head: Cosine = build_head("cosine", data.width, data.num_classes, spec.scale)
+    views = data.some_views(spec.views)
+    means = sum(class_means(f, data.labels, data.num_classes) for f in views)
+    head.weight.data.copy_(torch.from_numpy(unit(means)))
+    head.to(device)
+
+    def loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(features), labels, label_smoothing=spec.smoothing)
+
+    train(head, loss, data.batches(spec, seed, device), len(data.labels), spec)
+    return head.kind, {name: tensor.cpu().numpy() for name, tensor in head.arrays().items()}

@@ -1,0 +1,54 @@
+"""The one loop in which stage 2 trains: SGD with momentum 0.9, cosine to zero, over features."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from src.errors import UserError
+from src.schema_heads import Trained
+
+# epoch → batches of features [B, D] and labels [B], on the device
+Batches = Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def steps_per_epoch(images: int, batch_size: int) -> tuple[int, int]:
+    """Steps, and features per step; what does not fill a step is left out."""
+    size = min(batch_size, images)
+    return images // size, size
+
+
+def train(
+    module: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    images: int,
+    spec: Trained,
+    after_epoch: Callable[[], None] = lambda: None,
+) -> None:
+    """Minimise `loss(features, labels)` over the parameters of `module`, in place.
+
+    images: N, of which `batches` makes `steps_per_epoch` batches per epoch.
+    Errors: UserError when the parameters are no longer finite.
+    """
+    steps = spec.epochs * steps_per_epoch(images, spec.batch_size)[0]
+    if not steps:
+        return
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=spec.lr, momentum=0.9, weight_decay=spec.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(spec.epochs):
+        for features, labels in batches(epoch):
+            value = loss(features, labels)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
+        after_epoch()
+    if not all(torch.isfinite(p).all() for p in module.parameters()):
+        raise UserError(
+            f"stage2 head {spec.name or spec.head}: the weights are no longer finite; lower its lr "
+            f"({spec.lr})"
+        )

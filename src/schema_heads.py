@@ -1,0 +1,120 @@
+"""The keys of stage 2: one section per head, told apart by `head`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from src.section import Section
+
+FeatureSampler = Literal["instance", "class_balanced", "square_root", "progressive", "reversed"]
+NAME = "directory under stage2/; null: the head's kind"
+EPOCHS = "passes of N features"
+LR = "peak learning rate of SGD, cosine to 0"
+SCALE = "logits lie in [-scale, scale]"
+
+
+class Trained(Section):
+    """What heads that are trained on features have in common."""
+
+    head: str
+    name: str | None = Field(None, description=NAME)
+    sampler: FeatureSampler = Field("class_balanced", description="which features an epoch sees")
+    views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="augmented views of each training image to cache and train on; 0: the "
+        "evaluation view alone",
+    )
+    epochs: int = Field(30, ge=1, description=EPOCHS)
+    batch_size: int = Field(512, ge=2, description="features per step")
+    lr: float = Field(0.1, gt=0, description=LR)
+    weight_decay: float = Field(5e-4, ge=0, description="on everything that is trained")
+
+
+class CRT(Trained):
+    head: Literal["crt"] = "crt"
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    adapter: int = Field(
+        0,
+        ge=0,
+        description="rank of a trained linear layer between the features and the head, which "
+        "starts as the identity; 0: none",
+    )
+    frequency_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a second head's loss, which tells the bin of the class; it acts "
+        "on the class head through the adapter alone; 0: none",
+    )
+    bn: Literal["frozen", "train"] = Field(
+        "frozen",
+        description="batch norm of the backbone. frozen: as stage 1 left it, seconds; train: its "
+        "statistics follow the sampler, so the backbone runs on every image of every epoch, and "
+        "once more in 05",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.frequency_weight and not self.adapter:
+            raise ValueError(
+                "frequency_weight: on frozen features two linear heads share nothing, so the "
+                "second cannot change the first; set adapter, for example to 64"
+            )
+        if self.bn == "train" and self.views:
+            raise ValueError("bn: train draws new views in every epoch; remove views")
+        return self
+
+
+class LWS(Trained):
+    head: Literal["lws"] = "lws"
+    epochs: int = Field(30, ge=0, description=f"{EPOCHS}; 0: stage 1's classifier as it is")
+
+
+class MaxNorm(Trained):
+    head: Literal["maxnorm"] = "maxnorm"
+    sampler: FeatureSampler = Field(
+        "instance", description="which features an epoch sees; the loss balances the classes"
+    )
+    loss: Literal["cb_ce", "cb_softmax_bce"] = Field(
+        "cb_ce",
+        description="with class-balanced weights: cross-entropy, or the publication's binary "
+        "cross-entropy of the softmax, whose gradients are about K times smaller",
+    )
+    beta: float = Field(
+        0.9999, ge=0, lt=1, description="class-balanced weights (1 - beta) / (1 - beta^N_c)"
+    )
+    ratio: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="largest norm of a class's weights, between the smallest (0) and the largest "
+        "(1) of stage 1",
+    )
+    batch_size: int = Field(64, ge=2, description="features per step")
+    lr: float = Field(0.01, gt=0, description=LR)
+    weight_decay: float = Field(0.1, ge=0, description="on the weights and the bias")
+
+
+class CosineHead(Trained):
+    head: Literal["cosine"] = "cosine"
+    epochs: int = Field(30, ge=0, description=f"{EPOCHS}; 0: NCM with a scale")
+    scale: float = Field(16.0, gt=0, description=SCALE)
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class NCM(Section):
+    head: Literal["ncm"] = "ncm"
+    name: str | None = Field(None, description=NAME)
+    views: int = Field(0, ge=0, le=64, description="augmented views to average; 0: the plain one")
+    features: Literal["un", "l2n", "cl2n"] = Field(
+        "l2n",
+        description="un: as they are; l2n: divided by their norm; cl2n: minus their mean over "
+        "all training images, then divided by their norm",
+    )
+    distance: Literal["cosine", "l2"] = Field(
+        "cosine", description="logits: the cosine, or minus the squared distance, to the mean"
+    )
+
+
+Head = Annotated[CRT | LWS | MaxNorm | CosineHead | NCM, Field(discriminator="head")]

@@ -1,0 +1,164 @@
+"""Keys of stage 1's criteria, of deferring and of mixing, and which of them exclude each other."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from src.section import Section
+
+Sampler = Literal["instance", "class_balanced", "square_root", "power", "progressive", "reversed"]
+SMOOTHING = Field(0.0, ge=0, lt=1, description="label smoothing")
+BETA = "beta of the effective number (1 − beta^n) / (1 − beta) of n images; 0: all classes weigh 1"
+
+
+class CrossEntropy(Section):
+    name: Literal["cross_entropy"] = "cross_entropy"
+    smoothing: float = SMOOTHING
+
+
+class Focal(Section):
+    name: Literal["focal"] = "focal"
+    gamma: float = Field(1.0, ge=0, description="how much easy images count less; 0: not at all")
+
+
+class ClassBalanced(Section):
+    name: Literal["class_balanced"] = "class_balanced"
+    beta: float = Field(0.9999, ge=0, lt=1, description=BETA)
+    gamma: float = Field(0.0, ge=0, description="above 0: focal loss; 0: cross-entropy")
+    form: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="sigmoid: one yes-or-no question per class, as CB-focal was published",
+    )
+
+
+class LDAM(Section):
+    name: Literal["ldam"] = "ldam"
+    max_margin: float = Field(
+        0.5, ge=0, description="margin of the smallest class, in cosines; needs model.head: cosine"
+    )
+
+
+class BalancedSoftmax(Section):
+    name: Literal["balanced_softmax"] = "balanced_softmax"
+    tau: float = Field(1.0, ge=0, description="strength of the class prior; 0 is cross-entropy")
+    smoothing: float = SMOOTHING
+
+
+class LogitAdjusted(BalancedSoftmax):
+    name: Literal["logit_adjusted"] = "logit_adjusted"
+
+
+class LADE(Section):
+    name: Literal["lade"] = "lade"
+    alpha: float = Field(0.1, ge=0, description="weight of the regulariser")
+    penalty: float = Field(0.01, ge=0, description="lambda, on the square of its log-mean-exp")
+
+
+class Seesaw(Section):
+    name: Literal["seesaw"] = "seesaw"
+    p: float = Field(0.8, ge=0, description="exponent of the counts' ratio; 0: no mitigation")
+    q: float = Field(2.0, ge=0, description="exponent of the scores' ratio; 0: no compensation")
+    smoothing: float = SMOOTHING
+
+
+Criterion = Annotated[
+    CrossEntropy | Focal | ClassBalanced | LDAM | BalancedSoftmax | LogitAdjusted | LADE | Seesaw,
+    Field(discriminator="name"),
+]
+
+
+class Deferred(Section):
+    weights: bool = Field(
+        False, description="DRW: from start on, the criterion weighs classes by effective number"
+    )
+    sampling: bool = Field(False, description="DRS: from start on, the sampler is class_balanced")
+    start: float = Field(0.8, ge=0, le=1, description="fraction of the training")
+    beta: float = Field(0.9999, ge=0, lt=1, description=BETA)
+
+
+class Mixing(Section):
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0: off")
+    manifold: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of manifold mixup's Beta distribution: images, or the input of a stage "
+        "of the backbone, chosen at random in each step; 0: off",
+    )
+    remix: bool = Field(
+        False, description="Remix: a mixed image gets the label of the much smaller class alone"
+    )
+    remix_ratio: float = Field(
+        3.0, gt=1, description="remix: kappa, from which ratio of images a class is much smaller"
+    )
+    remix_share: float = Field(
+        0.5, ge=0, le=1, description="remix: tau, the larger class must have less of the image"
+    )
+    probability: float = Field(1.0, ge=0, le=1, description="share of the steps that are mixed")
+    off_epochs: int = Field(0, ge=0, description="last epochs without mixing")
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """The kinds that are on, with their alpha."""
+        found = {"mixup": self.mixup, "cutmix": self.cutmix, "manifold": self.manifold}
+        return {kind: alpha for kind, alpha in found.items() if alpha > 0}
+
+
+def check_training(train, model) -> None:
+    """Errors: ValueError for choices in the sections train and model that exclude each other."""
+    if train.criterion.name == "ldam" and model.head != "cosine":
+        raise ValueError(
+            "train.criterion ldam sets margins between cosines: it needs model.head=cosine (and "
+            f"model.cosine_scale=30 in the paper), found head {model.head}"
+        )
+    _check_deferred(train)
+    _check_mixing(train)
+    users = model.network in ("bbn", "task_separator") or train.mixing.alphas
+    if train.second_sampler is not None and not users:
+        raise ValueError(
+            "train.second_sampler is used by bbn, task_separator and two-sampler mixing; with "
+            f"model.network={model.network} and train.mixing off, remove it"
+        )
+
+
+def _check_deferred(train) -> None:
+    deferred = train.deferred
+    if deferred.weights and deferred.sampling:
+        raise ValueError(
+            "train.deferred: weights and sampling both make classes count equally; together they "
+            "do it twice, choose one"
+        )
+    if deferred.weights and train.criterion.name == "class_balanced":
+        raise ValueError(
+            "train.deferred.weights puts class weights on the criterion, and class_balanced has "
+            "its own; use cross_entropy or focal"
+        )
+    if deferred.sampling and train.sampler in ("class_balanced", "progressive"):
+        raise ValueError(
+            "train.deferred.sampling switches to class_balanced, where train.sampler="
+            f"{train.sampler} already {'is' if train.sampler == 'class_balanced' else 'goes'}"
+        )
+    if deferred.sampling and train.second_sampler is not None:
+        raise ValueError(
+            "train.deferred.sampling replaces the sampler late, train.second_sampler adds one all "
+            "along; which of two streams to switch is undefined, choose one"
+        )
+
+
+def _check_mixing(train) -> None:
+    mixing = train.mixing
+    if mixing.remix and not mixing.alphas:
+        raise ValueError(
+            "train.mixing.remix changes the labels of mixed images; switch on mixup, cutmix or "
+            "manifold"
+        )
+    if mixing.alphas and mixing.off_epochs >= train.epochs:
+        raise ValueError(
+            f"train.mixing.off_epochs ({mixing.off_epochs}) must be below epochs "
+            f"({train.epochs}), or no step is mixed"
+        )
+    if mixing.manifold and train.compile:
+        raise ValueError(
+            "train.mixing.manifold reaches into the network's layers, which train.compile hides; "
+            "set train.compile=false"
+        )

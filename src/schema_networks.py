@@ -1,0 +1,85 @@
+"""Keys of the networks and auxiliaries that have some of their own, and what they refuse."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from src.section import Section
+
+Network = Literal["plain", "bbn", "kt", "task_separator"]
+
+
+class BBN(Section):
+    alpha: Literal["decay"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        "decay",
+        description="weight of the conventional branch against the re-balancing one: decay from 1 "
+        "to 0 with the epochs, or a fixed number from 0 to 1",
+    )
+    t_max: int | None = Field(
+        None,
+        ge=1,
+        description="decay: alpha is 1 - ((T-1) / t_max)^2 in epoch T and reaches 0 after t_max "
+        "epochs; null: train.epochs. The authors take 100 for 90 epochs and 200 for 180",
+    )
+
+
+class KT(Section):
+    phi: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="where class means are right: weight of the label against their soft scores",
+    )
+    temperature: float = Field(1.0, gt=0, description="of the soft scores; above 1 is softer")
+    momentum: float = Field(
+        0.1, gt=0, le=1, description="step of a class mean towards the features of a batch"
+    )
+    start_epoch: int = Field(
+        1, ge=0, description="epochs in which class means are only gathered and teach nothing"
+    )
+
+
+class TaskSeparator(Section):
+    routing: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard: each image goes to the expert that the gate trusts most; soft: the "
+        "experts' probabilities are averaged with the gate's",
+    )
+
+
+class Frequency(Section):
+    name: Literal["frequency"] = "frequency"
+    weight: float = Field(1.0, gt=0, description="factor on its loss")
+
+
+Auxiliary = Frequency  # one member so far
+
+
+def check_network(model, train) -> None:
+    """Errors: ValueError for combinations of a network with training that make no sense.
+
+    model, train: the sections of the config
+    """
+    network = model.network
+    names = [auxiliary.name for auxiliary in train.auxiliaries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"train.auxiliaries: each can be there once, found {names}")
+    if "aa_layer" in model.kwargs:
+        raise ValueError("model.kwargs.aa_layer: set model.anti_alias=true instead")
+    if network == "bbn" and train.second_sampler is None:
+        raise ValueError(
+            "model.network=bbn trains its second branch on images of train.second_sampler; set "
+            "train.second_sampler=reversed"
+        )
+    if network == "bbn" and names:
+        raise ValueError(
+            "train.auxiliaries: with model.network=bbn the two halves of the features come from "
+            "different images, so there is no label that an auxiliary could learn from them"
+        )
+    reason = {
+        "bbn": "it mixes the losses of two images already",
+        "kt": "class means, and whether they are right, need images of one class",
+        "task_separator": "an expert is trained on images that belong to one bin",
+    }.get(network)
+    if reason and train.mixing.alphas:
+        raise ValueError(f"train.mixing does not go with model.network={network}: {reason}")

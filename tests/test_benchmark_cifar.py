@@ -1,0 +1,129 @@
+"""benchmarks/cifar_lt.py on twenty-odd images: it trains, tabulates, skips, lists failures."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cifar_lt, cifar_methods
+from benchmarks.cifar_jobs import Job, job_config
+from benchmarks.cifar_methods import ABLATIONS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
+from src.artifacts import read_json
+from src.errors import UserError
+from src.prepare import prepare as module
+from tests.prepare_kit import photo
+
+CONFIG = """
+data: {root: raw/tiny, near_duplicates: null, cache: device, workers: 0}
+folds: {k: 3}
+bins: {mode: halves}
+model: {backbone: cifar_resnet20, pretrained: false, image_size: 16, crop_pct: 1.0}
+train: {optimizer: sgd, lr: 0.01, augment: {crop: padded, color_jitter: 0}}
+"""
+TINY = ["train.epochs=2", "train.batch_size=8", "train.milestones=[0.5]", "train.precision=fp32"]
+CIFAR = Path(__file__).parents[1] / "configs" / "cifar10_lt.yaml"
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Twelve images of each of three classes, of which the tail keeps 12, 6 and 3."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "draw_figures", lambda *args: [])
+    monkeypatch.setattr("src.training.stage1.draw_curves", lambda *args: None)
+    for part, count in (("train", 12), ("test", 3)):
+        for c, name in enumerate(("0_a", "1_b", "2_c")):
+            Path("raw/tiny", part, name).mkdir(parents=True)
+            for i in range(count):
+                number = 1000 * c + 100 * (part == "test") + i
+                photo(number, (16, 16)).save(f"raw/tiny/{part}/{name}/{i}.png")
+    Path("tiny.yaml").write_text(CONFIG)
+    out = Path("RESULTS.md")
+    out.write_text("# Benchmarks\n\nby hand, above\n")
+    return out
+
+
+def run(out, *args):
+    common = ["--config", "tiny.yaml", "--ratios", "4", "--out", str(out), "--set", *TINY]
+    cifar_lt.main([*args, *common])
+    return out.read_text()
+
+
+def row(text: str, title: str) -> list[str]:
+    """Cells of the first row with this title: the main table stands before the ablations."""
+    found = [line for line in text.splitlines() if line.startswith(f"| {title} |")]
+    assert found, (title, text)
+    return [cell.strip() for cell in found[0].strip("|").split("|")]
+
+
+def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monkeypatch):
+    impossible = Method("focal", "focal", {"train.criterion": {"name": "no_such_criterion"}})
+    monkeypatch.setitem(cifar_methods.METHODS, "focal", impossible)
+    methods = ("--methods", "ce", "balanced_softmax", "focal")
+    text = run(results, *methods)
+    assert "by hand, above" in text
+    assert text.count("<!-- begin: tiny cpu -->") == text.count("<!-- end: tiny cpu -->") == 1
+    assert row(text, "method")[1] == "exp4"
+    for title in ("cross-entropy", "balanced softmax", *(f"CE + {HEADS[h][0]}" for h in HEADS)):
+        accuracy, seeds = row(text, title)[1].split()
+        assert 0 <= float(accuracy) <= 100 and seeds == "(1)"
+    assert all(row(text, f"CE + {title}")[1] for title in POSTHOC.values())
+    assert "- focal: tiny.yaml: `train.criterion`: found" in text
+    assert "stage 1 / stage 2" in text and row(text, "CE + cRT with an adapter")
+    home = Path("runs/tiny_exp4/cpu-ce-s0")
+    assert {p.name for p in (home / "stage1").iterdir()} >= {"full", "fold0"}
+    assert not (home / "stage1" / "fold1").exists()
+    scores = read_json(home / "score" / "scores.json")
+    assert 0 <= scores["chosen"]["tau"] <= 2 and "- cross-entropy, exp4, seed 0: tau " in text
+    assert scores["rows"]["ce"]["accuracy"] <= 1
+
+    results.write_text(text + "\nby hand, below\n")
+    written = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    again = run(results, *methods)
+    said = capsys.readouterr().out
+    assert "score: finished already, skipped" in said and "epoch 1/2" not in said
+    assert written == {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*") if p.is_file()}
+    assert "by hand, above" in again and again.endswith("by hand, below\n")
+
+
+def test_seeds_are_averaged_and_the_selected_epoch_stands_beside_the_last(results):
+    run(results, "--methods", "balanced_softmax", "--seeds", "1")
+    text = run(results, "--methods", "balanced_softmax", "--seeds", "0", "--selected")
+    cells = row(text, "balanced softmax")
+    assert "±" in cells[1] and cells[1].endswith("(2)") and cells[-1].endswith("(1)")
+    assert row(text, "method")[-1] == "exp4 selected"
+    homes = sorted(p.name for p in Path("runs/tiny_exp4").glob("cpu-*"))
+    assert homes == [f"cpu-balanced_softmax-s{end}" for end in ("0", "0-selected", "1")]
+    assert not Path("runs/tiny_exp4/cpu-balanced_softmax-s0-selected/stage1/full").exists()
+
+
+def test_a_job_that_breaks_ends_neither_the_others_nor_the_table(results, monkeypatch):
+    broken = Method("focal", "focal", {"train.lr": 1e30})
+    monkeypatch.setitem(cifar_methods.METHODS, "focal", broken)
+    with pytest.raises(UserError, match="1 of 2 jobs failed: cpu-focal-s0, exp4"):
+        run(results, "--methods", "focal", "balanced_softmax")
+    text = results.read_text()
+    assert "- cpu-focal-s0, exp4: the loss became" in text and row(text, "balanced softmax")[1]
+
+
+def test_every_method_is_one_that_the_product_takes():
+    for budget in ("cpu", "gpu"):
+        for name in METHODS:
+            config = job_config(Job(str(CIFAR), budget, name, "exp100", 1))
+            assert (config.longtail.profile, config.longtail.ratio, config.seed) == ("exp", 100, 1)
+            assert config.dataset == "cifar10_lt_exp100"
+    assert job_config(Job(str(CIFAR), "gpu", "ce", "step100", 0)).longtail.profile == "step"
+
+
+def test_the_published_schedule_is_that_of_the_config():
+    train = job_config(Job(str(CIFAR), "gpu", "ce", "exp100", 0)).train
+    assert (train.epochs, train.batch_size, train.lr, train.weight_decay) == (200, 128, 0.1, 2e-4)
+    assert (train.milestones, train.gamma, train.warmup_epochs) == ((0.8, 0.9), 0.01, 5)
+
+
+def test_every_row_that_is_named_exists():
+    rows = {m.name for m in METHODS.values()}
+    rows |= {f"{m.name}/{x}" for m in METHODS.values() for x in (*m.heads, *m.posthoc)}
+    assert {r for names in ABLATIONS.values() for r in names} <= rows
+    for published in PUBLISHED.values():
+        assert set(published) <= rows
+        assert all(30 < a < 90 for triple in published.values() for a in triple.values())

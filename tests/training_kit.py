@@ -1,0 +1,99 @@
+"""A dataset of a few tiny images as 01 leaves it, and stage 1 on it: seconds per run."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+import src.training.stage1 as stage1
+from src.artifacts import RUNS, write_json, write_table
+from src.config import parse_config
+from src.runtime import start
+from src.tables import Dataset, load_dataset
+
+DATASET = "tiny"
+COUNTS = [12, 10, 6, 6, 4, 2]  # two classes in each bin
+BINS = ["many", "many", "medium", "medium", "few", "few"]
+SIZE = 16
+torch.set_num_threads(1)  # so little work that threads would only wait for each other
+
+
+def tiny_dataset() -> Dataset:
+    """Writes runs/tiny/folds below the working directory: two folds of noisy flat colours."""
+    directory = RUNS / DATASET / "folds"
+    images = directory / "images"
+    images.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for label, count in enumerate(COUNTS):
+        for i in range(count):
+            colour = 40 * label + rng.integers(-30, 30, (SIZE, SIZE, 3))
+            path = images / f"c{label}_{i}.png"
+            Image.fromarray(colour.clip(0, 255).astype(np.uint8)).save(path)
+            rows.append({"image_id": path.stem, "path": str(path), "label": label, "fold": i % 2})
+    table = pd.DataFrame(rows).assign(class_id=lambda t: t["label"].astype(str))
+    table = table.assign(group_id="", width=SIZE, height=SIZE, sha1="", phash="")
+    write_table(directory / "folds.csv", table.sort_values("image_id"))
+    names = [str(label) for label in range(len(COUNTS))]
+    classes = {"label": range(len(COUNTS)), "class_id": names, "class_name": names}
+    classes = pd.DataFrame(classes | {"count": COUNTS, "bin": BINS})
+    write_table(directory / "classes.csv", classes)
+    write_table(directory / "test.csv", table[["image_id", "path"]].head(2))
+    write_json(directory / "manifest.json", {"status": "finished"})
+    return load_dataset(DATASET)
+
+
+def tiny_config(model: dict | None = None, train: dict | None = None):
+    return parse_config(
+        {
+            "data": {"root": DATASET, "workers": 0},
+            "model": {"backbone": "cifar_resnet20", "pretrained": False, "image_size": SIZE}
+            | (model or {}),
+            "train": {
+                "epochs": 3, "batch_size": 8, "optimizer": "sgd", "lr": 0.05, "precision": "fp32",
+                "weight_decay": 1e-4, "augment": {"crop": "padded"},
+            }
+            | (train or {}),
+        }
+    )  # fmt: skip
+
+
+def train_tiny(config, experiment: str, stop_after: int | None = None, monkeypatch=None) -> Path:
+    """Train fold 0; returns its directory. stop_after: epochs after which the run is killed."""
+    directory = RUNS / DATASET / experiment / "stage1" / "fold0"
+    job = stage1.Fold(config, load_dataset(DATASET), 0, directory, start("fp32"))
+    if stop_after is None:
+        stage1.train_fold(job, overwrite=False)
+        return directory
+    save = stage1.save_checkpoint
+
+    def save_and_stop(where: Path, state: dict) -> None:
+        save(where, state)
+        if len(state["history"]) == stop_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1, "save_checkpoint", save_and_stop)
+        try:
+            stage1.train_fold(job, overwrite=False)
+        except KeyboardInterrupt:
+            return directory
+    raise AssertionError("the run was not stopped")
+
+
+def resumes_exactly(config, monkeypatch) -> Path:
+    """Assert that a killed and continued run writes the bytes of one that was never stopped."""
+    whole = train_tiny(config, "whole")
+    train_tiny(config, "killed", stop_after=2, monkeypatch=monkeypatch)
+    killed = train_tiny(config, "killed")
+    for name in ("weights.safetensors", "head.safetensors", "oof.npz"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    return whole
+
+
+def random_batch(count: int = 8, classes: int = 6, seed: int = 0) -> tuple:
+    """Images [N, 3, 16, 16] and labels [N] that hold every class."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, SIZE, SIZE, generator=generator)
+    return images, torch.arange(count) % classes
