@@ -1,6 +1,6 @@
 """birds_lt from 01 to 06 with the shipped config: time per stage, and what each stage is worth.
 
-    python -m benchmarks.birds_lt
+    python benchmarks/birds_lt.py
 
 Runs the six scripts (finished stages are skipped) and scores the test logits of every head on the
 public solution. That score is looked at here and nowhere else: nothing was chosen by it.
@@ -9,6 +9,8 @@ public solution. That score is looked at here and nowhere else: nothing was chos
 import subprocess
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_lt.py`
 
 from benchmarks.results import markdown, provenance, write_section
 from src.artifacts import RUNS, read_json, read_table

@@ -1,6 +1,6 @@
 """Stage 2: cRT on cached features against the same head with the frozen backbone run every epoch.
 
-    python -m benchmarks.stage2 --config configs/birds_lt.yaml
+    python benchmarks/stage2.py --config configs/birds_lt.yaml
 
 Both arms train the same head, with the same sampler, order and schedule, on fold 0, on the plain
 view; one reads features from memory, the other decodes the images and runs the backbone for each
@@ -9,6 +9,7 @@ over `--seeds`. Needs 02's fold 0.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/stage2.py`
 
 from benchmarks.results import markdown, provenance, write_section
 from src.artifacts import RUNS
@@ -84,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config", default="configs/birds_lt.yaml")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=5, help="of the cached arm")
     args = parser.parse_args()

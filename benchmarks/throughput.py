@@ -1,6 +1,6 @@
 """Stage-1 throughput: the shipped loop against a bare loop, side by side in one run.
 
-    python -m benchmarks.throughput --config configs/birds_lt.yaml
+    python benchmarks/throughput.py --config configs/birds_lt.yaml
 
 Three arms take turns, each in a process of its own, so that none inherits another's memory:
   shipped   02's loop on the real images: reading, augmenting, EMA, loss terms, schedule
@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/throughput.py`
 
 from benchmarks.results import markdown, provenance, write_section
 from src.config import load_config
@@ -95,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config", default="configs/birds_lt.yaml")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=24, help="timed steps per arm and round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -107,7 +109,7 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in ARMS}
     for n in range(args.rounds):
         for name in ARMS:
-            command = [sys.executable, "-m", "benchmarks.throughput", "--arm", name]
+            command = [sys.executable, __file__, "--arm", name]
             command += ["--config", args.config, "--steps", str(args.steps)]
             command += ["--set", *args.set] if args.set else []
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
