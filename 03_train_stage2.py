@@ -6,7 +6,8 @@ Many GPUs:             accelerate launch 03_train_stage2.py --config configs/bir
 
 Reads   runs/<dataset>/<experiment>/stage1/ (from 02)
 Writes  stage2/features/: each training image's features, once per network and view
-        stage2/<head>/fold<k>/: head.safetensors, oof.npz, manifest.json
+        stage2/<head>/fold<k>/: head.safetensors, oof.npz, manifest.json, and for a head with
+        `bn: train` batchnorm.safetensors
 """
 
 from pathlib import Path

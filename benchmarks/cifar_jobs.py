@@ -76,7 +76,7 @@ def job_config(job: Job) -> Config:
         "longtail.ratio": float(job.split.removeprefix(profile)),
         "stage2": [] if job.selected else heads,
         "seed": job.seed,
-        **({"train.select": "best"} if job.selected else {}),
+        **({"train.select": "best", "train.eval_every": 1} if job.selected else {}),
     }
     items = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return load_config(job.base, [*items, *job.overrides])
@@ -97,7 +97,7 @@ def run_job(job: Job) -> str:
         failed = fit_heads(job, config)
         score(job, config, data, failed)
     except UserError as error:
-        return str(error).splitlines()[0]
+        return " ".join(str(error).split())
     except Exception as error:  # one method must not end a night of training
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"

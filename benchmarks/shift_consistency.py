@@ -1,4 +1,4 @@
-"""How often a network changes its mind when the image moves some pixels, with and without blur.
+"""How often does a network change its mind when the image moves, with and without blur?
 
     python benchmarks/shift_consistency.py --config configs/birds_lt.yaml
     python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml --set train.epochs=30
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, networks = [], {}
     for name, blurred in (("plain", False), ("blur", True)):
         config = load_config(args.config, [*overrides, f"model.anti_alias={blurred}"])
-        stage1(config, f"{stem}-{name}", [str(args.fold)], overwrite=False)
+        stage1(config, f"{stem}-{name}", [str(args.fold)], args.overwrite)
         networks[name] = trained(config, f"{stem}-{name}", args.fold)
     data = load_dataset(config.dataset)
     networks["blur, not trained"] = with_blur(networks["plain"], config, data)
@@ -62,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
         shift = args.shift or max(1, round(prep.size / 14))
         same, right = consistency(network, prep, table, shift, args.pairs)
         rows.append({"network": name, "consistency": same, "accuracy": right})
-    print(
-        f"\n{config.model.backbone}, {prep.size} px, {len(table)} held-out images of fold ", end=""
+    title = (
+        f"{config.model.backbone}, {prep.size} px, {len(table)} held-out images of fold "
+        f"{args.fold}, {args.pairs} pairs each, shifts of up to {2 * shift} px"
     )
-    print(f"{args.fold}, {args.pairs} pairs each, shifts of up to {2 * shift} px")
-    print(pd.DataFrame(rows).to_string(index=False, float_format="%.4f"))
+    cli.print_table(pd.DataFrame(rows), title)
 
 
 def trained(config: Config, experiment: str, fold: int) -> tuple[Network, Preprocessing]:
@@ -126,11 +126,7 @@ def widened(image: np.ndarray, prep: Preprocessing, shift: int) -> np.ndarray:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="YAML file; its backbone must take a blur")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as in 02")
+    parser = cli.parser(__doc__)
     parser.add_argument("--fold", type=int, default=0, help="fold held out (default 0)")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of crops per image (default 5)")
     parser.add_argument(

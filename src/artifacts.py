@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from src.config import flatten
 from src.errors import UserError, some
@@ -84,10 +83,6 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from error
-
-
-def write_yaml(path: str | Path, tree: dict) -> Path:
-    return write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:

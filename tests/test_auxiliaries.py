@@ -110,6 +110,29 @@ def test_memory_starts_at_the_mean_and_then_moves_by_the_formula():
     torch.testing.assert_close(memory[2], torch.tensor([0.0, 1.0]))
 
 
+def _process(rank, directory):
+    torch.distributed.init_process_group("gloo", f"file://{directory}/meet", None, 2, rank)
+    directions, labels = _four_rows()
+    memory = torch.zeros(3, 2)
+    mine = slice(2 * rank, 2 * rank + 2)
+    remember(memory, directions[mine], labels[mine], momentum=0.1)
+    torch.save(memory, f"{directory}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _four_rows():
+    return F.normalize(torch.arange(8.0).view(4, 2) + 1, dim=1), torch.tensor([0, 1, 0, 0])
+
+
+@pytest.mark.slow
+def test_memory_of_two_processes_is_that_of_one(tmp_path):
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    memory = torch.zeros(3, 2)
+    remember(memory, *_four_rows(), momentum=0.1)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), memory)
+
+
 def test_to_range_is_the_one_for_arrays():
     z, like = torch.randn(5, 7), 10 * torch.randn(5, 7)
     z[0] = 0.5  # a flat row must not divide by zero

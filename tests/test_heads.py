@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 from src.config import parse_config
 from src.errors import UserError
-from src.logits import class_means, cosine_logits, head_logits, linear_logits, unit
+from src.fusion import STEPS
+from src.fusion.step import State
+from src.logits import class_means, cosine_logits, head_logits, linear_logits, to_range, unit
 from src.metrics import recalls
 from src.rebalance import HEADS
 from src.rebalance.features import FeatureSet
@@ -249,6 +251,17 @@ def test_distance_and_cosine_can_disagree():
     found = [fit(NCM(features="un", distance=d), data) for d in ("cosine", "l2")]
     ranks = [head_logits(data.plain, arrays, kind).argmax(1) for kind, arrays in found]
     assert (ranks[0] != ranks[1]).any()
+
+
+@pytest.mark.parametrize("features", ["un", "cl2n"])
+def test_fusion_takes_every_kind_of_ncm(features, data):
+    kind, arrays = fit(NCM(features=features, distance="l2"), data)
+    stage1 = data.classifier[1]
+    z = linear_logits(data.plain, stage1["weight"], stage1["bias"])
+    state = State(z, data.plain, "stage1", {"stage1": data.classifier, "ncm": (kind, arrays)})
+    found = STEPS["ncm_fusion"].apply(state, {"w": 0.25, "head": "ncm"})
+    ncm = to_range(head_logits(data.plain, arrays, kind), z)
+    np.testing.assert_allclose(found, 0.25 * z + 0.75 * ncm, rtol=1e-4, atol=1e-4)
 
 
 def test_the_default_ncm_is_what_it_was(data):

@@ -29,13 +29,15 @@ def apply_recipe(
     features: np.ndarray | None,
     heads: dict[str, tuple[str, dict[str, np.ndarray]]],
     stage1_logits: np.ndarray,
+    start_logits: np.ndarray | None = None,
 ) -> np.ndarray:
     """Final logits [N, K] of one fold's model.
 
     recipe: posthoc.json as read, of which `head` and `steps` are used · features: [N, D] of that
     fold's stage 1 · heads: name → (kind, arrays) of that fold, `stage1` among them, as
     `src.tables.load_head` reads them · stage1_logits: [N, K]; returned as they are when the recipe
-    starts at stage 1 and has no steps, since some networks' logits are not linear in the features.
+    starts at stage 1 and has no steps, since some networks' logits are not linear in the features ·
+    start_logits: [N, K] of the recipe's head, for a head that does not act on `features`.
     Errors: ValueError when the recipe needs a head that is not there.
     """
     start = recipe["head"]
@@ -51,6 +53,8 @@ def apply_recipe(
         f = None if features is None else features[rows]
         if start == "stage1":
             z = stage1_logits[rows]
+        elif start_logits is not None:
+            z = start_logits[rows]
         else:
             kind, arrays = heads[start]
             z = head_logits(f, arrays, kind)

@@ -20,6 +20,8 @@ from src.forward import run_network
 from src.fusion import apply_recipe
 from src.inference.views import tta_views
 from src.logits import head_logits
+from src.networks.batchnorm import FILE as STATISTICS
+from src.networks.batchnorm import load_statistics
 from src.networks.weights import load_network
 from src.runtime import start
 from src.schema import Config
@@ -54,6 +56,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     for network, files in heads.items():
         inputs[f"{network}/weights"] = home / "stage1" / network / "weights.safetensors"
         inputs |= {f"{network}/{name}": path for name, path in files.items()}
+        inputs |= {f"{network}/{n}/{STATISTICS}": p for n, p in _statistics(files).items()}
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         step = Step(
@@ -66,17 +69,13 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     recipe = read_json(recipe_path)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
-        found = network_predictions(
-            config, data, home / "stage1" / network, step.directory, accelerator
-        )
-        loaded = {name: load_head(path) for name, path in heads[network].items()}
-        logits = {}
-        for name in names:
-            kind, arrays = loaded[name]
-            logits[name] = head_logits(found.features, arrays, kind)
-        logits["stage1"] = found.logits
-        logits["posthoc"] = apply_recipe(recipe, found.features, loaded, found.logits)
-        for name, z in logits.items():
+        stage1 = home / "stage1" / network
+        found = network_predictions(config, data, stage1, step.directory, accelerator)
+        own = {
+            name: network_predictions(config, data, stage1, step.directory, accelerator, path)
+            for name, path in _statistics(heads[network]).items()
+        }
+        for name, z in all_logits(found, own, heads[network], recipe).items():
             sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
     if main:
         for name, path in paths.items():
@@ -90,16 +89,43 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     return paths
 
 
+def all_logits(
+    found: Predictions, own: dict[str, Predictions], heads: dict[str, Path], recipe: dict
+) -> dict[str, np.ndarray]:
+    """Logits [N, K] of stage1, every head and posthoc, of one network.
+
+    own: predictions of heads that changed the backbone's batch norm · heads: their files by name
+    """
+    loaded = {name: load_head(path) for name, path in heads.items()}
+    logits = {"stage1": found.logits}
+    for name, (kind, arrays) in loaded.items():
+        if name != "stage1":
+            logits[name] = head_logits(own.get(name, found).features, arrays, kind)
+    first = logits[recipe["head"]] if recipe["head"] in own else None
+    posthoc = apply_recipe(recipe, found.features, loaded, found.logits, first)
+    return logits | {"posthoc": posthoc}
+
+
 def network_predictions(
-    config: Config, data: Dataset, stage1: Path, directory: Path, accelerator: Accelerator
+    config: Config,
+    data: Dataset,
+    stage1: Path,
+    directory: Path,
+    accelerator: Accelerator,
+    statistics: Path | None = None,
 ) -> Predictions:
-    """Mean logits and features over the views of one network, from the cache if there."""
+    """Mean logits and features over the views of one network, from the cache if there.
+
+    statistics: of batch norm, from a stage-2 head with `bn: train`; the logits are then of no use
+    """
     views = tta_views(config.predict.tta)
     key = {
         "weights": sha256(stage1 / "weights.safetensors"),
         "test": sha256(data.directory / "test.csv"),
         "views": [asdict(view) for view in views],
     }
+    if statistics is not None:
+        key["statistics"] = sha256(statistics)
     cache = directory / "cache"
     merged = cache / f"{stage1.name}-{digest(key)[:12]}.npz"
     if merged.is_file():
@@ -109,6 +135,8 @@ def network_predictions(
         for view in views
     ]
     network, prep = load_network(stage1 / "weights.safetensors", data)
+    if statistics is not None:
+        load_statistics(statistics, network)
     network.to(accelerator.device)
     test = data.test[["image_id", "path"]]
     for i, (view, path) in enumerate(zip(views, parts, strict=True)):
@@ -146,6 +174,12 @@ def _mean(parts: list[Predictions]) -> Predictions:
         np.full(len(ids), -1),
         np.mean([p.features for p in aligned], 0),
     )
+
+
+def _statistics(heads: dict[str, Path]) -> dict[str, Path]:
+    """The heads that changed the backbone's batch norm, and the files that say how."""
+    files = {name: path.with_name(STATISTICS) for name, path in heads.items()}
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
 def _head_file(home: Path, name: str, network: str) -> Path:

@@ -82,6 +82,11 @@ def stage1_classifier(data: FeatureSet, head: str) -> tuple[np.ndarray, np.ndarr
     return arrays["weight"], arrays["bias"]
 
 
+def fold_of(stage1: Path) -> int | None:
+    """The fold that a network's directory is named after; None for `full`."""
+    return None if stage1.name == "full" else int(stage1.name.removeprefix("fold"))
+
+
 def feature_set(
     config: Config,
     data: Dataset,
@@ -94,8 +99,7 @@ def feature_set(
 
     stage1: a fold's directory with weights.safetensors, or `full` · directory: of the cache
     """
-    fold = None if stage1.name == "full" else int(stage1.name.removeprefix("fold"))
-    images = data.training(fold)
+    images = data.training(fold_of(stage1))
     weights = sha256(stage1 / "weights.safetensors")
     augment = dump_config(config.train.augment)
     names = ["plain-" + digest({"weights": weights})[:12]]

@@ -8,10 +8,17 @@ from accelerate import Accelerator
 
 from src.artifacts import RUNS, Step
 from src.config import dump_config
+from src.data.transforms import EvalTransform
+from src.errors import UserError
+from src.forward import run_network
 from src.logits import head_logits
 from src.metrics import summary
+from src.networks.batchnorm import FILE as STATISTICS
+from src.networks.batchnorm import save_statistics
+from src.networks.weights import load_network
 from src.rebalance import HEADS
-from src.rebalance.features import FeatureSet, feature_set
+from src.rebalance.features import FeatureSet, feature_set, fold_of
+from src.rebalance.live import LiveFeatures
 from src.runtime import seed_all, start
 from src.schema import Config
 from src.search_result import with_winner
@@ -51,7 +58,7 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
             if step.finished(main=work.accelerator.is_main_process):
                 metrics = step.manifest()["metrics"]
             else:
-                if features is None:
+                if features is None and not _live(spec):
                     views = max(s.views for s in config.stage2)
                     cache = home / "stage2" / "features" / stage1.name
                     features = feature_set(config, data, stage1, cache, views, work.accelerator)
@@ -60,13 +67,18 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _live(spec) -> bool:
+    """Whether a head needs the backbone itself and not its cached features."""
+    return getattr(spec, "bn", "frozen") == "train"
+
+
 def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) -> Step:
     inputs = {
         "folds.csv": work.data.directory / "folds.csv",
         "weights.safetensors": stage1 / "weights.safetensors",
     }
     settings = {"head": dump_config(spec), "seed": work.config.seed}
-    if spec.views:
+    if spec.views or _live(spec):
         settings["augment"] = dump_config(work.config.train.augment)
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process
@@ -75,18 +87,24 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
 
 
 def fit_head(
-    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet, step: Step
+    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet | None, step: Step
 ) -> dict[str, float]:
     """Fit one head on one fold, on the main process, and write its artifacts."""
     metrics: dict[str, float] = {}
+    live = live_features(work, stage1) if _live(spec) else None
     if not work.accelerator.is_main_process:
         return metrics
     seed = seed_all(work.config.seed, stage1.name, name)
-    kind, arrays = HEADS[spec.head](spec, features, seed, work.accelerator.device)
+    kind, arrays = HEADS[spec.head](spec, live or features, seed, work.accelerator.device)
     save_head(step.directory / "head.safetensors", kind, arrays)
     outputs = ["head.safetensors"]
+    if live is not None:
+        save_statistics(step.directory / STATISTICS, live.network)
+        outputs.append(STATISTICS)
     if stage1.name != "full":
         oof = load_predictions(stage1 / "oof.npz", work.data.num_classes)
+        if live is not None:
+            oof = held_out_features(work, live, stage1)
         logits = head_logits(oof.features, arrays, kind)
         found = Predictions(oof.image_id, logits, oof.label, oof.fold)
         found.save(step.directory / "oof.npz")
@@ -94,3 +112,27 @@ def fit_head(
         metrics = summary(logits, oof.label, work.data.classes["bin"].to_numpy())
     step.finish(outputs, metrics, seed=work.config.seed, device=str(work.accelerator.device))
     return metrics
+
+
+def live_features(work: Experiment, stage1: Path) -> LiveFeatures:
+    """The network of a fold and its training images, for heads with `bn: train`."""
+    if work.accelerator.num_processes > 1:
+        raise UserError("stage2 bn: train runs in one process: python 03_train_stage2.py …")
+    network, prep = load_network(stage1 / "weights.safetensors", work.data)
+    network.to(work.accelerator.device)
+    images = work.data.training(fold_of(stage1))
+    bins = work.data.classes["bin"].to_numpy()
+    return LiveFeatures(network, prep, images, bins, work.config, work.accelerator)
+
+
+def held_out_features(work: Experiment, live: LiveFeatures, stage1: Path) -> Predictions:
+    """What the network with its new statistics makes of the fold's held-out images."""
+    return run_network(
+        live.network,
+        work.data.held_out(fold_of(stage1)),
+        EvalTransform(live.prep),
+        live.prep,
+        work.accelerator,
+        batch_size=work.config.train.eval_batch_size,
+        workers=work.config.data.workers,
+    )
