@@ -55,7 +55,7 @@ def main() -> None:
         rows.append({"test images": f"five folds, {path.stem}"} | {c: scores[c] for c in COLUMNS})
     body = f"{provenance()}\n\nThe first three rows are on all 2,903 test images, ours on the "
     body += f"{len(truth)} of the public solution.\n\n{markdown(rows)}\n\n{times(config.dataset)}"
-    write_section("birds_lt", "birds_lt, 01 to 06", body)
+    print(write_section("birds_lt", "birds_lt, 01 to 06", body))
 
 
 def rows_of(every: Predictions, ids: list[str]):

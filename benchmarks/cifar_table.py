@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks import results
 from benchmarks.cifar_jobs import SCORES
 from benchmarks.cifar_methods import ABLATIONS, BUDGETS, METHODS, PUBLISHED, row_title
-from src.artifacts import MANIFEST, RUNS, read_json, write_text
+from src.artifacts import MANIFEST, RUNS, read_json
 from src.config import load_config
-
-HEADING = "# Benchmarks\n"
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,15 @@ class Section:
     def name(self) -> str:
         return f"{Path(self.base).stem} {self.budget}"
 
-    @property
-    def markers(self) -> tuple[str, str]:
-        return f"<!-- begin: {self.name} -->", f"<!-- end: {self.name} -->"
-
 
 def write_section(path: Path, section: Section, missing: dict[str, str]) -> str:
     """Replace the section between its markers, or append it; all other text stays.
 
     missing: title → why a method has no figures. Returns the section's text.
     """
-    first, last = section.markers
-    text = path.read_text(encoding="utf-8") if path.is_file() else HEADING
-    body = "\n".join([first, render(section, collect(section), missing), last])
-    if first in text and last in text:
-        before, after = text.split(first)[0], text.split(last)[1]
-        text = before + body + after
-    else:
-        text = f"{text.rstrip()}\n\n{body}\n"
-    write_text(path, text)
-    return body
+    title = f"{section.name}: test accuracy, %"
+    body = render(section, collect(section), missing)
+    return results.write_section(section.name, title, body, path)
 
 
 def collect(section: Section) -> pd.DataFrame:
@@ -63,7 +51,7 @@ def collect(section: Section) -> pd.DataFrame:
 
 
 def render(section: Section, table: pd.DataFrame, missing: dict[str, str]) -> str:
-    lines = [f"## {section.name}: test accuracy, %", "", *_how(section, table), ""]
+    lines = [*_how(section, table), ""]
     if len(table):
         lines += [*_main_table(section, table), ""]
         for title, rows in ABLATIONS.items():

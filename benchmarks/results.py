@@ -31,9 +31,9 @@ def machine() -> str:
     return f"CPU: {os.cpu_count()} cores, {models[0] if models else platform.processor()}"
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except OSError:
         return ""
 
@@ -48,15 +48,15 @@ def markdown(rows: list[dict], digits: int = 3) -> str:
     return "\n".join(lines)
 
 
-def write_section(name: str, title: str, body: str) -> None:
-    """Replace the section `name` of RESULTS.md, or add it at the end."""
+def write_section(name: str, title: str, body: str, path: Path = RESULTS) -> str:
+    """Replace the section `name` of RESULTS.md, or add it at the end; returns its text."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{begin}\n## {title}\n\n{body.strip()}\n{end}"
-    text = _read(str(RESULTS)) or "# Results\n"
-    if begin in text:
+    text = _read(path) or "# Results\n"
+    if begin in text and end in text:
         before, rest = text.split(begin, 1)
         text = before + section + rest.split(end, 1)[1]
     else:
-        text = text.rstrip() + "\n\n" + section + "\n"
-    write_text(RESULTS, text)
-    print(f"\n{section}\n\nwritten to {RESULTS}")
+        text = f"{text.rstrip()}\n\n{section}\n"
+    write_text(path, text)
+    return section

@@ -112,7 +112,7 @@ def main() -> None:
     body = f"{provenance()}\n\n{markdown(rows)}\n\n{spec.epochs} epochs of "
     body += f"{len(data.training(0))} images: {slow / fast:.1f} times faster with the cache "
     body += f"(seed 0 of the cached arm: {scores[0]:.3f})."
-    write_section("stage2", "Stage 2: cached features", body)
+    print(write_section("stage2", "Stage 2: cached features", body))
 
 
 if __name__ == "__main__":

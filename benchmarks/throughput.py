@@ -124,7 +124,7 @@ def main() -> None:
     gain = [a / b for a, b in zip(found["shipped"], found["plain"], strict=True)]
     body = f"{provenance()}\n\n{markdown(rows, 2)}\n\nshipped over plain: "
     body += f"{statistics.median(gain):.2f} (median of {args.rounds} rounds)"
-    write_section("throughput", "Stage-1 throughput", body)
+    print(write_section("throughput", "Stage-1 throughput", body))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monke
     methods = ("--methods", "ce", "balanced_softmax", "focal")
     text = run(results, *methods)
     assert "by hand, above" in text
-    assert text.count("<!-- begin: tiny cpu -->") == text.count("<!-- end: tiny cpu -->") == 1
+    assert text.count("<!-- tiny cpu -->") == text.count("<!-- /tiny cpu -->") == 1
     assert row(text, "method")[1] == "exp4"
     for title in ("cross-entropy", "balanced softmax", *(f"CE + {HEADS[h][0]}" for h in HEADS)):
         accuracy, seeds = row(text, title)[1].split()
