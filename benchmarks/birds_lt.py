@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from matplotlib.axes import Axes
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_lt.py`
 
 from benchmarks.results import markdown, provenance, write_section
 from src.artifacts import RUNS, read_json, read_table
 from src.config import load_config
 from src.metrics import summary
+from src.report.figures import BIN_COLORS, legend_above, png
 from src.tables import Predictions, load_dataset, load_predictions
 
 CONFIG = "configs/birds_lt.yaml"
@@ -39,6 +42,7 @@ COLUMNS = ("accuracy", "balanced_accuracy", "many", "medium", "few")
 def main() -> None:
     for script in SCRIPTS:
         subprocess.run([sys.executable, script, "--config", CONFIG], check=True)
+    print()
     config = load_config(CONFIG)
     data = load_dataset(config.dataset)
     truth = read_table(Path(config.data.root) / "public_solution.csv")
@@ -55,7 +59,30 @@ def main() -> None:
         rows.append({"test images": f"five folds, {path.stem}"} | {c: scores[c] for c in COLUMNS})
     body = f"{provenance()}\n\nThe first three rows are on all 2,903 test images, ours on the "
     body += f"{len(truth)} of the public solution.\n\n{markdown(rows)}\n\n{times(config.dataset)}"
+    draw(rows, Path(__file__).with_suffix(".png"))
     print(write_section("birds_lt", "birds_lt, 01 to 06", body))
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Recall of each bin, one group of bars per row that the README speaks of."""
+    first, last = rows[0], next(r for r in rows if r["test images"].endswith("posthoc"))
+    stage1 = next(r for r in rows if r["test images"].endswith("stage1"))
+    shown = {"timm train.py": first, "its features,\nnearest mean": rows[1],
+             "stage 1,\nfive folds": stage1, "submission": last}  # fmt: skip
+
+    def panel(ax: Axes) -> None:
+        for n, (name, color) in enumerate(BIN_COLORS.items()):
+            if name in COLUMNS:
+                at = [group + 0.26 * (n - 1) for group in range(len(shown))]
+                values = [row[name] for row in shown.values()]
+                bars = ax.bar(at, values, 0.24, color=color, label=f"{name}-shot")
+                ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+        ax.set_xticks(range(len(shown)), list(shown))
+        ax.set_ylim(0, 1)
+        ax.set_title("birds_lt: recall on test images")
+        legend_above(ax)
+
+    png([panel], path, columns=1)
 
 
 def rows_of(every: Predictions, ids: list[str]):
