@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
-from src.config import flatten
+from src.config import defaults_like, flatten, plain
 from src.errors import UserError, some
 
 RUNS = Path("runs")
@@ -146,20 +147,22 @@ class Step:
         …                                    # write files into step.directory
         step.finish(outputs, metrics={…})    # writes manifest.json, last
 
-    settings: plain data that decides what comes out. inputs: files it is made from, by name.
+    settings: config sections and plain values that decide what comes out; keys that only set the
+    speed are left out. inputs: files it is made from, by name.
     """
 
     def __init__(
         self,
         directory: Path,
-        settings: dict,
+        settings: BaseModel | dict,
         inputs: dict[str, Path],
         *,
         overwrite: bool = False,
         redo_on_new_inputs: bool = True,
     ):
         self.directory = Path(directory)
-        self.settings = json.loads(json.dumps(settings))  # tuples become lists, as when read back
+        self.settings = plain(settings, volatile=False)
+        self.defaults = flatten(defaults_like(settings))
         self.inputs = {name: sha256(path) for name, path in sorted(inputs.items())}
         self.redo_on_new_inputs = redo_on_new_inputs
         self.began = time.time()
@@ -207,8 +210,12 @@ class Step:
             )
 
     def check_settings(self, found: dict, origin: Path) -> None:
-        """Errors: UserError that names the keys that differ between `found` and these settings."""
+        """Errors: UserError that names the keys that differ between `found` and these settings.
+
+        A key that did not exist when `found` was written counts as its default.
+        """
         old, new = flatten(found), flatten(self.settings)
+        old |= {k: self.defaults[k] for k in new.keys() - old.keys() if k in self.defaults}
         keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if keys:
             lines = [f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys[:12]]

@@ -77,18 +77,45 @@ def dump_config(config: BaseModel, *, volatile: bool = True) -> dict:
     for key, field in type(config).model_fields.items():
         if not volatile and (field.json_schema_extra or {}).get("volatile"):
             continue
-        out[key] = _plain(getattr(config, key), volatile)
+        out[key] = plain(getattr(config, key), volatile=volatile)
     return out
 
 
-def _plain(value, volatile: bool):
+def plain(value: Any, *, volatile: bool = True) -> Any:
+    """Sections anywhere inside `value` as plain data, tuples as lists."""
     if isinstance(value, BaseModel):
         return dump_config(value, volatile=volatile)
     if isinstance(value, (tuple, list)):
-        return [_plain(v, volatile) for v in value]
+        return [plain(v, volatile=volatile) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v, volatile) for k, v in value.items()}
+        return {k: plain(v, volatile=volatile) for k, v in value.items()}
     return value
+
+
+def defaults_like(value: Any) -> Any:
+    """The same structure with every key of every section at its default: what a run meant that was
+    made before a key existed."""
+    if isinstance(value, BaseModel):
+        tree = {}
+        for key, field in type(value).model_fields.items():
+            now = getattr(value, key)
+            inside = defaults_like(now)
+            default = plain(field.get_default(call_default_factory=True))
+            tree[key] = inside if _has_sections(now) else default
+        return tree
+    if isinstance(value, (tuple, list)):
+        return [defaults_like(v) for v in value]
+    if isinstance(value, dict):
+        return {k: defaults_like(v) for k, v in value.items() if _has_sections(v)}
+    return value
+
+
+def _has_sections(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_sections(v) for v in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_has_sections(v) for v in value)
+    return isinstance(value, BaseModel)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -252,7 +279,7 @@ def _template_field(key: str, field: FieldInfo, owner: BaseModel, depth: int) ->
             inner[first] = f"{pad}  - {inner[first].lstrip()}"
             lines += inner
         return lines
-    text = yaml.safe_dump(_plain(value, True), default_flow_style=True, width=1000)
+    text = yaml.safe_dump(plain(value), default_flow_style=True, width=1000)
     return [*comment, f"{pad}{key}: {text.replace('...', '').strip()}"]
 
 

@@ -15,10 +15,13 @@ from src.artifacts import (
     require,
     write_arrays,
     write_atomic,
+    write_json,
     write_table,
     write_text,
 )
 from src.errors import UserError
+from src.schema import Train
+from src.schema_losses import BalancedSoftmax
 from src.tables import Predictions, check_same_ids, load_predictions, stack
 
 
@@ -111,6 +114,18 @@ def test_another_config_stops_and_names_the_keys(tmp_path):
         step(tmp_path, {"train": {"lr": 2}}).finished()
     assert not step(tmp_path, {"train": {"lr": 2}}, overwrite=True).finished()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_did_not_exist_yet_counts_as_its_default(tmp_path):
+    finish(step(tmp_path, {"train": Train(epochs=9, criterion=BalancedSoftmax())}))
+    path = tmp_path / "out" / "manifest.json"
+    manifest = read_json(path)
+    del manifest["settings"]["train"]["ema"], manifest["settings"]["train"]["criterion"]["tau"]
+    write_json(path, manifest)
+    assert step(tmp_path, {"train": Train(epochs=9, criterion=BalancedSoftmax())}).finished()
+    with pytest.raises(UserError, match="train.ema: None there, 0.9 now"):
+        changed = Train(epochs=9, criterion=BalancedSoftmax(), ema=0.9)
+        step(tmp_path, {"train": changed}).finished()
 
 
 def test_changed_inputs_and_lost_outputs_are_noticed(tmp_path):

@@ -13,7 +13,6 @@ import numpy as np
 from accelerate import Accelerator
 
 from src.artifacts import MANIFEST, RUNS, Step, digest, read_json, require, sha256
-from src.config import dump_config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.forward import run_network
@@ -59,9 +58,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         inputs |= {f"{network}/{n}/{STATISTICS}": p for n, p in _statistics(files).items()}
     main = accelerator.is_main_process
     with accelerator.main_process_first():
-        step = Step(
-            home / "predict", dump_config(config.predict), inputs, overwrite=overwrite and main
-        )
+        step = Step(home / "predict", config.predict, inputs, overwrite=overwrite and main)
         finished = step.finished(main=main)
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:

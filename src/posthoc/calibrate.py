@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from src.artifacts import RUNS, Step, write_json, write_table
-from src.config import Config, dump_config
+from src.config import Config
 from src.fusion import STEPS
 from src.metrics import summary
 from src.posthoc.inputs import (
@@ -52,7 +52,7 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     """
     dataset = load_dataset(config.dataset)
     home = RUNS / config.dataset / experiment
-    settings = {"posthoc": dump_config(config.posthoc), "metric": config.metric}
+    settings = {"posthoc": config.posthoc, "metric": config.metric}
     files = input_files(home, dataset, config)
     step = Step(home / "posthoc", settings, inputs=files, overwrite=overwrite)
     if step.finished():

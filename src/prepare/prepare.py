@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from src.artifacts import MANIFEST, Step, read_json, write_table, write_text
-from src.config import dump_config
 from src.errors import UserError, some
 from src.prepare.classes import class_lines, class_order, class_table
 from src.prepare.duplicates import find_duplicates
@@ -30,8 +29,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     that was made with other settings or from other images.
     """
     source = read_source(config.data)
-    settings = dump_config(config, volatile=False)
-    settings = {key: settings[key] for key in ("data", "longtail", "bins", "folds")}
+    settings = {key: getattr(config, key) for key in ("data", "longtail", "bins", "folds")}
     directory = dataset_dir(config.dataset)
     step = Step(directory, settings, source.tables, overwrite=overwrite)
     listing = _listing(source)

@@ -7,7 +7,6 @@ import pandas as pd
 from accelerate import Accelerator
 
 from src.artifacts import RUNS, Step
-from src.config import dump_config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.forward import run_network
@@ -77,9 +76,9 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
         "folds.csv": work.data.directory / "folds.csv",
         "weights.safetensors": stage1 / "weights.safetensors",
     }
-    settings = {"head": dump_config(spec), "seed": work.config.seed}
+    settings = {"head": spec, "seed": work.config.seed}
     if spec.views or _live(spec):
-        settings["augment"] = dump_config(work.config.train.augment)
+        settings["augment"] = work.config.train.augment
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process
     with work.accelerator.main_process_first():

@@ -110,9 +110,8 @@ def _check(config: Config, data: Dataset) -> None:
 
 
 def _step(config: Config, data: Dataset, directory: Path) -> Step:
-    settings = dump_config(config, volatile=False)
-    spec = {k: v for k, v in settings["search"].items() if k not in ("trials", "use")}
-    settings = {"search": spec} | {key: settings[key] for key in SETTINGS}
+    spec = {k: v for k, v in dump_config(config.search).items() if k not in ("trials", "use")}
+    settings = {"search": spec} | {key: getattr(config, key) for key in SETTINGS}
     inputs = {name: data.directory / name for name in ("folds.csv", "classes.csv")}
     return Step(directory, settings, inputs, redo_on_new_inputs=False)
 

@@ -101,8 +101,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     head.safetensors, oof.npz and manifest.json of the fold.
     """
     accelerator, config = job.accelerator, job.config
-    settings = dump_config(config, volatile=False)
-    settings = {key: settings[key] for key in ("model", "train", "metric", "seed")}
+    settings = {key: getattr(config, key) for key in ("model", "train", "metric", "seed")}
     inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
     if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
         inputs["pretrained"] = Path(config.model.pretrained)
