@@ -76,6 +76,11 @@ def check_network(model, train) -> None:
             "train.auxiliaries: with model.network=bbn the two halves of the features come from "
             "different images, so there is no label that an auxiliary could learn from them"
         )
+    if network in ("bbn", "task_separator") and train.compile:
+        raise ValueError(
+            f"train.compile compiles a network's forward pass, and model.network={network} trains "
+            "its parts one by one; set train.compile=false"
+        )
     reason = {
         "bbn": "it mixes the losses of two images already",
         "kt": "class means, and whether they are right, need images of one class",

@@ -125,6 +125,7 @@ def test_a_backbone_without_residual_blocks_is_refused():
     "train, words",
     [
         ({}, "second_sampler=reversed"),
+        ({"second_sampler": "reversed", "compile": True}, "its parts one by one"),
         ({"second_sampler": "reversed", "mixing": {"mixup": 1.0}}, "mixes the losses"),
         ({"second_sampler": "reversed", "auxiliaries": [{"name": "frequency"}]}, "different imag"),
     ],

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import src.training.search as searching
+import src.training.stage1 as training
 from src.artifacts import read_json, read_table, write_table
 from src.config import load_config, parse_config
 from src.errors import UserError
@@ -20,7 +21,7 @@ from src.schema_search import Search
 from src.tables import Dataset, load_dataset
 from src.training.inner_split import hold_out, inner_split
 from src.training.stage1 import stage1
-from src.training.study import Worker, locked, open_study, spread, table, winner, work
+from src.training.study import Worker, first_values, locked, open_study, table, winner, work
 from tests.training_kit import DATASET, tiny_config, tiny_dataset
 
 KEY = "train.weight_decay"
@@ -92,7 +93,7 @@ def toy(trial, values: dict) -> float:
 def run_toy(directory: Path, spec: Search, run=toy, now=NOW):
     with Worker(directory) as worker:
         with locked(directory):
-            study = open_study(directory, spec, now, {"settings": {}})
+            study = open_study(directory, spec, {"settings": {}})
         work(study, spec, now, worker, run, wait=0.05)
         return study
 
@@ -151,7 +152,7 @@ def test_whole_numbers_choices_and_values_out_of_range():
     assert rows["train.batch_size"][0] == 8 and rows["train.optimizer"][0] == "sgd"
     assert all(isinstance(v, int | np.integer) for v in rows["train.batch_size"])
     assert rows["train.lr"].map(lambda v: v % 1 > 0).any()  # whole ends, but the key is none
-    assert len(spread(spec, now)) == 3
+    assert len(first_values(spec, now)) == 4
 
 
 WORKER = """
@@ -166,7 +167,7 @@ def slow(trial, values):
 spec, now, directory = Search(trials=int(sys.argv[2])), {"train.weight_decay": 5e-4}, Path("shared")
 with Worker(directory) as worker:
     with locked(directory):
-        study = open_study(directory, spec, now, {"settings": {}})
+        study = open_study(directory, spec, {"settings": {}})
     work(study, spec, now, worker, slow, wait=0.05)
 """
 
@@ -263,6 +264,29 @@ def test_trials_see_the_inner_split_alone(monkeypatch):
     searching.search(searched_config(trials=2), "exp", overwrite=False)
     assert len(seen) == 2
     assert all(not ids & set(data.held_out(0)["image_id"]) for ids in seen)
+
+
+def test_a_trial_that_was_killed_goes_on_after_its_last_epoch(monkeypatch, capsys):
+    ungrouped_dataset()
+    config = searched_config(trials=1)
+    searching.search(config, "whole", overwrite=False)
+    save = training.save_checkpoint
+
+    def save_and_die(where: Path, state: dict) -> None:
+        save(where, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            searching.search(config, "killed", overwrite=False)
+    searching.search(config, "killed", overwrite=False)
+    assert "trials/000: continuing after epoch 1" in capsys.readouterr().out
+    scores = [
+        read_json(f"runs/{DATASET}/{name}/search/best.json")["score"]
+        for name in ("whole", "killed")
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_a_training_that_diverges_is_a_pruned_trial_that_says_why():

@@ -73,7 +73,7 @@ def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
         now = flatten(dump_config(config))
         about = {"settings": step.settings, "inputs": step.inputs}
         with locked(directory):
-            study = open_study(directory, proxy(config).search, now, about)
+            study = open_study(directory, proxy(config).search, about)
         step.check_settings(study.user_attrs["settings"], directory / "study.db")
         step.check_inputs(study.user_attrs["inputs"], directory / "study.db")
         inner = inner_split(data, config.search)

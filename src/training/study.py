@@ -78,9 +78,8 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def open_study(directory: Path, spec: Search, now: dict, about: dict) -> optuna.Study:
-    """The study of the directory. A new one keeps `about` with it and starts with `now`, the
-    config's own values by key, and then with values that are spread evenly over the ranges."""
+def open_study(directory: Path, spec: Search, about: dict) -> optuna.Study:
+    """The study of the directory; a new one keeps `about` with it."""
     url = f"sqlite:///{(directory / 'study.db').resolve()}"
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
     study = optuna.create_study(
@@ -93,22 +92,17 @@ def open_study(directory: Path, spec: Search, now: dict, about: dict) -> optuna.
     if not study.user_attrs:
         for key, value in about.items():
             study.set_user_attr(key, value)
-    if not study.trials:
-        own = {k: now[k] for k, span in spec.keys.items() if inside(span, now.get(k))}
-        for values in (own, *spread(spec, now)):
-            study.enqueue_trial(values)
     return study
 
 
-def spread(spec: Search, now: dict) -> list[dict]:
-    """Values for the first trials but one: points of a scrambled Halton sequence."""
+def first_values(spec: Search, now: dict) -> list[dict]:
+    """What is tried before the model of the scores is asked: the config's own values `now`, as far
+    as they are in range, then points of a scrambled Halton sequence, spread evenly."""
+    own = {k: now[k] for k, span in spec.keys.items() if inside(span, now.get(k))}
     points = qmc.Halton(len(spec.keys), rng=spec.seed).random(_first(spec) - 1)  # in [0, 1)
     spans = spec.keys.items()
-    return [
-        {
-            key: _at(span, now.get(key), float(u))
-            for (key, span), u in zip(spans, point, strict=True)
-        }
+    return [own] + [
+        {k: _at(span, now.get(k), float(u)) for (k, span), u in zip(spans, point, strict=True)}
         for point in points
     ]
 
@@ -181,6 +175,9 @@ def next_trial(study: optuna.Study, spec: Search, now: dict, worker: Worker) -> 
     taken = study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING))
     if len(taken) >= spec.trials:
         return None
+    first = first_values(spec, now)
+    if len(taken) < len(first) and not study.get_trials(states=(TrialState.WAITING,)):
+        study.enqueue_trial(first[len(taken)])
     study.sampler = _sampler(spec, len(taken))
     trial = study.ask()
     trial.set_user_attr("worker", worker.name)
