@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from src.config import Config, load_config
 from src.prepare.prepare import prepare
@@ -31,6 +32,13 @@ def prepared(tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return home
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """A process has one precision for good; tests want several."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
         data = tiny_dataset()
         stage1(config(), "exp", [], False)
         rows = stage2(config(), "exp", False)
-        assert set(rows["head"]) == {"live", "crt", "ncm"}
+        assert set(rows["classifier"]) == {"live", "crt", "ncm"}
         yield data, data.directory.parent / "exp"
 
 

@@ -109,7 +109,8 @@ def test_a_local_file_fills_the_backbone_and_says_what_it_did_not_use(tmp_path, 
     model = Model(**TIMM | {"pretrained": str(path)})
     network, _ = build_network(model, 7)
     line = load_pretrained(network, model, "digits", "fold0")
-    assert "loaded 120 of 120 tensors; unused: 'fc.bias', 'fc.weight'" in line
+    assert "loaded 120 of 122 tensors; fresh: 'classifier.bias', 'classifier.weight'" in line
+    assert "unused: 'backbone.fc.bias', 'backbone.fc.weight'" in line
     torch.testing.assert_close(network.backbone.conv1.weight, theirs.conv1.weight)
 
 

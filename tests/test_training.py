@@ -285,7 +285,7 @@ def test_two_processes_cover_every_image_once_and_learn_the_same(digits):
         found = subprocess.run(
             [*command, *arguments, f"data.name={name}"], capture_output=True, text=True
         )
-        assert found.returncode == 2 and "01_prepare_folds.py" in found.stderr  # no folds yet
+        assert found.returncode and "01_prepare_folds.py" in found.stderr  # no folds yet
         Path(f"runs/{name}").mkdir()
         Path(f"runs/{name}/folds").symlink_to(Path("runs/digits/folds").resolve())
         found = subprocess.run(

@@ -66,5 +66,5 @@ def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -
     }
     if train.schedule == "cosine":
         return CosineLRScheduler(optimizer, t_initial=total, lr_min=train.min_lr, **common)
-    drops = [round(m * total) for m in train.milestones]
+    drops = [round(m * total) + 1 for m in train.milestones]  # timm drops one step early
     return MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=train.gamma, **common)

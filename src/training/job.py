@@ -1,0 +1,105 @@
+"""One network to train, and what its config says about how: network, data, optimizer, seeded."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+
+from src.auxiliaries import build_auxiliaries
+from src.data.cache import keep_images
+from src.data.dataset import Epochs
+from src.data.loader import training_loader
+from src.data.samplers import epoch_order
+from src.data.transforms import TrainTransform
+from src.losses import build_criterion
+from src.metrics import bin_numbers
+from src.networks import build_network
+from src.networks.weights import load_pretrained
+from src.runtime import seed_all
+from src.schema import Config
+from src.tables import Dataset
+from src.training.loop import Objective, Trainer
+from src.training.mixing import Mixer
+from src.training.optim import build_optimizer, build_schedule
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One network to train. fold None means `full`: every image, nothing held out.
+
+    searched: values by key that the config has from a search
+    """
+
+    config: Config
+    data: Dataset
+    fold: int | None
+    directory: Path
+    accelerator: Accelerator
+    searched: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return FULL if self.fold is None else f"fold{self.fold}"
+
+
+def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
+    """Network, data and optimizer of one fold, seeded."""
+    config, train, accelerator = job.config, job.config.train, job.accelerator
+    images = job.data.training(job.fold)
+    counts = job.data.counts(images)
+    seed = seed_all(config.seed, job.name)
+    hub = config.model.pretrained is True
+    bins = bin_numbers(job.data.classes["bin"])
+    network, prep = build_network(config.model, job.data.num_classes, bins, pretrained=hub)
+    origin = load_pretrained(network, config.model, config.dataset, job.name)
+    accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
+    network.to(accelerator.device)
+    if train.channels_last:
+        network.to(memory_format=torch.channels_last)
+    ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
+    if train.compile:
+        network.compile()
+    width = network.classifier.weight.shape[1]
+    auxiliaries = build_auxiliaries(train.auxiliaries, width, bins)
+    objective = Objective(network, build_criterion(config, counts), auxiliaries)
+    epochs = build_epochs(job, images["label"].to_numpy())
+    optimizer = build_optimizer(train, objective, network.bodies())
+    schedule = build_schedule(train, optimizer, len(epochs))
+    mixer = Mixer(train.mixing, counts, len(network.mix_points()))
+    objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
+    share = train.batch_size // accelerator.num_processes
+    trainer = Trainer(
+        train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
+        steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
+    )  # fmt: skip
+    transform = TrainTransform(prep, train.augment, config.seed)
+    if config.data.cache != "none" and job.fold is not None:
+        keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
+    loader = training_loader(config.data, images, transform, epochs, accelerator.device)
+    return trainer, loader, epochs
+
+
+def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
+    """Batches of rows of `labels` [N] by `train.sampler`, and by `train.second_sampler` if any."""
+    train = job.config.train
+
+    def rows(epoch: int, sampler: str, stream: int) -> np.ndarray:
+        if train.deferred.sampling and epoch / train.epochs >= train.deferred.start:
+            sampler = "class_balanced"
+        return epoch_order(
+            sampler, labels, job.data.num_classes, job.config.seed, epoch, train.epochs,
+            power=train.sampler_power, stream=stream,
+        )  # fmt: skip
+
+    second = None
+    if train.second_sampler is not None:
+        second = partial(rows, sampler=train.second_sampler, stream=1)
+    rank, world = job.accelerator.process_index, job.accelerator.num_processes
+    first = partial(rows, sampler=train.sampler, stream=0)
+    return Epochs(first, train.batch_size, rank, world, second)
