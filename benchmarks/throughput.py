@@ -16,6 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -27,7 +29,8 @@ from src.config import load_config
 from src.networks.base import Progress
 from src.runtime import start
 from src.tables import load_dataset
-from src.training.stage1 import Fold, build_trainer
+from src.training.job import Fold, build_trainer
+from src.training.loop import Trainer
 
 WARMUP = 4  # steps that are not timed
 ARMS = ("shipped", "bare", "plain")
@@ -37,60 +40,69 @@ def arm(name: str, config_path: str, overrides: list[str], steps: int) -> float:
     """Images per second of one arm, in this process."""
     if name == "plain":
         overrides = [*overrides, "train.precision=fp32", "train.channels_last=false"]
-        overrides += ["train.ema=null"]
     config = load_config(config_path, overrides)
     accelerator = start(config.train.precision, keep_memory=name != "plain")
     job = Fold(config, load_dataset(config.dataset), 0, Path("unused"), accelerator)
     trainer, loader, _ = build_trainer(job)
-    return bare(trainer, config, steps) if name == "bare" else shipped(trainer, loader, steps)
+    if name == "shipped":
+        return shipped(trainer, loader, steps)
+    return simple(trainer, constant(trainer) if name == "bare" else real(trainer, loader), steps)
 
 
-def shipped(trainer, loader, steps: int) -> float:
+def shipped(trainer: Trainer, loader, steps: int) -> float:
     """`Trainer.step` over the real loader; the loop around it does nothing else per step."""
     trainer.objective.train()
-    done = images = 0
-    while True:
-        for batch in loader:
-            if done == WARMUP:
-                synchronise()
-                began = time.perf_counter()
-            if done >= WARMUP:
-                images += len(batch.labels)
-            trainer.schedule.step_update(done)
-            trainer.step(batch, Progress(0, done, 0.0))
-            done += 1
-            if done == WARMUP + steps:
-                synchronise()
-                return images / (time.perf_counter() - began)
+    for done, batch in enumerate(chain.from_iterable(repeat(loader))):
+        if done == WARMUP:
+            began, images = now(), 0
+        if done == WARMUP + steps:
+            return images / (now() - began)
+        trainer.schedule.step_update(done)
+        trainer.step(batch, Progress(0, done, 0.0))
+        if done >= WARMUP:
+            images += len(batch.labels)
 
 
-def bare(trainer, config, steps: int) -> float:
-    """Forward, backward, optimizer step: nothing else, on one constant batch."""
-    accelerator, network, train = trainer.accelerator, trainer.network.train(), config.train
-    size, pixels = train.batch_size, config.model.image_size
-    images = torch.randn(size, 3, pixels, pixels, device=accelerator.device)
-    if train.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(network.classifier.weight.shape[0], (size,), device=accelerator.device)
+def simple(trainer: Trainer, batches: Iterator, steps: int) -> float:
+    """Forward, backward, optimizer step, and nothing else, over (images, labels)."""
+    train, network = trainer.config, trainer.network.train()
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.SGD
     optimizer = kind(network.parameters(), lr=train.lr)
-    for done in range(WARMUP + steps):
+    for done, (images, labels) in enumerate(batches):
         if done == WARMUP:
-            synchronise()
-            began = time.perf_counter()
-        with accelerator.autocast():
+            began = now()
+        if done == WARMUP + steps:
+            return steps * len(labels) / (now() - began)
+        with trainer.accelerator.autocast():
             logits = network(images).logits
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    synchronise()
-    return steps * size / (time.perf_counter() - began)
 
 
-def synchronise() -> None:
+def constant(trainer: Trainer) -> Iterator:
+    """One random batch, again and again."""
+    device, size = trainer.accelerator.device, trainer.config.batch_size
+    images = torch.randn(size, 3, trainer.prep.size, trainer.prep.size, device=device)
+    if trainer.config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    classes = trainer.network.classifier.weight.shape[0]
+    return repeat((images, torch.randint(classes, (size,), device=device)))
+
+
+def real(trainer: Trainer, loader) -> Iterator:
+    """The real images, in the default memory format."""
+    for batch in chain.from_iterable(repeat(loader)):
+        batch = batch.to(trainer.accelerator.device)
+        yield trainer.prep.normalise(batch.images).contiguous(), batch.labels
+
+
+def now() -> float:
+    """Seconds, after the device has done all it was asked to."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
