@@ -92,7 +92,7 @@ def rows_of(every: Predictions, ids: list[str]):
 
 
 def times(dataset: str) -> str:
-    """Seconds per stage, from the manifests."""
+    """Minutes per stage and the commit that it ran at, from the manifests."""
     rows = []
     for script, pattern in SCRIPTS.items():
         if pattern:
@@ -100,7 +100,8 @@ def times(dataset: str) -> str:
                 read_json(p) for p in sorted((RUNS / dataset).glob(f"{pattern}/manifest.json"))
             ]
             seconds = sum(m["seconds"] for m in found)
-            rows.append({"stage": script, "minutes": round(seconds / 60, 1)})
+            commits = ", ".join(sorted({m["git"] for m in found}))
+            rows.append({"stage": script, "minutes": round(seconds / 60, 1), "commit": commits})
     total = sum(row["minutes"] for row in rows)
     return markdown(rows, 1) + f"\n\nTogether {total:.1f} minutes; 06 takes seconds."
 

@@ -50,7 +50,9 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
             f"processes ({accelerator.num_processes})"
         )
     if config.train.tracker != "none":
-        accelerator.init_trackers(config.dataset, flatten(dump_config(config)))
+        values = flatten(dump_config(config))  # trackers take numbers and text alone
+        simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
+        accelerator.init_trackers(config.dataset, simple)
     rows = []
     for fold in wanted:
         name = FULL if fold is None else f"fold{fold}"
