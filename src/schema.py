@@ -1,7 +1,8 @@
 """Every key of a config: default, range, unit and meaning.
 
-`configs/folder_template.yaml` is generated from this file, so what stands here is the reference.
-A new method adds its keys here, in the section of its stage. Nothing here imports torch.
+`configs/folder_template.yaml` is generated from this file and its neighbours (`schema_data.py`,
+`schema_losses.py`, …), so what stands here is the reference. A new method adds its keys to the
+section of its stage. Nothing here imports torch.
 """
 
 from pathlib import Path
@@ -10,133 +11,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from src.errors import some
+from src.schema_data import Bins, Data, Folds, Longtail
 from src.schema_heads import CRT, NCM, Head
 from src.schema_losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, check_training
 from src.schema_networks import BBN, KT, Auxiliary, Network, TaskSeparator, check_network
 from src.schema_search import Search
-from src.section import Section
+from src.section import VOLATILE, Section
 
 RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
-VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
-
-
-class Data(Section):
-    source: Literal["folder", "csv", "list", "coco", "torchvision", "digits"] = Field(
-        "folder",
-        description="folder: train/<classID>_<className>/*.jpg and test/<imageID>.jpg; csv: tables "
-        "plus image roots; list: text files of `path label` lines (ImageNet-LT, Places-LT); coco: "
-        "JSON with images, annotations and categories (iNaturalist); torchvision: one of its data "
-        "sets, written to root once; digits: scikit-learn's handwritten digits, likewise",
-    )
-    root: str = Field("data/raw/my_competition", description="directory of the competition's files")
-    name: str | None = Field(
-        None, description="the dataset's directory under runs/; null: the last part of root"
-    )
-    train: str = Field(
-        "train",
-        description="under root. folder source: directory; csv, list and coco source: file",
-    )
-    test: str | None = Field(
-        "test", description="like train, for the test images; null: there are none"
-    )
-    sample_submission: str | None = Field(
-        "sample_submission.csv",
-        description="under root; fixes the ids, order and columns of the submission. The default "
-        "is used only where the file exists",
-    )
-    solution: str | None = Field(
-        "solution.csv",
-        description="under root; true labels of some test images, used by 06 to print a score and "
-        "never to choose anything. The default is used only where the file exists; without it, "
-        "labels that the test folders, list or JSON carry are used; null: none",
-    )
-    image_column: str = Field("image_id", description="csv source: column with the image's id")
-    label_column: str = Field("class_id", description="csv source: column with the class id")
-    name_column: str | None = Field(None, description="csv source: column with the class's name")
-    group_column: str | None = Field(
-        None,
-        description="csv source: images that share a value (an individual, a session) share a fold",
-    )
-    train_images: str = Field(
-        "", description="csv, list and coco source: directory of train images, under root"
-    )
-    test_images: str = Field(
-        "", description="csv, list and coco source: directory of test images, under root"
-    )
-    suffix: str = Field("", description="csv source: what to add to an id to get the file's name")
-    torchvision: Literal[
-        "CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "SVHN", "STL10", "GTSRB", "DTD",
-        "Food101", "Flowers102", "FGVCAircraft", "OxfordIIITPet", "StanfordCars",
-    ] = Field(
-        "CIFAR10", description="torchvision source: which data set, read from root/torchvision"
-    )  # fmt: skip
-    download: bool = Field(
-        False,
-        description="torchvision source: let torchvision download what is missing",
-        json_schema_extra=VOLATILE,
-    )
-    bad_images: Literal["stop", "skip"] = Field(
-        "stop", description="what to do with unreadable, truncated or empty image files"
-    )
-    near_duplicates: int | None = Field(
-        4,
-        ge=0,
-        le=8,
-        description="largest difference in bits (of 64) between the perceptual hashes of two "
-        "images that count as the same photo; null: only identical files count. Different birds "
-        "in the same pose were seen 6 apart",
-    )
-    resize: int | None = Field(
-        None,
-        ge=16,
-        description="make a one-off copy of all images with this short side in pixels; null: no",
-    )
-    resize_quality: int = Field(92, ge=50, le=100, description="JPEG quality of that copy")
-    workers: int = Field(
-        2,
-        ge=0,
-        description="processes that read images, per GPU; 0 reads in the main process. The "
-        "images they produce are the same for any number",
-        json_schema_extra=VOLATILE,
-    )
-    cache: Literal["none", "memory", "device"] = Field(
-        "none",
-        description="training: decode images once and keep them in memory, or on the device, "
-        "where they are then also shifted and mirrored (augment.crop padded without rotate, "
-        "color_jitter and erase). The images are the same, bit by bit",
-        json_schema_extra=VOLATILE,
-    )
-
-
-class Longtail(Section):
-    profile: Literal["exp", "step"] | None = Field(
-        None, description="cut the classes to a long tail (exp) or two levels (step); null: no"
-    )
-    ratio: float = Field(
-        100.0, ge=1, description="images of the largest class over images of the smallest"
-    )
-    seed: int = Field(0, ge=0, description="which images of each class stay")
-
-
-class Bins(Section):
-    mode: Literal["thresholds", "terciles", "halves"] = Field(
-        "thresholds",
-        description="bands of class size: many/medium/few by thresholds or by thirds of the "
-        "classes, or head/tail halves",
-    )
-    many: int = Field(100, ge=1, description="images; a class with more than this is in `many`")
-    few: int = Field(20, ge=1, description="images; a class with fewer than this is in `few`")
-
-    @model_validator(mode="after")
-    def _ordered(self):
-        if self.mode == "thresholds" and self.few > self.many + 1:
-            raise ValueError(f"few ({self.few}) must not be above many ({self.many})")
-        return self
-
-
-class Folds(Section):
-    k: int = Field(5, ge=2, le=50, description="number of folds")
-    seed: int = Field(0, ge=0, description="which images go to which fold")
 
 
 class Model(Section):
