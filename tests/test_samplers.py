@@ -10,7 +10,7 @@ import torch
 from src.config import parse_config
 from src.data.dataset import Epochs, collate
 from src.data.samplers import SAMPLERS, WEIGHTS, epoch_order
-from src.training.stage1 import build_epochs
+from src.training.job import build_epochs
 
 
 def random_tail(seed: int) -> np.ndarray:

@@ -18,9 +18,10 @@ from src.networks.base import Progress
 from src.runtime import start
 from src.schema import Model, Train
 from src.tables import load_dataset, load_predictions
+from src.training.job import Fold, build_trainer
 from src.training.loop import Objective
 from src.training.optim import build_optimizer, build_schedule
-from src.training.stage1 import Fold, build_trainer, stage1
+from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
 
 STAGE1 = Path("runs/digits/exp/stage1")
