@@ -33,7 +33,8 @@ from src.tables import Dataset, load_dataset
 from src.training.checkpoint import NAME as CHECKPOINT
 from src.training.checkpoint import load_checkpoint
 from src.training.inner_split import inner_split
-from src.training.stage1 import Fold, build_trainer, fit
+from src.training.job import Fold, build_trainer
+from src.training.stage1 import fit
 from src.training.study import Worker, locked, open_study, origin, table, winner, work
 
 SETTINGS = ("model", "train", "metric", "seed")
