@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
+from src.errors import UserError
+
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -26,6 +28,10 @@ def start(
     if precision == "auto":
         good = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if good else "fp32"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(
+            "train.precision=fp16 needs a GPU, and torch finds none here; use bf16, fp32 or auto"
+        )
     if keep_memory and not torch.cuda.is_available():
         keep_freed_memory()
     torch.backends.cudnn.benchmark = True

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from src.artifacts import sha256
 from src.errors import UserError
-from src.networks import build_network
+from src.networks import build_network, check_image_size
 from src.networks.cifar_resnet import DEPTHS, Block, CifarResNet
 from src.networks.heads import build_head
 from src.networks.weights import load_network, load_pretrained, save_network
@@ -68,6 +68,15 @@ def test_cosine_logits_stay_within_the_scale_and_ignore_the_features_length():
 def test_what_the_backbone_cannot_do_is_said(change, says):
     with pytest.raises(UserError, match=says):
         build_network(Model(pretrained=False, **change), 7)
+
+
+def test_an_image_size_that_the_network_cannot_take_is_said_before_training():
+    model = Model(backbone="vit_tiny_patch16_224", pretrained=False, image_size=100)
+    network, _ = build_network(model, 7)
+    with pytest.raises(UserError, match="set model.kwargs.img_size=100"):
+        check_image_size(network, model)
+    check_image_size(network, model.model_copy(update={"image_size": 224}))
+    assert network.training
 
 
 def test_weights_come_back_with_their_preprocessing_and_the_same_bytes(digits):

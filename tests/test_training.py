@@ -222,6 +222,12 @@ def test_the_batch_must_divide_among_the_processes(digits, monkeypatch):
         stage1(digits_config(), "exp", ["0"], False)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_without_a_gpu_is_refused_in_words(digits):
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        stage1(digits_config("train.precision=fp16"), "exp", ["0"], False)
+
+
 def test_a_tracker_that_is_not_installed_is_named(digits):
     with pytest.raises(UserError, match="pip install trackio"):
         stage1(digits_config("train.tracker=trackio"), "exp", ["0"], False)

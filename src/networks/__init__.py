@@ -1,7 +1,9 @@
 """Networks: images → logits. One file each; `model.network` chooses from the table below."""
 
 import numpy as np
+import torch
 
+from src.errors import UserError
 from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
 from src.networks.bbn import BBN
@@ -28,3 +30,20 @@ def build_network(
     backbone = build_backbone(model, pretrained=pretrained)
     network: Network = NETWORKS[model.network](model, backbone, num_classes, bins)
     return network, preprocessing(model, backbone)
+
+
+@torch.inference_mode()
+def check_image_size(network: Network, model: Model) -> None:
+    """Errors: UserError when the network cannot take images of `model.image_size`, before any
+    image is read."""
+    size = model.image_size
+    try:
+        network.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"model.image_size={size}: {model.backbone} does not take images of {size} x {size} "
+            f"pixels ({error}). Choose the size it was made for, or, for a vision transformer, set "
+            f"model.kwargs.img_size={size}."
+        ) from error
+    finally:
+        network.train()

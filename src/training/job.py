@@ -17,7 +17,7 @@ from src.data.samplers import epoch_order
 from src.data.transforms import TrainTransform
 from src.losses import build_criterion
 from src.metrics import bin_numbers
-from src.networks import build_network
+from src.networks import build_network, check_image_size
 from src.networks.weights import load_pretrained
 from src.runtime import seed_all
 from src.schema import Config
@@ -57,6 +57,7 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     hub = config.model.pretrained is True
     bins = bin_numbers(job.data.classes["bin"])
     network, prep = build_network(config.model, job.data.num_classes, bins, pretrained=hub)
+    check_image_size(network, config.model)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
     network.to(accelerator.device)
