@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
     """Let glibc reuse large freed blocks instead of returning them to the system.
 
     Activations are freed and asked for again in every step; by default each round trip is a system
-    call and a page fault per 4 KiB (benchmarks/throughput.py measures what this saves).
+    call and a page fault per 4 KiB. The `plain` arm of benchmarks/throughput.py runs without this.
     """
     if not sys.platform.startswith("linux"):
         return
