@@ -77,7 +77,7 @@ def test_the_template_is_generated_from_the_schema_and_holds_the_defaults():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path):
-    load_config(path)
+    assert isinstance(load_config(path), Config)
 
 
 def test_every_key_is_read_somewhere():

@@ -19,9 +19,9 @@ from src.prepare.sources import (
     Submission,
     image_paths,
     in_submission_order,
-    optional_file,
     read_submission,
     source_file,
+    source_of_tables,
 )
 from src.schema import Data
 from src.tables import check_unique
@@ -48,23 +48,7 @@ def read_coco(data: Data) -> Source:
     submission = read_submission(data)
     test, test_path = _read_test(data, submission)
     known = test.dropna(subset="class_id")[["image_id", "class_id"]]
-    solution = optional_file(data, "solution") if len(test) else None
-    tables = {
-        "train": path,
-        "test": test_path,
-        "sample_submission": submission.path,
-        "solution": solution,
-    }
-    columns = ["image_id", "path", "class_id", "class_name", "group"]
-    return Source(
-        train=train[columns].sort_values("image_id", kind="stable", ignore_index=True),
-        test=test[["image_id", "path"]],
-        columns=submission.columns,
-        sample_submission=submission.path,
-        solution=solution,
-        tables={name: path for name, path in tables.items() if path},
-        truth=known.set_axis(submission.columns, axis=1) if len(known) else None,
-    )
+    return source_of_tables(data, (train, path), (test, test_path), submission, known)
 
 
 def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:

@@ -14,10 +14,10 @@ from src.prepare.sources import (
     check_filled,
     image_paths,
     in_submission_order,
-    optional_file,
     read_submission,
     require_columns,
     source_file,
+    source_of_tables,
 )
 from src.schema import Data
 from src.tables import check_unique
@@ -46,21 +46,7 @@ def read_csv_tables(data: Data) -> Source:
     train["class_name"] = train.groupby("class_id")["class_name"].transform("first")
     submission = read_submission(data)
     test, test_path = _read_test(data, submission)
-    solution = optional_file(data, "solution") if len(test) else None
-    tables = {
-        "train": train_path,
-        "test": test_path,
-        "sample_submission": submission.path,
-        "solution": solution,
-    }
-    return Source(
-        train=train,
-        test=test,
-        columns=submission.columns,
-        sample_submission=submission.path,
-        solution=solution,
-        tables={name: path for name, path in tables.items() if path},
-    )
+    return source_of_tables(data, (train, train_path), (test, test_path), submission)
 
 
 def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:

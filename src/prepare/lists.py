@@ -18,9 +18,9 @@ from src.prepare.sources import (
     Submission,
     image_paths,
     in_submission_order,
-    optional_file,
     read_submission,
     source_file,
+    source_of_tables,
 )
 from src.schema import Data
 from src.tables import check_unique
@@ -45,26 +45,10 @@ def read_lists(data: Data) -> Source:
     train["class_name"], train["group"] = train["class_id"], ""
     submission = read_submission(data)
     test, test_path = _read_test(data, submission)
-    solution = optional_file(data, "solution") if len(test) else None
-    truth = None
+    known = None
     if len(test) and (test["class_id"] != "").all():
-        truth = test[["image_id", "class_id"]].set_axis(submission.columns, axis=1)
-    tables = {
-        "train": path,
-        "test": test_path,
-        "sample_submission": submission.path,
-        "solution": solution,
-    }
-    columns = ["image_id", "path", "class_id", "class_name", "group"]
-    return Source(
-        train=train[columns].sort_values("image_id", kind="stable", ignore_index=True),
-        test=test[["image_id", "path"]],
-        columns=submission.columns,
-        sample_submission=submission.path,
-        solution=solution,
-        tables={name: path for name, path in tables.items() if path},
-        truth=truth,
-    )
+        known = test[["image_id", "class_id"]]
+    return source_of_tables(data, (train, path), (test, test_path), submission, known)
 
 
 def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:

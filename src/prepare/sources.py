@@ -154,6 +154,37 @@ def in_submission_order(test: pd.DataFrame, submission: Submission, origin: Path
     return test.set_index("image_id").loc[submission.ids].reset_index()
 
 
+def source_of_tables(
+    data: Data,
+    train: tuple[pd.DataFrame, Path],
+    test: tuple[pd.DataFrame, Path | None],
+    submission: Submission,
+    known: pd.DataFrame | None = None,
+) -> Source:
+    """The source that a train and a test table describe, each beside the file it was read from.
+
+    known: image_id and class_id of test images whose class their own table says
+    """
+    solution = optional_file(data, "solution") if len(test[0]) else None
+    tables = {
+        "train": train[1],
+        "test": test[1],
+        "sample_submission": submission.path,
+        "solution": solution,
+    }
+    columns = ["image_id", "path", "class_id", "class_name", "group"]
+    said = known is not None and len(known) > 0
+    return Source(
+        train=train[0][columns].sort_values("image_id", kind="stable", ignore_index=True),
+        test=test[0][["image_id", "path"]],
+        columns=submission.columns,
+        sample_submission=submission.path,
+        solution=solution,
+        tables={name: path for name, path in tables.items() if path},
+        truth=known.set_axis(submission.columns, axis=1) if said else None,
+    )
+
+
 def source_file(data: Data, key: str, kind: str) -> Path:
     """The file under root that `data.<key>` names. Errors: UserError when it is not there."""
     path = Path(data.root) / getattr(data, key)
