@@ -1,15 +1,16 @@
 """One network of benchmarks/cifar_lt.py: the product's own stages, then the test set's score.
 
-Training uses every image (02's `full`), as the published figures do. What is chosen after training
-(τ) is chosen on fold 0, by a second network that never saw it. The scores are written to
-<experiment>/score/ with a manifest, so that a finished job is skipped.
+Training uses every image (02's `full`), as the published figures do, or all but fold 0 where the
+budget has no time for two trainings. What is chosen (τ, the epoch) is chosen on fold 0, by a network
+that never saw it. The scores are written to <experiment>/score/ with a manifest, so that a finished
+job is skipped.
 """
 
 import json
 import os
 import traceback
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,13 @@ from src.rebalance.stage2 import stage2
 from src.runtime import start
 from src.schema import Config
 from src.tables import Dataset, load_dataset, load_head, load_predictions
+from src.training.checkpoint import NAME as CHECKPOINT
+from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.stage1 import stage1
 
 SCORES = "scores.json"
 HELD_OUT = "0"  # the fold on which τ and the epoch are chosen
+EVALUATE_EVERY = 2  # epochs, where the epoch is chosen
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,14 @@ class Job:
 
     @property
     def folds(self) -> list[str]:
-        if self.selected:
+        if self.selected or BUDGETS[self.budget].held_out:
             return [HELD_OUT]
         return ["full", HELD_OUT] if "tau" in METHODS[self.method].posthoc else ["full"]
+
+    @property
+    def network(self) -> str:
+        """Directory in stage1/ of the network whose test score is reported."""
+        return "full" if "full" in self.folds else f"fold{HELD_OUT}"
 
 
 def job_config(job: Job) -> Config:
@@ -76,7 +85,7 @@ def job_config(job: Job) -> Config:
         "longtail.ratio": float(job.split.removeprefix(profile)),
         "stage2": [] if job.selected else heads,
         "seed": job.seed,
-        **({"train.select": "best", "train.eval_every": 1} if job.selected else {}),
+        **({"train.select": "best", "train.eval_every": EVALUATE_EVERY} if job.selected else {}),
     }
     items = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return load_config(job.base, [*items, *job.overrides])
@@ -84,6 +93,11 @@ def job_config(job: Job) -> Config:
 
 def run_job(job: Job) -> str:
     """Train, fit the heads and score, or skip what is there. Returns "" or why it failed."""
+    if BUDGETS[job.budget].held_out and not job.selected and not METHODS[job.method].search:
+        chosen = replace(job, selected=True)
+        if problem := run_job(chosen):
+            return problem
+        hand_over(chosen, job)
     try:
         config = job_config(job)
         data = load_dataset(config.dataset)
@@ -104,6 +118,22 @@ def run_job(job: Job) -> str:
     return "; ".join(f"{name}: {why}" for name, why in failed.items())
 
 
+def hand_over(chosen: Job, job: Job) -> None:
+    """Let `job`, which keeps the last epoch, go on from the last checkpoint of `chosen`, which was
+    trained with the same settings and keeps the best: nothing is left to train."""
+    old, new = (network_directory(each) for each in (chosen, job))
+    if (new / CHECKPOINT).is_file():
+        return
+    state = load_checkpoint(old) | {"best": None}
+    state["settings"]["train"]["select"] = "last"
+    new.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(new, state)
+
+
+def network_directory(job: Job) -> Path:
+    return RUNS / job_config(job).dataset / job.experiment / "stage1" / job.network
+
+
 def fit_heads(job: Job, config: Config) -> dict[str, str]:
     """Stage 2, one head at a time, so that one that fails costs no other; name → why it failed."""
     failed = {}
@@ -122,7 +152,7 @@ def score(job: Job, config: Config, data: Dataset, without: Container[str] = ())
     without: heads that there are not. Errors: UserError when the test set has no solution.
     """
     home = RUNS / config.dataset / job.experiment
-    network = home / "stage1" / (f"fold{HELD_OUT}" if job.selected else "full")
+    network = network_directory(job)
     solution = find_solution(data, None)
     if solution is None:
         raise UserError(f"{data.directory}: the test images have no labels; nothing to score")

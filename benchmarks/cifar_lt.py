@@ -79,7 +79,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def planned(args: argparse.Namespace) -> tuple[list[Job], dict[str, str]]:
     """Jobs in the order of the table; and methods that the product does not take, with why."""
     ablations = [name for name, method in METHODS.items() if method.ablation]
-    names = dict.fromkeys([*args.methods, *(ablations if args.ablations else ())])
+    wanted = [*args.methods, *(ablations if args.ablations else ())]
+    names = dict.fromkeys(METHODS[name].same_as or name for name in wanted)
     kinds = (False, True) if args.selected else (False,)
     jobs, missing = [], {}
     for seed in args.seeds:

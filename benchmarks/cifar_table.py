@@ -46,7 +46,8 @@ def collect(section: Section) -> pd.DataFrame:
         facts["chosen"] = ", ".join(f"{key} {value:.3g}" for key, value in tree["chosen"].items())
         for row, scores in tree["rows"].items():
             keep = {k: v for k, v in scores.items() if v is not None}
-            rows.append({"row": row, "git": manifest["git"], **facts, **keep})
+            names = [row, *(m.name for m in METHODS.values() if m.same_as == row)]
+            rows += [{"row": name, "git": manifest["git"], **facts, **keep} for name in names]
     return pd.DataFrame(rows)
 
 

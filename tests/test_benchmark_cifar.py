@@ -41,8 +41,9 @@ def results(tmp_path, monkeypatch):
     return out
 
 
-def run(out, *args):
-    common = ["--config", "tiny.yaml", "--ratios", "4", "--out", str(out), "--set", *TINY]
+def run(out, *args, budget="cpu"):
+    common = ["--config", "tiny.yaml", "--budget", budget, "--ratios", "4", "--out", str(out)]
+    common += ["--set", *TINY]
     cifar_lt.main([*args, *common])
     return out.read_text()
 
@@ -59,6 +60,7 @@ def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monke
     monkeypatch.setitem(cifar_methods.METHODS, "focal", impossible)
     methods = ("--methods", "ce", "balanced_softmax", "focal")
     text = run(results, *methods)
+    said = capsys.readouterr().out
     assert "by hand, above" in text
     assert text.count("<!-- tiny cpu -->") == text.count("<!-- /tiny cpu -->") == 1
     assert row(text, "method")[1] == "exp4"
@@ -69,8 +71,14 @@ def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monke
     assert "- focal: tiny.yaml: `train.criterion`: found" in text
     assert "stage 1 / stage 2" in text and row(text, "CE + cRT with an adapter")
     home = Path("runs/tiny_exp4/cpu-ce-s0")
-    assert {p.name for p in (home / "stage1").iterdir()} >= {"full", "fold0"}
-    assert not (home / "stage1" / "fold1").exists()
+    chosen = home.with_name("cpu-ce-s0-selected")
+    for each in (home, chosen):  # one training, all but fold 0: its last epoch and its best
+        assert [p.name for p in (each / "stage1").iterdir() if p.is_dir()] == ["fold0"]
+    assert (
+        said.count("epoch 2/2") == 2 and "/cpu-ce-s0-selected/stage1/fold0: continuing" not in said
+    )
+    kept = [read_json(h / "stage1/fold0/manifest.json")["select"] for h in (home, chosen)]
+    assert kept == ["last", "best"]
     scores = read_json(home / "score" / "scores.json")
     assert 0 <= scores["chosen"]["tau"] <= 2 and "- cross-entropy, exp4, seed 0: tau " in text
     assert scores["rows"]["ce"]["accuracy"] <= 1
@@ -86,14 +94,24 @@ def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monke
 
 
 def test_seeds_are_averaged_and_the_selected_epoch_stands_beside_the_last(results):
-    run(results, "--methods", "balanced_softmax", "--seeds", "1")
-    text = run(results, "--methods", "balanced_softmax", "--seeds", "0", "--selected")
-    cells = row(text, "balanced softmax")
-    assert "±" in cells[1] and cells[1].endswith("(2)") and cells[-1].endswith("(1)")
+    run(results, "--methods", "balanced_softmax", "--seeds", "1", budget="gpu")
+    args = (
+        "--methods",
+        "logit_adjusted",
+        "--seeds",
+        "0",
+        "--selected",
+    )  # the same loss, trained once
+    text = run(results, *args, budget="gpu")
+    for title in ("balanced softmax", "logit adjustment, τ = 1 (balanced softmax)"):
+        cells = row(text, title)
+        assert "±" in cells[1] and cells[1].endswith("(2)") and cells[-1].endswith("(1)")
     assert row(text, "method")[-1] == "exp4 selected"
-    homes = sorted(p.name for p in Path("runs/tiny_exp4").glob("cpu-*"))
-    assert homes == [f"cpu-balanced_softmax-s{end}" for end in ("0", "0-selected", "1")]
-    assert not Path("runs/tiny_exp4/cpu-balanced_softmax-s0-selected/stage1/full").exists()
+    home = Path("runs/tiny_exp4")
+    homes = sorted(p.name for p in home.glob("gpu-*"))
+    assert homes == [f"gpu-balanced_softmax-s{end}" for end in ("0", "0-selected", "1")]
+    assert not (home / "gpu-balanced_softmax-s0-selected/stage1/full").exists()
+    assert not (home / "gpu-balanced_softmax-s0/stage1/fold0").exists()
 
 
 def test_a_job_that_breaks_ends_neither_the_others_nor_the_table(results, monkeypatch):
