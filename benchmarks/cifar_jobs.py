@@ -1,9 +1,9 @@
 """One network of benchmarks/cifar_lt.py: the product's own stages, then the test set's score.
 
 Training uses every image (02's `full`), as the published figures do, or all but fold 0 where the
-budget has no time for two trainings. What is chosen (τ, the epoch) is chosen on fold 0, by a network
-that never saw it. The scores are written to <experiment>/score/ with a manifest, so that a finished
-job is skipped.
+budget has no time for two trainings. What is chosen (τ, the epoch) is chosen on fold 0, by a
+network that never saw it. The scores are written to <experiment>/score/ with a manifest, so that a
+finished job is skipped.
 """
 
 import json
