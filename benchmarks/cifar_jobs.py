@@ -108,7 +108,7 @@ def run_job(job: Job) -> str:
 
             search(config, job.experiment, overwrite=False)
         stage1(config, job.experiment, job.folds, overwrite=False)
-        failed = fit_heads(job, config)
+        failed = fit_heads(config, job.experiment)
         score(job, config, data, failed)
     except UserError as error:
         return " ".join(str(error).split())
@@ -134,13 +134,13 @@ def network_directory(job: Job) -> Path:
     return RUNS / job_config(job).dataset / job.experiment / "stage1" / job.network
 
 
-def fit_heads(job: Job, config: Config) -> dict[str, str]:
+def fit_heads(config: Config, experiment: str) -> dict[str, str]:
     """Stage 2, one head at a time, so that one that fails costs no other; name → why it failed."""
     failed = {}
     for spec in config.stage2:
         try:
             alone = config.model_copy(update={"stage2": (spec,)})
-            stage2(alone, job.experiment, overwrite=False)
+            stage2(alone, experiment, overwrite=False)
         except UserError as error:
             failed[spec.name] = str(error)
     return failed

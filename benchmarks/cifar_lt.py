@@ -14,11 +14,7 @@ test set is scored and never used to choose anything.
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/cifar_lt.py`
@@ -26,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/cif
 from benchmarks.cifar_jobs import Job, job_config, run_job
 from benchmarks.cifar_methods import BUDGETS, METHODS
 from benchmarks.cifar_table import Section, write_section
+from benchmarks.pool import run_all
 from src import cli
 from src.errors import UserError
 from src.prepare.prepare import prepare
@@ -42,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         for config in {job.split: job_config(job) for job in jobs}.values():
             prepare(config)
     failed = {}
-    for job, problem in run_all([] if args.table else jobs, args.jobs):
+    for job, problem in run_all(run_job, [] if args.table else jobs, args.jobs):
         if problem:
             failed[f"{job.experiment}, {job.split}"] = problem
         print(f"{job.experiment}, {job.split}: {problem or 'done'}", flush=True)
@@ -94,18 +91,6 @@ def planned(args: argparse.Namespace) -> tuple[list[Job], dict[str, str]]:
                     except UserError as error:
                         missing[METHODS[name].title] = str(error)
     return jobs, missing
-
-
-def run_all(jobs: list[Job], at_once: int) -> Iterator[tuple[Job, str]]:
-    """Each job with "" or its problem, as it ends."""
-    if at_once == 1 or len(jobs) < 2:
-        yield from ((job, run_job(job)) for job in jobs)
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
-    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(run_job, job): job for job in jobs}
-        for done in as_completed(running):
-            yield running[done], done.result()
 
 
 if __name__ == "__main__":
