@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_methods.py`
 
 from benchmarks.cifar_jobs import choose_tau, fit_heads
-from benchmarks.cifar_methods import HEADS, METHODS, POSTHOC, Method
+from benchmarks.cifar_methods import HEADS, METHODS, Method, with_extra
 from benchmarks.pool import run_all
 from benchmarks.results import markdown, provenance, write_section
 from src import cli
@@ -45,7 +45,7 @@ SHORT = {
     "train.criterion": {"name": "cross_entropy"},
 }
 SMOOTHED = {"train.criterion": {"name": "balanced_softmax", "smoothing": 0.1}}
-UNFIT = ("best", "ce_wd", "reversed", "bbn_alpha0", "bbn_alpha1")  # for CIFAR's schedule, ablations
+ALSO = ("multi_task", "seesaw", "task_separator")  # of the ablations
 DRAWS = 2000  # of the bootstrap
 
 
@@ -53,13 +53,11 @@ def birds_methods() -> dict[str, Method]:
     """Those of CIFAR without what belongs to its schedule, and some more."""
     found = {}
     for method in METHODS.values():
-        if method.same_as is None and method.name not in UNFIT:
+        alone = method.same_as is None and (not method.ablation or method.name in ALSO)
+        if alone and method.name != "best":
             kept = {k: v for k, v in method.settings.items() if k != "train.milestones"}
             found[method.name] = Method(method.name, method.title, kept, method.heads)
-    soft = {"model.network": "task_separator", "train.second_sampler": "class_balanced"}
     more = (
-        Method("seesaw", "seesaw", {"train.criterion": {"name": "seesaw"}}),
-        Method("task_separator", "task separator", soft),
         Method("smoothed", "balanced softmax, smoothing 0.1", SMOOTHED, tuple(HEADS)),
         Method("smoothed_mixup", "balanced softmax, smoothing 0.1, mixup",
                SMOOTHED | {"train.mixing": {"mixup": 0.2}}),
@@ -166,28 +164,28 @@ def home(job: Job) -> Path:
 def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:
     """Title → logits [N, K] of the held-out images of every fold, by image_id inside a fold."""
     config, method, parts = job_config(job), BIRDS[job.method], {}
-    names = {s.name: HEADS[s.name][0] for s in config.stage2}
+
+    def add(extra: str, logits: np.ndarray) -> None:
+        parts.setdefault(with_extra(method, extra), []).append(logits)
+
     for k in job.folds:
         network = home(job) / "stage1" / f"fold{k}"
         held_out = load_predictions(network / "oof.npz", data.num_classes)
         held_out = held_out.take(np.argsort(held_out.image_id, kind="stable"))
-        parts.setdefault(method.title, []).append(held_out.logits)
-        for name, title in names.items():
+        add("", held_out.logits)
+        for name in method.heads:
             path = home(job) / "stage2" / name / f"fold{k}" / "head.safetensors"
             if path.is_file():
                 kind, arrays = load_head(path)
-                logits = head_logits(held_out.features, arrays, kind)
-                parts.setdefault(f"{method.title} + {title}", []).append(logits)
+                add(name, head_logits(held_out.features, arrays, kind))
         if job.method == "ce" and len(job.folds) > 1:
             other = next(n for n in job.folds if n != k)  # τ is chosen on another fold
             params = choose_tau(config, data, network.parent / f"fold{other}")
             own = {"stage1": load_head(network / "head.safetensors")}
             state = State(held_out.logits, held_out.features, "stage1", own)
-            tau = STEPS["tau_norm"].apply(state, params)
-            parts.setdefault(f"{method.title} + {POSTHOC['tau']}", []).append(tau)
+            add("tau", STEPS["tau_norm"].apply(state, params))
             counts = data.counts(data.training(int(k)))
-            prior = held_out.logits - np.log(np.maximum(counts, 1))
-            parts.setdefault(f"{method.title} + {POSTHOC['prior']}", []).append(prior)
+            add("prior", held_out.logits - np.log(np.maximum(counts, 1)))
     return {title: np.concatenate(z) for title, z in parts.items() if len(z) == len(job.folds)}
 
 

@@ -94,6 +94,7 @@ BBN = {
     "train.second_sampler": "reversed",
     "train.milestones": [0.6, 0.8],
 }
+SEPARATOR = {"model.network": "task_separator", "train.second_sampler": "class_balanced"}
 BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
 ADJUSTED = {"train.criterion": {"name": "logit_adjusted"}}
 CB_FOCAL = {"name": "class_balanced", "gamma": 1.0, "form": "sigmoid"}
@@ -141,6 +142,22 @@ METHODS = {
         ),
         Method("ce_wd", "cross-entropy, searched weight decay", posthoc=("tau",), search=True,
                ablation=True),
+        *(
+            Method(name, f"{title} sampler", {"train.sampler": name}, ablation=True)
+            for name, title in (
+                ("square_root", "square-root"),
+                ("class_balanced", "class-balanced"),
+                ("progressive", "progressively balanced"),
+            )
+        ),
+        Method("cutmix", "CutMix", {"train.mixing": {"cutmix": 1.0}}, ablation=True),
+        Method("remix", "Remix", {"train.mixing": {"mixup": 1.0, "remix": True}}, ablation=True),
+        Method("seesaw", "seesaw", {"train.criterion": {"name": "seesaw"}}, ablation=True),
+        Method("lade", "LADE", {"train.criterion": {"name": "lade"}}, ablation=True),
+        Method("anti_alias", "anti-aliasing", {"model.anti_alias": True}, ablation=True),
+        Method("bbn_anti_alias", "BBN, anti-aliasing", BBN | {"model.anti_alias": True},
+               ablation=True),
+        Method("task_separator", "task separator", SEPARATOR, ablation=True),
     )
 }  # fmt: skip
 
@@ -154,6 +171,10 @@ ABLATIONS = {  # title → rows of the score files, as method or method/head
         "multi_task/multi_task",
     ),
     "τ-norm with and without searched weight decay": ("ce", "ce/tau", "ce_wd", "ce_wd/tau"),
+    "samplers": ("ce", "square_root", "class_balanced", "progressive", "reversed"),
+    "more losses and mixing": ("ce", "mixup", "cutmix", "remix", "seesaw", "lade"),
+    "anti-aliasing": ("ce", "anti_alias", "bbn", "bbn_anti_alias"),
+    "a gate and experts": ("ce", "task_separator"),
 }
 
 
@@ -209,8 +230,12 @@ PUBLISHED = {  # by the name of the config, then by row
 def row_title(row: str) -> str:
     """`ce/crt` → `cross-entropy + cRT`."""
     name, _, extra = row.partition("/")
-    title = METHODS[name].title
+    return with_extra(METHODS[name], extra)
+
+
+def with_extra(method: Method, extra: str) -> str:
+    """The title of a row: a method, with a head or a post-hoc step if there is one."""
     if not extra:
-        return title
+        return method.title
     added = HEADS[extra][0] if extra in HEADS else POSTHOC[extra]
-    return f"CE + {added}" if name == "ce" else f"{title} + {added}"
+    return f"{'CE' if method.name == 'ce' else method.title} + {added}"
