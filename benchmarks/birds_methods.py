@@ -171,7 +171,7 @@ def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:
     for k in job.folds:
         network = home(job) / "stage1" / f"fold{k}"
         held_out = load_predictions(network / "oof.npz", data.num_classes)
-        held_out = held_out.take(np.argsort(held_out.image_id, kind="stable"))
+        held_out = held_out.take(np.sort(held_out.image_id))
         add("", held_out.logits)
         for name in method.heads:
             path = home(job) / "stage2" / name / f"fold{k}" / "head.safetensors"
