@@ -13,8 +13,16 @@ from pydantic import Field, model_validator
 from src.errors import some
 from src.schema_data import Bins, Data, Folds, Longtail
 from src.schema_heads import CRT, NCM, Head
-from src.schema_losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, check_training
-from src.schema_networks import BBN, KT, Auxiliary, Network, TaskSeparator, check_network
+from src.schema_losses import (
+    Criterion,
+    CrossEntropy,
+    Deferred,
+    Mixing,
+    Sampler,
+    SecondSampler,
+    check_training,
+)
+from src.schema_networks import BBN, KT, Auxiliary, Network, PaCo, TaskSeparator, check_network
 from src.schema_search import Search
 from src.section import VOLATILE, Section
 
@@ -25,8 +33,9 @@ class Model(Section):
     network: Network = Field(
         "plain",
         description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
-        "branches for two samplers; kt: a second head learns from class means; task_separator: a "
-        "gate between experts for many, medium and few images",
+        "branches for two samplers; kt: a second head learns from class means; paco: classes and "
+        "samples are contrasted at once; task_separator: a gate between experts for many, medium "
+        "and few images",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
@@ -52,6 +61,7 @@ class Model(Section):
     blur_kernel: Literal[3, 5] = Field(3, description="anti_alias: pixels, width of the blur")
     bbn: BBN = Field(default_factory=BBN, description="the network bbn")
     kt: KT = Field(default_factory=KT, description="the network kt")
+    paco: PaCo = Field(default_factory=PaCo, description="the network paco")
     task_separator: TaskSeparator = Field(
         default_factory=TaskSeparator, description="the network task_separator"
     )
@@ -124,9 +134,10 @@ class Train(Section):
         le=2,
         description="power: a class is drawn in proportion to its images to this power",
     )
-    second_sampler: Sampler | None = Field(
+    second_sampler: SecondSampler | None = Field(
         None,
-        description="draws a second batch beside each; null: there is none",
+        description="draws a second batch beside each; same: the same images again, augmented "
+        "anew; null: there is none",
     )
     criterion: Criterion = Field(
         default_factory=CrossEntropy, description="logits and labels to a number"

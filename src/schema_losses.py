@@ -7,6 +7,7 @@ from pydantic import Field
 from src.section import Section
 
 Sampler = Literal["instance", "class_balanced", "square_root", "power", "progressive", "reversed"]
+SecondSampler = Literal[Sampler, "same"]
 SMOOTHING = Field(0.0, ge=0, lt=1, description="label smoothing")
 BETA = "beta of the effective number (1 − beta^n) / (1 − beta) of n images; 0: all classes weigh 1"
 
@@ -113,11 +114,11 @@ def check_training(train, model) -> None:
         )
     _check_deferred(train)
     _check_mixing(train)
-    users = model.network in ("bbn", "task_separator") or train.mixing.alphas
+    users = model.network in ("bbn", "paco", "task_separator") or train.mixing.alphas
     if train.second_sampler is not None and not users:
         raise ValueError(
-            "train.second_sampler is used by bbn, task_separator and two-sampler mixing; with "
-            f"model.network={model.network} and train.mixing off, remove it"
+            "train.second_sampler is used by bbn, paco, task_separator and two-sampler mixing; "
+            f"with model.network={model.network} and train.mixing off, remove it"
         )
 
 
@@ -138,7 +139,7 @@ def _check_deferred(train) -> None:
             "train.deferred.sampling switches to class_balanced, where train.sampler="
             f"{train.sampler} already {'is' if train.sampler == 'class_balanced' else 'goes'}"
         )
-    if deferred.sampling and train.second_sampler is not None:
+    if deferred.sampling and train.second_sampler not in (None, "same"):
         raise ValueError(
             "train.deferred.sampling replaces the sampler late, train.second_sampler adds one all "
             "along; which of two streams to switch is undefined, choose one"

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from src.section import Section
 
-Network = Literal["plain", "bbn", "kt", "task_separator"]
+Network = Literal["plain", "bbn", "kt", "paco", "task_separator"]
 
 
 class BBN(Section):
@@ -36,6 +36,33 @@ class KT(Section):
     )
     start_epoch: int = Field(
         1, ge=0, description="epochs in which class means are only gathered and teach nothing"
+    )
+
+
+class PaCo(Section):
+    alpha: float = Field(
+        0.01,
+        ge=0,
+        description="weight of each other view of the image's class as a positive; published: 0.01 "
+        "for CIFAR-LT, 0.045 for ImageNet-LT",
+    )
+    beta: float = Field(
+        1.0, gt=0, description="weight of the class itself, its row of the classifier, as one"
+    )
+    temperature: float = Field(
+        0.05,
+        gt=0,
+        description="T, by which cosines of views are divided; published: 0.05 for CIFAR-LT, 0.2 "
+        "for ImageNet-LT",
+    )
+    queue: int = Field(
+        1024, ge=0, description="views of earlier batches that are kept to contrast with; 0: none"
+    )
+    width: int = Field(
+        32,
+        ge=1,
+        description="of the projection in which views are contrasted; published: 32 for CIFAR-LT, "
+        "128 for ImageNet-LT",
     )
 
 
@@ -81,10 +108,37 @@ def check_network(model, train) -> None:
             f"train.compile compiles a network's forward pass, and model.network={network} trains "
             "its parts one by one; set train.compile=false"
         )
+    if network == "paco":
+        _check_paco(train)
+    elif train.second_sampler == "same":
+        raise ValueError(
+            "train.second_sampler=same gives two views of each image, which model.network=paco "
+            f"contrasts; {network} would learn nothing from the second, choose another sampler"
+        )
     reason = {
         "bbn": "it mixes the losses of two images already",
         "kt": "class means, and whether they are right, need images of one class",
+        "paco": "it pulls images of one class together, and a mixed image has two",
         "task_separator": "an expert is trained on images that belong to one bin",
     }.get(network)
     if reason and train.mixing.alphas:
         raise ValueError(f"train.mixing does not go with model.network={network}: {reason}")
+
+
+def _check_paco(train) -> None:
+    if train.second_sampler != "same":
+        raise ValueError(
+            "model.network=paco contrasts two views of each image; set train.second_sampler=same"
+        )
+    criterion = train.criterion
+    if criterion.name not in ("balanced_softmax", "logit_adjusted") or criterion.smoothing:
+        raise ValueError(
+            "model.network=paco has a loss of its own, which takes the class prior from balanced "
+            "softmax and nothing else; set train.criterion={name: balanced_softmax}, without "
+            "smoothing"
+        )
+    if train.deferred.weights or train.deferred.sampling:
+        raise ValueError(
+            "train.deferred makes classes count equally late in training, and the class prior in "
+            "model.network=paco does so all along; switch it off"
+        )

@@ -8,6 +8,7 @@ from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
 from src.networks.bbn import BBN
 from src.networks.kt import KnowledgeTransfer
+from src.networks.paco import PaCo
 from src.networks.plain import Plain
 from src.networks.task_separator import TaskSeparator
 from src.schema import Model
@@ -16,6 +17,7 @@ NETWORKS = {
     "plain": Plain,
     "bbn": BBN,
     "kt": KnowledgeTransfer,
+    "paco": PaCo,
     "task_separator": TaskSeparator,
 }
 

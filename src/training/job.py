@@ -87,7 +87,11 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
 
 
 def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
-    """Batches of rows of `labels` [N] by `train.sampler`, and by `train.second_sampler` if any."""
+    """Batches of rows of `labels` [N] by `train.sampler`, and by `train.second_sampler` if any.
+
+    `same` draws the rows of the first stream: row i of both halves of a batch is one image, and its
+    augmentation differs because it depends on the position in the epoch.
+    """
     train = job.config.train
 
     def rows(epoch: int, sampler: str, stream: int) -> np.ndarray:
@@ -98,9 +102,10 @@ def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:
             power=train.sampler_power, stream=stream,
         )  # fmt: skip
 
-    second = None
-    if train.second_sampler is not None:
+    first, second = partial(rows, sampler=train.sampler, stream=0), None
+    if train.second_sampler == "same":
+        second = first
+    elif train.second_sampler is not None:
         second = partial(rows, sampler=train.second_sampler, stream=1)
     rank, world = job.accelerator.process_index, job.accelerator.num_processes
-    first = partial(rows, sampler=train.sampler, stream=0)
     return Epochs(first, train.batch_size, rank, world, second)
