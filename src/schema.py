@@ -14,7 +14,7 @@ from src.errors import some
 from src.schema_data import Bins, Data, Folds, Longtail
 from src.schema_heads import CRT, NCM, Head
 from src.schema_losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, check_training
-from src.schema_networks import BBN, KT, Auxiliary, Network, TaskSeparator, check_network
+from src.schema_networks import BBN, KT, RIDE, Auxiliary, Network, TaskSeparator, check_network
 from src.schema_search import Search
 from src.section import VOLATILE, Section
 
@@ -26,7 +26,8 @@ class Model(Section):
         "plain",
         description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
         "branches for two samplers; kt: a second head learns from class means; task_separator: a "
-        "gate between experts for many, medium and few images",
+        "gate between experts for many, medium and few images; ride: the mean of diverse experts "
+        "on shared early stages",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
@@ -55,6 +56,7 @@ class Model(Section):
     task_separator: TaskSeparator = Field(
         default_factory=TaskSeparator, description="the network task_separator"
     )
+    ride: RIDE = Field(default_factory=RIDE, description="the network ride")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
     drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
     image_size: int = Field(

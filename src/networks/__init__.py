@@ -9,6 +9,7 @@ from src.networks.base import Network
 from src.networks.bbn import BBN
 from src.networks.kt import KnowledgeTransfer
 from src.networks.plain import Plain
+from src.networks.ride import RIDE
 from src.networks.task_separator import TaskSeparator
 from src.schema import Model
 
@@ -17,6 +18,7 @@ NETWORKS = {
     "bbn": BBN,
     "kt": KnowledgeTransfer,
     "task_separator": TaskSeparator,
+    "ride": RIDE,
 }
 
 
