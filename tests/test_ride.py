@@ -131,7 +131,7 @@ def test_cosine_experts_stay_within_the_scale():
     network = ride(head="cosine", cosine_scale=30.0).eval()
     features = network(torch.randn(4, 3, 16, 16)).features
     norms = features.view(4, 3, -1).norm(dim=2)
-    torch.testing.assert_close(norms, torch.ones(4, 3))
+    torch.testing.assert_close(norms, torch.full((4, 3), 48**0.5))
     assert network.classifier.each(features).abs().max() <= 30
 
 

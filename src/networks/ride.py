@@ -115,7 +115,7 @@ class RIDE(Network):
         return state
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        """One expert after the other; unit vectors under cosine heads, which are then linear."""
+        """[N, E D], of one expert after the other, each as `MeanOfHeads.seen` gives them."""
         trunk, branch, pool = before_last_scales(self.backbone)
         for step in trunk:
             images = step(images)
@@ -134,8 +134,9 @@ class RIDE(Network):
 class MeanOfHeads(nn.Module):
     """z̄ = W f + b in f = [f_1 … f_E], [N, E D]: one linear head, for all that comes after training.
 
-    Its W is [W_1 … W_E] / E and its b the mean of b_e. A cosine head is linear in unit features:
-    W_e holds s w_c / ‖w_c‖.
+    Its W is [W_1 … W_E] / E and its b the mean of b_e. A cosine head is linear in f_e = √D g / ‖g‖,
+    g what the expert gives: W_e holds s w_c / (√D ‖w_c‖). √D keeps the features' entries near 1,
+    where the learning rates of stage 2 are at home.
     """
 
     kind = "linear"
@@ -148,7 +149,7 @@ class MeanOfHeads(nn.Module):
         """What of an expert's features [N, D] its head depends on."""
         if self.heads[0].kind == "linear":
             return features
-        return F.normalize(features.float(), dim=1)
+        return features.shape[1] ** 0.5 * F.normalize(features.float(), dim=1)
 
     def each(self, features: torch.Tensor) -> torch.Tensor:
         """[N, E D] → the experts' logits [E, N, K] in float32"""
@@ -173,7 +174,7 @@ def _linear(head: Linear | Cosine) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [K, D] and bias [K] for features as `MeanOfHeads.seen` gives them."""
     if head.kind == "linear":
         return head.weight, head.bias
-    weight = head.scale * F.normalize(head.weight, dim=1)
+    weight = head.scale / head.weight.shape[1] ** 0.5 * F.normalize(head.weight, dim=1)
     return weight, weight.new_zeros(len(weight))
 
 
