@@ -75,6 +75,7 @@ HEADS = {
     "crt": ("cRT", {"head": "crt"}),
     "lws": ("LWS", {"head": "lws"}),
     "ncm": ("NCM", {"head": "ncm"}),
+    "cosine": ("cosine head", {"head": "cosine"}),
     "maxnorm": ("MaxNorm, weight decay, CB", {"head": "maxnorm"}),
     "adapter": ("cRT with an adapter", {"head": "crt", "adapter": 64, "lr": 0.02}),
     "multi_task": (
@@ -93,6 +94,12 @@ BBN = {
     "model.network": "bbn",
     "train.second_sampler": "reversed",
     "train.milestones": [0.6, 0.8],
+}
+RIDE = LDAM | DRW | {"model.network": "ride"}
+PACO = {
+    "model.network": "paco",
+    "train.second_sampler": "same",
+    "train.criterion": {"name": "balanced_softmax"},
 }
 SEPARATOR = {"model.network": "task_separator", "train.second_sampler": "class_balanced"}
 BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
@@ -158,6 +165,8 @@ METHODS = {
         Method("bbn_anti_alias", "BBN, anti-aliasing", BBN | {"model.anti_alias": True},
                ablation=True),
         Method("task_separator", "task separator", SEPARATOR, ablation=True),
+        Method("ride", "RIDE", RIDE, ablation=True),
+        Method("paco", "GPaCo", PACO, ablation=True),
     )
 }  # fmt: skip
 
@@ -174,7 +183,14 @@ ABLATIONS = {  # title → rows of the score files, as method or method/head
     "samplers": ("ce", "square_root", "class_balanced", "progressive", "reversed"),
     "more losses and mixing": ("ce", "mixup", "cutmix", "remix", "seesaw", "lade"),
     "anti-aliasing": ("ce", "anti_alias", "bbn", "bbn_anti_alias"),
-    "a gate and experts": ("ce", "task_separator"),
+    "experts and contrast": (
+        "ce",
+        "task_separator",
+        "ldam_drw",
+        "ride",
+        "balanced_softmax",
+        "paco",
+    ),
 }
 
 

@@ -27,11 +27,10 @@ the file named; `--set` takes the same keys; a combination that makes no sense i
 reason. Written by `python benchmarks/reference.py`.
 
 Effects are gains over cross-entropy in points, from
-[benchmarks/RESULTS.md](../benchmarks/RESULTS.md), which says how they were measured: test accuracy on
-CIFAR-10-LT 1:100, a short training from scratch, one seed unless it says more; and out-of-fold
-balanced accuracy ± its standard error on birds_lt, a short fine-tuning of `mobilenetv2_100`. A dash:
-not measured there. Another seed moves CIFAR-10-LT by about a point, so that only larger differences
-mean something.
+[benchmarks/RESULTS.md](../benchmarks/RESULTS.md), which says how they were measured. CIFAR-10-LT: test
+accuracy at 1:100, a short training from scratch, one seed unless it says more; another seed moves it
+by about a point, so that only larger differences mean something. birds_lt: balanced accuracy out of
+fold ± its standard error, a short fine-tuning of `mobilenetv2_100`. A dash: not measured there.
 """
 
 
@@ -225,6 +224,24 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "task_separator",
         ),
         Entry(
+            "RIDE",
+            "training from scratch with time to spare: diverse experts on shared early stages",
+            "{model: {network: ride, head: cosine, cosine_scale: 30}, "
+            "train: {criterion: {name: ldam}, deferred: {weights: true}}}",
+            "Wang et al., ICLR 2021",
+            "src/networks/ride.py",
+            "ride",
+        ),
+        Entry(
+            "GPaCo",
+            "long trainings with strong augmentation; contrast between classes and samples",
+            "{model: {network: paco}, "
+            "train: {second_sampler: same, criterion: {name: balanced_softmax}}}",
+            "Cui et al., TPAMI 2023",
+            "src/networks/paco.py",
+            "paco",
+        ),
+        Entry(
             "anti-aliasing",
             "objects at any position; ResNets",
             "{model: {backbone: resnet50, anti_alias: true}}",
@@ -288,6 +305,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "stage2: [{head: cosine}]",
             "Gidaris & Komodakis, CVPR 2018",
             "src/rebalance/cosine.py",
+            "ce/cosine",
         ),
     ),
     "After training": (

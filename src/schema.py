@@ -22,7 +22,16 @@ from src.schema_losses import (
     SecondSampler,
     check_training,
 )
-from src.schema_networks import BBN, KT, Auxiliary, Network, PaCo, TaskSeparator, check_network
+from src.schema_networks import (
+    BBN,
+    KT,
+    RIDE,
+    Auxiliary,
+    Network,
+    PaCo,
+    TaskSeparator,
+    check_network,
+)
 from src.schema_search import Search
 from src.section import VOLATILE, Section
 
@@ -34,8 +43,8 @@ class Model(Section):
         "plain",
         description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
         "branches for two samplers; kt: a second head learns from class means; paco: classes and "
-        "samples are contrasted at once; task_separator: a gate between experts for many, medium "
-        "and few images",
+        "samples are contrasted at once; ride: the mean of diverse experts on shared early stages; "
+        "task_separator: a gate between experts for many, medium and few images",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
@@ -65,6 +74,7 @@ class Model(Section):
     task_separator: TaskSeparator = Field(
         default_factory=TaskSeparator, description="the network task_separator"
     )
+    ride: RIDE = Field(default_factory=RIDE, description="the network ride")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
     drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
     image_size: int = Field(

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from src.section import Section
 
-Network = Literal["plain", "bbn", "kt", "paco", "task_separator"]
+Network = Literal["plain", "bbn", "kt", "paco", "ride", "task_separator"]
 
 
 class BBN(Section):
@@ -74,6 +74,36 @@ class TaskSeparator(Section):
     )
 
 
+class RIDE(Section):
+    experts: int = Field(3, ge=2, le=16, description="later stages and heads on one trunk")
+    diversity: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="lambda: reward for experts that differ from their mean; 0: none. The "
+        "authors take 0.2, for CIFAR up to 0.45",
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="of the probabilities that are to differ; above 1 is softer"
+    )
+    width: float | None = Field(
+        None,
+        gt=0.5,
+        le=1,
+        description="share of the channels in each expert's stages. Below 1: CIFAR ResNets alone; "
+        "null: 0.75 for those where they start from random weights, otherwise 1",
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self):
+        if self.diversity * self.temperature > 1:
+            raise ValueError(
+                "diversity x temperature must be at most 1, or the loss has no lower bound; found "
+                f"{self.diversity} x {self.temperature}"
+            )
+        return self
+
+
 class Frequency(Section):
     name: Literal["frequency"] = "frequency"
     weight: float = Field(1.0, gt=0, description="factor on its loss")
@@ -103,7 +133,7 @@ def check_network(model, train) -> None:
             "train.auxiliaries: with model.network=bbn the two halves of the features come from "
             "different images, so there is no label that an auxiliary could learn from them"
         )
-    if network in ("bbn", "task_separator") and train.compile:
+    if network in ("bbn", "task_separator", "ride") and train.compile:
         raise ValueError(
             f"train.compile compiles a network's forward pass, and model.network={network} trains "
             "its parts one by one; set train.compile=false"

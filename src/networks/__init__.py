@@ -10,6 +10,7 @@ from src.networks.bbn import BBN
 from src.networks.kt import KnowledgeTransfer
 from src.networks.paco import PaCo
 from src.networks.plain import Plain
+from src.networks.ride import RIDE
 from src.networks.task_separator import TaskSeparator
 from src.schema import Model
 
@@ -19,6 +20,7 @@ NETWORKS = {
     "kt": KnowledgeTransfer,
     "paco": PaCo,
     "task_separator": TaskSeparator,
+    "ride": RIDE,
 }
 
 

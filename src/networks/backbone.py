@@ -14,11 +14,12 @@ from src.schema import Model
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-def build_backbone(model: Model, *, pretrained: bool) -> nn.Module:
+def build_backbone(model: Model, *, pretrained: bool, width: float = 1.0) -> nn.Module:
     """A timm model without classifier, or a CIFAR ResNet. `pretrained` fetches timm's weights.
 
-    Errors: UserError for an unknown name (with the nearest one), arguments the model does not take,
-    or weights that can't be fetched.
+    width: share of the channels of a CIFAR ResNet's later stages. Errors: UserError for an unknown
+    name (with the nearest one), arguments the model does not take, or weights that can't be
+    fetched.
     """
     blur = BLUR[model.blur_kernel] if model.anti_alias else None
     if model.backbone in DEPTHS:
@@ -27,12 +28,17 @@ def build_backbone(model: Model, *, pretrained: bool) -> nn.Module:
                 f"model.backbone={model.backbone} takes no kwargs and no drop_path, and has no "
                 "weights on the hub; set model.pretrained=false"
             )
-        return CifarResNet(DEPTHS[model.backbone], blur)
+        return CifarResNet(DEPTHS[model.backbone], blur, width)
     if not timm.is_model(model.backbone):
         known = timm.list_models() + list(DEPTHS)
         near = difflib.get_close_matches(model.backbone.split(".")[0], known, 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"model.backbone: timm has no model {model.backbone!r}{hint}")
+    if width != 1:
+        raise UserError(
+            f"model.ride.width={width}: timm builds {model.backbone} with all of its channels; set "
+            "model.ride.width=1, or take a CIFAR ResNet"
+        )
     kwargs = dict(model.kwargs)
     if model.drop_path:
         kwargs["drop_path_rate"] = model.drop_path

@@ -13,62 +13,19 @@ Inference is z = W [f_c(x) ; f_r(x)] + b, what training computes at α = 0.5. Th
 batches one after the other, as in the authors' code, so that batch norm never mixes them.
 """
 
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import ResNet
 from torch import nn
 from torch.nn import functional as F
 
 from src.data.dataset import Batch
-from src.errors import UserError
 from src.networks.base import Network, Output, Progress
-from src.networks.cifar_resnet import CifarResNet
+from src.networks.cut import before_last_block, copied
 from src.networks.heads import build_head
 from src.schema import Model
 from src.schema_networks import BBN as Settings
-
-Step = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Cut(NamedTuple):
-    """A backbone, cut before its last residual block.
-
-    trunk: from images to the map before it · branch: names of the block and of what follows it,
-    the modules that both branches have · pool: from the last map to features [N, D]
-    """
-
-    trunk: list[Step]
-    branch: list[str]
-    pool: Step
-
-
-def cut(backbone: nn.Module) -> Cut:
-    """Errors: UserError for a backbone that is no ResNet, EfficientNet or MobileNetV2 of timm's,
-    and no CIFAR ResNet."""
-    b = backbone
-    if isinstance(b, CifarResNet):
-        trunk = [b.conv1, b.bn1, F.relu, b.layer1, b.layer2, *b.layer3[:-1]]
-        return Cut(trunk, [f"layer3.{len(b.layer3) - 1}"], lambda x: x.mean((2, 3)))
-    if isinstance(b, ResNet):
-        trunk = [b.conv1, b.bn1, b.act1, b.maxpool, b.layer1, b.layer2, b.layer3, *b.layer4[:-1]]
-        branch = [f"layer4.{len(b.layer4) - 1}"]
-        return Cut(trunk, branch, partial(b.forward_head, pre_logits=True))
-    if isinstance(b, EfficientNet):  # MobileNetV2 is one
-        stage = len(b.blocks) - 1
-        block = f"blocks.{stage}.{len(b.blocks[-1]) - 1}"
-        trunk = [b.conv_stem, b.bn1, *b.blocks[:-1], *b.blocks[-1][:-1]]
-        return Cut(trunk, [block, "conv_head", "bn2"], partial(b.forward_head, pre_logits=True))
-    raise UserError(
-        f"model.network=bbn cuts a backbone before its last residual block and knows where that is "
-        f"in timm's ResNets, EfficientNets and MobileNetV2 and in the CIFAR ResNets; "
-        f"{type(backbone).__name__} is none of them"
-    )
 
 
 def alpha(settings: Settings, progress: Progress) -> float:
@@ -88,7 +45,7 @@ class BBN(Network):
         super().__init__()
         self.settings, self.dropout = model.bbn, model.dropout
         self.backbone = backbone
-        own = [backbone.get_submodule(name) for name in cut(backbone).branch]
+        own = [backbone.get_submodule(name) for name in before_last_block(backbone).branch]
         self.rebalancing = deepcopy(nn.Sequential(*own))
         self.classifier = build_head(
             model.head, 2 * backbone.num_features, num_classes, model.cosine_scale
@@ -122,29 +79,21 @@ class BBN(Network):
         """The last block of a plain network goes into both branches."""
         if any(key.startswith("rebalancing.") for key in state):
             return state
-        copies = {}
-        for i, name in enumerate(cut(self.backbone).branch):
-            prefix = f"backbone.{name}."
-            copies |= {
-                f"rebalancing.{i}.{key.removeprefix(prefix)}": tensor
-                for key, tensor in state.items()
-                if key.startswith(prefix)
-            }
-        return state | copies
+        return state | copied(state, before_last_block(self.backbone).branch, "rebalancing")
 
     def _trunk(self, images: torch.Tensor) -> torch.Tensor:
-        for step in cut(self.backbone).trunk:
+        for step in before_last_block(self.backbone).trunk:
             images = step(images)
         return images
 
     def _conventional(self, shared: torch.Tensor) -> torch.Tensor:
-        parts = cut(self.backbone)
+        parts = before_last_block(self.backbone)
         for name in parts.branch:
             shared = self.backbone.get_submodule(name)(shared)
         return parts.pool(shared)
 
     def _rebalancing(self, shared: torch.Tensor) -> torch.Tensor:
-        return cut(self.backbone).pool(self.rebalancing(shared))
+        return before_last_block(self.backbone).pool(self.rebalancing(shared))
 
     def _classify(self, features: torch.Tensor) -> torch.Tensor:
         return self.classifier(F.dropout(features, self.dropout, self.training))

@@ -7,6 +7,8 @@ With a blur (src/networks/anti_alias.py) both ways into a narrower map are blurr
 too: half of the signal takes it, and without weights nothing there could learn to smooth.
 """
 
+import math
+
 import torch
 from timm.layers import BlurPool2d
 from torch import nn
@@ -44,20 +46,25 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """images [N, 3, H, W] → pooled features [N, 64]; H and W divisible by 4."""
+    """images [N, 3, H, W] → pooled features [N, 64]; H and W divisible by 4.
 
-    num_features = WIDTHS[-1]
+    width: share of their 32 and 64 channels that the later stages have, above 0.5
+    """
 
-    def __init__(self, blocks_per_stage: int, blur: type[BlurPool2d] | None = None):
+    def __init__(
+        self, blocks_per_stage: int, blur: type[BlurPool2d] | None = None, width: float = 1.0
+    ):
         super().__init__()
+        widths = (WIDTHS[0], *(math.ceil(width * channels) for channels in WIDTHS[1:]))
+        self.num_features = widths[-1]
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        width_in, stages = WIDTHS[0], []
-        for width in WIDTHS:
+        width_in, stages = widths[0], []
+        for width_out in widths:
             blocks = []
             for _ in range(blocks_per_stage):
-                blocks.append(Block(width_in, width, blur))
-                width_in = width
+                blocks.append(Block(width_in, width_out, blur))
+                width_in = width_out
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
         for module in self.modules():
