@@ -3,11 +3,14 @@
     python benchmarks/shift_consistency.py --config configs/birds_lt.yaml
     python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml --set train.epochs=30
     python benchmarks/shift_consistency.py --config configs/digits.yaml --quick    # under a minute
+    python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml --experiments cpu-ce-s0 \
+        cpu-anti_alias-s0 --set data.name=cifar10_lt_exp100    # those of benchmarks/cifar_lt.py
 
 Trains the config twice on one fold, with model.anti_alias false and true (experiments
 <config>-shift-plain and <config>-shift-blur; finished work is skipped and a stopped run continues),
-and measures on the held-out images. A third row has the blur put into the plain weights without
-training. Needs 01 to have run.
+or takes two experiments that are there, and measures on the held-out images. A third row has the
+blur put into the plain weights without training. Needs 01 to have run. Writes its section of
+benchmarks/RESULTS.md, unless --quick.
 
 Consistency (Zhang, ICML 2019, section 4): the share of pairs of randomly placed crops of an image
 that get the same class. The image is resized as in evaluation; where a crop reaches beyond it, its
@@ -25,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/shift_consistency.py`
 
+from benchmarks.results import markdown, provenance, write_section
 from src import cli
 from src.artifacts import RUNS
 from src.config import load_config
@@ -48,10 +52,16 @@ def main(argv: list[str] | None = None) -> None:
     overrides = [*(QUICK if args.quick else []), *args.set]
     stem = f"{Path(args.config).stem}-shift" + ("-quick" if args.quick else "")
     rows, networks = [], {}
-    for name, blurred in (("plain", False), ("blur", True)):
+    experiments = args.experiments or [f"{stem}-plain", f"{stem}-blur"]
+    for name, experiment, blurred in zip(
+        ("plain", "blur"), experiments, (False, True), strict=True
+    ):
         config = load_config(args.config, [*overrides, f"model.anti_alias={blurred}"])
-        stage1(config, f"{stem}-{name}", [str(args.fold)], args.overwrite)
-        networks[name] = trained(config, f"{stem}-{name}", args.fold)
+        if args.experiments:
+            config = load_config(RUNS / config.dataset / experiment / "config.yaml")
+        else:
+            stage1(config, experiment, [str(args.fold)], args.overwrite)
+        networks[name] = trained(config, experiment, args.fold)
     data = load_dataset(config.dataset)
     networks["blur, not trained"] = with_blur(networks["plain"], config, data)
     table = data.held_out(args.fold)
@@ -67,6 +77,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.fold}, {args.pairs} pairs each, shifts of up to {2 * shift} px"
     )
     cli.print_table(pd.DataFrame(rows), title)
+    if not args.quick:
+        body = f"{provenance()}\n\n{title}.\n\n{markdown(rows)}"
+        write_section(f"shift {config.dataset}", f"Shift consistency, {config.dataset}", body)
 
 
 def trained(config: Config, experiment: str, fold: int) -> tuple[Network, Preprocessing]:
@@ -131,6 +144,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="pairs of crops per image (default 5)")
     parser.add_argument(
         "--shift", type=int, help="pixels each way (default: 1/14 of the size, 16 of 224)"
+    )
+    parser.add_argument(
+        "--experiments", nargs=2, metavar=("PLAIN", "BLUR"), help="trained already; train nothing"
     )
     parser.add_argument(
         "--quick", action="store_true", help="two epochs and 100 images: does it run?"
