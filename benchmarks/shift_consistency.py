@@ -3,12 +3,12 @@
     python benchmarks/shift_consistency.py --config configs/birds_lt.yaml
     python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml --set train.epochs=30
     python benchmarks/shift_consistency.py --config configs/digits.yaml --quick    # under a minute
-    python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml --experiments cpu-ce-s0 \
-        cpu-anti_alias-s0 --set data.name=cifar10_lt_exp100    # those of benchmarks/cifar_lt.py
+    python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml \
+        --set data.name=cifar10_lt_exp100 --experiments cpu-ce-s0 cpu-anti_alias-s0
 
 Trains the config twice on one fold, with model.anti_alias false and true (experiments
 <config>-shift-plain and <config>-shift-blur; finished work is skipped and a stopped run continues),
-or takes two experiments that are there, and measures on the held-out images. A third row has the
+or takes two experiments that are there (those of benchmarks/cifar_lt.py), and measures on the held-out images. A third row has the
 blur put into the plain weights without training. Needs 01 to have run. Writes its section of
 benchmarks/RESULTS.md, unless --quick.
 
