@@ -8,9 +8,9 @@
 
 Trains the config twice on one fold, with model.anti_alias false and true (experiments
 <config>-shift-plain and <config>-shift-blur; finished work is skipped and a stopped run continues),
-or takes two experiments that are there (those of benchmarks/cifar_lt.py), and measures on the held-out images. A third row has the
-blur put into the plain weights without training. Needs 01 to have run. Writes its section of
-benchmarks/RESULTS.md, unless --quick.
+or takes two experiments that are there (of benchmarks/cifar_lt.py), and measures on the held-out
+images. A third row has the blur put into the plain weights without training. Needs 01 to have run.
+Writes its section of benchmarks/RESULTS.md, unless --quick.
 
 Consistency (Zhang, ICML 2019, section 4): the share of pairs of randomly placed crops of an image
 that get the same class. The image is resized as in evaluation; where a crop reaches beyond it, its
