@@ -45,7 +45,7 @@ SHORT = {
     "train.criterion": {"name": "cross_entropy"},
 }
 SMOOTHED = {"train.criterion": {"name": "balanced_softmax", "smoothing": 0.1}}
-ALSO = ("multi_task", "seesaw", "task_separator", "ride", "paco")  # of the ablations
+ALSO = ("multi_task", "seesaw", "task_separator", "ride", "paco", "anti_alias")  # of the ablations
 DRAWS = 2000  # of the bootstrap
 
 
