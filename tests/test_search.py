@@ -18,10 +18,10 @@ from src.artifacts import read_json, read_table, write_table
 from src.config import load_config, parse_config
 from src.errors import UserError
 from src.schema_search import Search
+from src.study import Worker, first_values, locked, open_study, table, winner, work
 from src.tables import Dataset, load_dataset
 from src.training.inner_split import hold_out, inner_split
 from src.training.stage1 import stage1
-from src.training.study import Worker, first_values, locked, open_study, table, winner, work
 from tests.training_kit import DATASET, tiny_config, tiny_dataset
 
 KEY = "train.weight_decay"
@@ -159,7 +159,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from src.schema_search import Search
-from src.training.study import Worker, locked, open_study, work
+from src.study import Worker, locked, open_study, work
 def slow(trial, values):
     print("trial", flush=True)
     time.sleep(float(sys.argv[1]))
