@@ -105,7 +105,7 @@ def _finish(step: Step, study: optuna.Study, plan: Plan, judge: Callable[[dict],
         return
     best, rows = winner(study), table(study, plan.spec)
     write_table(step.directory / "trials.csv", rows)
-    draw_history(rows, plan.spec, plan.metric, step.directory / "history.png")
+    draw_history(rows, plan.spec.keys, plan.metric, step.directory / "history.png")
     found = {
         "values": best.params,
         "metric": plan.metric,
