@@ -3,11 +3,18 @@
 One GPU, or the CPU:   python 03_train_stage2.py --config configs/birds_lt.yaml
 Many GPUs:             accelerate launch 03_train_stage2.py --config configs/birds_lt.yaml
                        (the features are computed in parallel; the heads take seconds anyway)
+Search settings:       python 03_train_stage2.py --config configs/birds_lt.yaml --search
 
 Reads   runs/<dataset>/<experiment>/stage1/ (from 02)
 Writes  stage2/features/: each training image's features, once per network and view
         stage2/<head>/fold<k>/: head.safetensors, oof.npz, manifest.json, and for a head with
         `bn: train` batchnorm.safetensors
+
+--search tries values of `search.stage2.keys` on the cached features of every fold but `search.fold`
+and writes stage2/<head>/search/: trials.csv, history.png, best.json. `search.fold`, on which
+nothing is chosen, tells what the winner gains. It goes on where it was stopped; started again while
+it runs, it has one worker more. Later runs take the values in best.json, and say so, unless
+search.stage2.use=false.
 """
 
 from pathlib import Path
@@ -17,8 +24,22 @@ from src.config import load_config
 
 
 def main() -> None:
-    args = cli.parser(__doc__).parse_args()
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="search the keys in `search.stage2.keys`; later runs use what it finds",
+    )
+    args = parser.parse_args()
     config = load_config(args.config, args.set)
+
+    if args.search:
+        from src.rebalance.search import search_heads
+
+        for name, table in search_heads(config, Path(args.config).stem, args.overwrite).items():
+            table = table.sort_values("score", ascending=False, kind="stable").head(10)
+            cli.print_table(table, f"{name}: the best trials, scored on all folds but one")
+        return
 
     from src.rebalance.stage2 import stage2  # after the config is known to be right
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from src.errors import UserError
+from src.head_keys import head_key
 from src.schema import Config
 
 
@@ -66,9 +67,17 @@ def _check_search(config: Config, origin: str) -> None:
             right = [k for k in _all_keys() if k.startswith(("model.", "train."))]
             near = difflib.get_close_matches(key, right, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{where}: only keys of model and train decide how stage 1 ends{hint}")
+            raise UserError(
+                f"{where}: only keys of model and train decide how stage 1 ends, and those of "
+                f"heads are for search.stage2.keys{hint}"
+            )
         for value in span.ends:
             with_values(config, {key: value}, where)
+    for key, span in (config.search.stage2.keys or {}).items():
+        where = f"{origin}: search.stage2.keys {key}"
+        place = head_key(config, key, where)
+        for value in span.ends:
+            with_values(config, {place: value}, where)
 
 
 def dump_config(config: BaseModel, *, volatile: bool = True) -> dict:

@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 BINS = {"thresholds": ("many", "medium", "few"), "halves": ("head", "tail")}
 BINS["terciles"] = BINS["thresholds"]
 CHUNK = 2**22  # logits that are worked on at once
+DRAWS = 200  # of the bootstrap
 
 
 def bin_numbers(bins: np.ndarray) -> np.ndarray:
@@ -96,6 +97,21 @@ SCORES: dict[str, Callable] = {
     "top5": _mean,
     "nll": _mean,
 }
+
+
+def paired_gain(
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray, num_classes: int, metric: str
+) -> tuple[float, float]:
+    """Score of outcomes `after` less that of `before`, and the standard error of the difference:
+    bootstrap over images, both scored on the same draws, always the same ones."""
+
+    def difference(rows):
+        a, b = (SCORES[metric](x[rows], labels[rows], num_classes) for x in (after, before))
+        return a - b
+
+    rng = np.random.default_rng(0)
+    draws = [difference(rng.integers(len(labels), size=len(labels))) for _ in range(DRAWS)]
+    return difference(slice(None)), float(np.std(draws, ddof=1))
 
 
 # ---- scores of logits --------------------------------------------------------------------------

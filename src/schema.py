@@ -305,9 +305,7 @@ class Config(Section):
     )
     model: Model = Field(default_factory=Model, description="stage 1: the network")
     train: Train = Field(default_factory=Train, description="stage 1: its training")
-    search: Search = Field(
-        default_factory=Search, description="stage 1: `--search` for its settings"
-    )
+    search: Search = Field(default_factory=Search, description="02 and 03: `--search` for settings")
     stage2: tuple[Head, ...] = Field(
         (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
     )

@@ -1,4 +1,4 @@
-"""The keys of the search for settings of stage 1: `02_train_stage1.py --search`."""
+"""The keys of the searches for settings: `02_train_stage1.py --search`, and 03 alike."""
 
 from typing import Literal
 
@@ -42,6 +42,22 @@ def _weight_decay() -> dict[str, Range]:
     return {"train.weight_decay": Range(low=1e-5, high=1e-1, log=True)}
 
 
+HEAD_RANGES = {
+    "weight_decay": Range(low=1e-4, high=1.0, log=True),
+    "ratio": Range(low=0.0, high=1.0),
+}
+
+
+class HeadSearch(Section):
+    keys: dict[str, Range] | None = Field(
+        None,
+        description="<head>.<key>, heads by name, and where to search it, as above; null: of every "
+        "trained head the weight decay from 1e-4 to 1, and of maxnorm also the ratio",
+    )
+    trials: int = Field(100, ge=1, le=10000, description="of each head, over all workers")
+    use: bool = Field(True, description="03 fits heads with the winners that it finished finding")
+
+
 class Search(Section):
     keys: dict[str, Range] = Field(
         default_factory=_weight_decay,
@@ -52,7 +68,12 @@ class Search(Section):
     epochs: int | None = Field(
         None, ge=1, description="of each trial; null: train.epochs. Warm-up shrinks with it"
     )
-    fold: int = Field(0, ge=0, description="whose training images are used; its own never are")
+    fold: int = Field(
+        0,
+        ge=0,
+        description="whose training images are used; its own never are. In stage 2 they judge the "
+        "winner",
+    )
     holdout: float = Field(
         0.2, gt=0, lt=0.9, description="share of each class that a trial is scored on"
     )
@@ -66,3 +87,8 @@ class Search(Section):
     )
     seed: int = Field(0, ge=0, description="of the inner split and of the values that are tried")
     use: bool = Field(True, description="02 trains with the winner once the search has finished")
+    stage2: HeadSearch = Field(
+        default_factory=HeadSearch,
+        description="03 --search: settings of the heads, on cached features, with fold, metric and "
+        "seed as above",
+    )

@@ -16,7 +16,7 @@ from src.artifacts import MANIFEST, read_json, read_table, write_arrays, write_j
 from src.ensemble.ensemble import ensemble, oof_table, submission_name
 from src.ensemble.members import Member, average, log_probabilities
 from src.ensemble.submission import check_submission
-from src.ensemble.weights import Weights, choose, paired_gain
+from src.ensemble.weights import Weights, choose
 from src.errors import UserError
 from src.posthoc.calibrate import posthoc
 from src.tables import load_dataset, load_predictions
@@ -114,16 +114,6 @@ def test_ties_go_to_the_first_by_name():
     arrays, labels, fold = members(0, [0.0, 3.0])
     found = choose([arrays[0], arrays[1], arrays[1]], labels, fold, "accuracy", "greedy", 1)
     assert found.final == [0.0, 1.0, 0.0]
-
-
-def test_the_noise_of_a_difference_is_its_standard_error():
-    labels = np.zeros(400, int)
-    before = np.zeros(400, int)
-    after = (np.arange(400) % 10 == 0).astype(int)  # one image in ten gets worse
-    gain, noise = paired_gain(before, after, labels, 2, "accuracy")
-    assert gain == pytest.approx(-0.1)
-    assert noise == pytest.approx(np.sqrt(0.1 * 0.9 / 400), rel=0.2)
-    assert paired_gain(before, before, labels, 2, "accuracy") == (0.0, 0.0)
 
 
 def test_the_ensembles_oof_row_uses_what_was_chosen_on_the_other_folds(world):

@@ -82,3 +82,13 @@ def test_summary_averages_recall_over_the_classes_of_a_bin():
     row = metrics.summary(LOGITS, LABELS, np.array(["many", "medium", "medium", "few"]))
     assert list(row)[:4] == list(metrics.METRICS)
     assert (row["many"], row["medium"]) == (0.5, 0.5) and np.isnan(row["few"])
+
+
+def test_the_noise_of_a_difference_is_its_standard_error():
+    labels = np.zeros(400, int)
+    before = np.zeros(400, int)
+    after = (np.arange(400) % 10 == 0).astype(int)  # one image in ten gets worse
+    gain, noise = metrics.paired_gain(before, after, labels, 2, "accuracy")
+    assert gain == pytest.approx(-0.1)
+    assert noise == pytest.approx(np.sqrt(0.1 * 0.9 / 400), rel=0.2)
+    assert metrics.paired_gain(before, before, labels, 2, "accuracy") == (0.0, 0.0)

@@ -65,6 +65,8 @@ def fill(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
             metrics_table(fold).to_csv(home / stage / f"fold{fold}/metrics.csv", index=False)
     posthoc(home, images, pixels)
     submission(home.parent / "submissions")
+    searched(home / "search", "train.lr", {})
+    searched(home / "stage2/ncm/search", "ncm.x<y", {"fold": 0, "gain": 0.0125, "noise": 0.005})
 
 
 def prepare(root: Path) -> tuple[pd.DataFrame, np.ndarray]:
@@ -160,6 +162,17 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     manifest(directory, outputs={"oof.npz": sha256(directory / "oof.npz")})
 
 
+def searched(directory: Path, key: str, judged: dict) -> None:
+    """What a search of three trials leaves, one of them pruned."""
+    rows = {"trial": range(3), "state": ["complete", "complete", "pruned"]}
+    rows |= {"score": [0.5, 0.7, np.nan], key: [0.01, 0.02, 0.08]}
+    write_table(directory / "trials.csv", pd.DataFrame(rows))
+    best = {"values": {key: 0.02}, "metric": "accuracy", "score": 0.7, "trial": 1, "trials": 3}
+    write_json(directory / "best.json", best | judged)
+    span = {"low": 0.01, "high": 0.1, "log": True, "choices": None}
+    manifest(directory, settings={"search": {"keys": {key: span}}})
+
+
 def submission(directory: Path) -> None:
     """As 06 writes its manifest; the scores are made up, the report only shows them."""
     scores = {name: 0.9125 for name in ("accuracy", "balanced_accuracy", "macro_f1", "top5")}
@@ -203,6 +216,20 @@ def test_page_has_every_section_and_is_one_file(page):
         assert fact in page, fact
     assert page.count("data:image/jpeg;base64,") > 8
     assert "missing" not in page.split("</style>")[1], "a complete run lacks nothing"
+
+
+def test_searches_are_shown_where_there_are_any(page, run):
+    part = page.split('<section id="search">')[1].split("</section>")[0]
+    for name in ("search", "stage2/ncm/search"):
+        assert f"<code>{name}</code>" in part
+    assert part.count("<svg") == 4 and "ncm.x&lt;y" in part  # each the history and the one key
+    assert "train.lr = 0.02; trial 1 of 3, accuracy 0.700" in part
+    assert "+0.013 over the config" in part and "(95 %: +0.003 to +0.022)" in part
+    (run / "exp/search/manifest.json").unlink()  # unfinished
+    again = write()
+    assert "<code>search</code>" not in again and "<code>stage2/ncm/search</code>" in again
+    shutil.rmtree(run / "exp/stage2/ncm/search")
+    assert "#search" not in write() and 'id="search"' not in write()
 
 
 def test_figures_refer_to_parts_that_exist_once(page):

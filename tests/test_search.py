@@ -17,11 +17,12 @@ import src.training.stage1 as training
 from src.artifacts import read_json, read_table, write_table
 from src.config import load_config, parse_config
 from src.errors import UserError
+from src.rebalance.stage2 import stage2
 from src.schema_search import Search
+from src.study import Worker, first_values, locked, open_study, table, winner, work
 from src.tables import Dataset, load_dataset
 from src.training.inner_split import hold_out, inner_split
 from src.training.stage1 import stage1
-from src.training.study import Worker, first_values, locked, open_study, table, winner, work
 from tests.training_kit import DATASET, tiny_config, tiny_dataset
 
 KEY = "train.weight_decay"
@@ -159,7 +160,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from src.schema_search import Search
-from src.training.study import Worker, locked, open_study, work
+from src.study import Worker, locked, open_study, work
 def slow(trial, values):
     print("trial", flush=True)
     time.sleep(float(sys.argv[1]))
@@ -232,8 +233,10 @@ def test_a_search_ends_with_a_winner_that_later_runs_use(capsys):
     assert "finished already, skipped" in capsys.readouterr().out
 
     stage1(config, "exp", ["0"], False)
-    said = capsys.readouterr().out
-    assert f"{KEY} = {best['values'][KEY]!r} (config: 0.0001)" in said
+    note = f"{KEY} = {best['values'][KEY]!r} (config: 0.0001)"
+    assert note in capsys.readouterr().out
+    stage2(config, "exp", False)
+    assert note in capsys.readouterr().out
     text = (home / "config.yaml").read_text()
     assert f"# from search/best.json: {KEY} =" in text
     assert yaml.safe_load(text)["train"]["weight_decay"] == best["values"][KEY]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,48 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(digits, monkeypatch, se
     assert weights() == weights(experiment="whole")
     assert oof() == oof(experiment="whole")
     assert len(pd.read_csv(STAGE1 / "fold0" / "metrics.csv")) == 3
+
+
+def watch_evaluations(monkeypatch) -> list[np.ndarray]:
+    """The logits of every evaluation, in order."""
+    seen, evaluate = [], stage1_module.evaluate
+
+    def watched(*args):
+        found = evaluate(*args)
+        seen.append(found.logits)
+        return found
+
+    monkeypatch.setattr(stage1_module, "evaluate", watched)
+    return seen
+
+
+def test_the_last_epoch_is_evaluated_once_also_after_a_kill(digits, monkeypatch):
+    config = digits_config()
+    seen = watch_evaluations(monkeypatch)
+    stage1(config, "whole", ["0"], False)
+    assert len(seen) == 2
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage1_module, "save_network", Mock(side_effect=KeyboardInterrupt))
+        stage1(config, "exp", ["0"], False)
+    assert (STAGE1 / "fold0" / "last.pt").is_file() and len(seen) == 4
+    stage1(config, "exp", ["0"], False)
+    assert len(seen) == 5  # what was in memory is gone
+    assert weights() == weights(experiment="whole") and oof() == oof(experiment="whole")
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_the_out_of_fold_logits_are_those_of_the_kept_epoch(digits, monkeypatch, best):
+    seen, scores = watch_evaluations(monkeypatch), stage1_module.scores
+
+    def planted(job, found):
+        return scores(job, found) | {"balanced_accuracy": float(len(seen) - 1 == best)}
+
+    monkeypatch.setattr(stage1_module, "scores", planted)
+    stage1(digits_config("train.select=best"), "exp", ["0"], False)
+    assert len(seen) == (3 if best == 0 else 2)
+    assert not np.array_equal(seen[0], seen[1])
+    found = load_predictions(STAGE1 / "fold0" / "oof.npz", 10)
+    np.testing.assert_array_equal(found.logits, seen[best])
 
 
 def test_a_stopped_run_does_not_go_on_with_another_config(digits, monkeypatch):

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from src.ensemble.members import average
-from src.metrics import OUTCOMES, SCORES, chunks
+from src.metrics import OUTCOMES, SCORES, chunks, paired_gain
 
-DRAWS = 200  # of the bootstrap
 Counts = tuple[int, ...]  # how often each member was selected
 
 
@@ -72,21 +71,6 @@ def greedy(pool: "_Pool", rows: np.ndarray, rounds: int) -> Counts:
         if max(scores) > best:
             best, best_counts = max(scores), counts
     return best_counts
-
-
-def paired_gain(
-    before: np.ndarray, after: np.ndarray, labels: np.ndarray, num_classes: int, metric: str
-) -> tuple[float, float]:
-    """Score of outcomes `after` less that of `before`, and the standard error of the difference:
-    bootstrap over images, both scored on the same draws, always the same ones."""
-
-    def difference(rows):
-        a, b = (SCORES[metric](x[rows], labels[rows], num_classes) for x in (after, before))
-        return a - b
-
-    rng = np.random.default_rng(0)
-    draws = [difference(rng.integers(len(labels), size=len(labels))) for _ in range(DRAWS)]
-    return difference(slice(None)), float(np.std(draws, ddof=1))
 
 
 @dataclass(frozen=True)

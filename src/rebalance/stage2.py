@@ -1,8 +1,9 @@
 """Stage 2: stage 1's weights → re-balanced heads per fold, with out-of-fold logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
@@ -20,7 +21,7 @@ from src.rebalance.features import FeatureSet, feature_set, fold_of
 from src.rebalance.live import LiveFeatures
 from src.runtime import seed_all, start
 from src.schema import Config
-from src.search_result import with_winner
+from src.search_result import describe, describe_head, with_head_winners, with_winner
 from src.tables import (
     Dataset,
     Predictions,
@@ -33,10 +34,13 @@ from src.tables import (
 
 @dataclass(frozen=True)
 class Experiment:
+    """searched: by head, the values that its config has from a search, by key"""
+
     config: Config
     data: Dataset
     home: Path
     accelerator: Accelerator
+    searched: dict[str, dict] = field(default_factory=dict)
 
 
 def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
@@ -46,8 +50,14 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     """
     data = load_dataset(config.dataset)
     home = RUNS / config.dataset / experiment
-    config, _ = with_winner(config, home, data)  # views are augmented as in stage 1
-    work = Experiment(config, data, home, start(config.train.precision))
+    asked = config
+    config, values = with_winner(asked, home, data)  # views are augmented as in stage 1
+    config, searched = with_head_winners(config, home, data)
+    work = Experiment(config, data, home, start(config.train.precision), searched)
+    notes = [describe(asked, values, home)]
+    notes += [describe_head(asked, name, found, home) for name, found in searched.items()]
+    for note in filter(None, notes):
+        work.accelerator.print(note)
     rows = []
     for stage1 in finished_networks(home, data):
         features: FeatureSet | None = None
@@ -76,13 +86,19 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
         "folds.csv": work.data.directory / "folds.csv",
         "weights.safetensors": stage1 / "weights.safetensors",
     }
-    settings = {"head": spec, "seed": work.config.seed}
-    if spec.views or _live(spec):
-        settings["augment"] = work.config.train.augment
+    settings = head_settings(work.config, spec)
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process
     with work.accelerator.main_process_first():
         return Step(directory, settings, inputs, overwrite=overwrite and main)
+
+
+def head_settings(config: Config, spec) -> dict:
+    """What decides how a head comes out."""
+    settings = {"head": spec, "seed": config.seed}
+    if spec.views or _live(spec):
+        settings["augment"] = config.train.augment
+    return settings
 
 
 def fit_head(
@@ -93,8 +109,7 @@ def fit_head(
     live = live_features(work, stage1) if _live(spec) else None
     if not work.accelerator.is_main_process:
         return metrics
-    seed = seed_all(work.config.seed, stage1.name, name)
-    kind, arrays = HEADS[spec.head](spec, live or features, seed, work.accelerator.device)
+    kind, arrays = fit(work, spec, name, stage1, live or features)
     save_head(step.directory / "head.safetensors", kind, arrays)
     outputs = ["head.safetensors"]
     if live is not None:
@@ -109,8 +124,22 @@ def fit_head(
         found.save(step.directory / "oof.npz")
         outputs.append("oof.npz")
         metrics = summary(logits, oof.label, work.data.classes["bin"].to_numpy())
-    step.finish(outputs, metrics, seed=work.config.seed, device=str(work.accelerator.device))
+    step.finish(
+        outputs,
+        metrics,
+        seed=work.config.seed,
+        device=str(work.accelerator.device),
+        searched=work.searched.get(name, {}),
+    )
     return metrics
+
+
+def fit(
+    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet | LiveFeatures
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Kind and arrays of one head on one network's features, a function of the config's seed."""
+    seed = seed_all(work.config.seed, stage1.name, name)
+    return HEADS[spec.head](spec, features, seed, work.accelerator.device)
 
 
 def live_features(work: Experiment, stage1: Path) -> LiveFeatures:

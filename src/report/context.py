@@ -75,7 +75,7 @@ def gather(dataset: str, experiments: list[str], configs: list[Config]) -> Repor
 
 def _paths(home: Path) -> list[Path]:
     """Every manifest of an experiment, stage by stage."""
-    order = ("stage1", "stage2", "posthoc", "predict")
+    order = ("search", "stage1", "stage2", "posthoc", "predict")
     return [path for stage in order for path in sorted((home / stage).rglob(MANIFEST))]
 
 

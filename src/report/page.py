@@ -6,10 +6,12 @@ from src.artifacts import write_text
 from src.report import diagnosis, overview, provenance, results, submissions
 from src.report.context import Report, gather
 from src.report.markup import document, esc
+from src.report.search import searches
 from src.schema import Config
 
 SECTIONS = (
     ("distribution", "Distribution", overview.distribution),
+    ("search", "Searched settings", searches),
     ("curves", "Learning curves", results.curves),
     ("stages", "Stage by stage", results.stages),
     ("posthoc", "Post-hoc", submissions.posthoc),
@@ -32,6 +34,8 @@ def write_report(dataset: str, experiments: list[str], configs: list[Config]) ->
 
 
 def _body(report: Report) -> str:
-    links = "".join(f'<a href="#{anchor}">{esc(title)}</a>' for anchor, title, _ in SECTIONS)
-    sections = "\n".join(draw(report) for _, _, draw in SECTIONS)
+    drawn = [(anchor, title, draw(report)) for anchor, title, draw in SECTIONS]
+    drawn = [part for part in drawn if part[2]]
+    links = "".join(f'<a href="#{anchor}">{esc(title)}</a>' for anchor, title, _ in drawn)
+    sections = "\n".join(section for _, _, section in drawn)
     return f"{overview.header(report)}\n<nav>{links}</nav>\n{sections}"

@@ -1,4 +1,7 @@
-"""The history of a search: the score of each trial, and the score over each searched key."""
+"""The history of a search: the score of each trial, and the score over each searched key.
+
+As history.png beside the trials, and on the report page.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -8,20 +11,61 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from src.report.figures import BIN_COLORS, INK, MUTED, legend_above, png
-from src.schema_search import Range, Search
+from src.artifacts import MANIFEST, read_json, read_table
+from src.report.context import Experiment, Report
+from src.report.figures import BIN_COLORS, INK, MUTED, Panel, legend_above, png, svg
+from src.report.markup import esc, note, panels, section
+from src.report.overview import title
+from src.schema_search import Range
+from src.search_result import BEST as WINNER
+from src.search_result import found_text
 
 BEST = BIN_COLORS["few"]
 
 
-def draw_history(trials: pd.DataFrame, spec: Search, metric: str, path: Path) -> Path:
-    """Write search/history.png. trials: the rows of trials.csv."""
-    panels = [partial(_history, trials=trials, metric=metric)]
-    panels += [
-        partial(_key, trials=trials, key=key, span=span, metric=metric)
-        for key, span in spec.keys.items()
+def searches(report: Report) -> str:
+    """What each search tried and found; empty where nothing was searched."""
+    parts = [_searches_of(experiment) for experiment in report.experiments]
+    if not any(parts):
+        return ""
+    text = (
+        "Scores are those that settings were chosen by: of stage 1 on a part of one fold's "
+        "training images, of heads on the held-out images of all folds but one."
+    )
+    return section("search", "Searched settings", note(text) + "".join(parts))
+
+
+def _searches_of(experiment: Experiment) -> str:
+    found = [experiment.home / "search", *sorted(experiment.home.glob("stage2/*/search"))]
+    parts = [_one(experiment, path) for path in found if (path / MANIFEST).is_file()]
+    return f"<h3>{title(experiment)}</h3>" + "".join(parts) if parts else ""
+
+
+def _one(experiment: Experiment, directory: Path) -> str:
+    """The winner in words, and the panels of history.png."""
+    keys = read_json(directory / MANIFEST)["settings"]["search"]["keys"]
+    ranges = {key: Range.model_validate(span) for key, span in keys.items()}
+    numbers = [key for key, span in ranges.items() if span.choices is None]
+    trials = read_table(directory / "trials.csv", ("trial", "score", *numbers))
+    best, name = read_json(directory / WINNER), directory.relative_to(experiment.home)
+    drawn = [
+        svg(panel, f"{esc(experiment.name)}: {esc(name)}, {esc(what)}")
+        for what, panel in history_panels(trials, ranges, best["metric"]).items()
     ]
-    return png(panels, path)
+    return note(f"<code>{esc(name)}</code>: {esc(found_text(best))}") + panels(drawn)
+
+
+def draw_history(trials: pd.DataFrame, keys: dict[str, Range], metric: str, path: Path) -> Path:
+    """Write history.png. trials: the rows of trials.csv."""
+    return png(list(history_panels(trials, keys, metric).values()), path)
+
+
+def history_panels(trials: pd.DataFrame, keys: dict[str, Range], metric: str) -> dict[str, Panel]:
+    """The figure's panels by name: the history, and one for each searched key."""
+    return {"history": partial(_history, trials=trials, metric=metric)} | {
+        key: partial(_key, trials=trials, key=key, span=span, metric=metric)
+        for key, span in keys.items()
+    }
 
 
 def _split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -38,7 +82,7 @@ def _history(ax: Axes, trials: pd.DataFrame, metric: str) -> None:
     if len(pruned):
         ax.plot(pruned["trial"], pruned["score"], "o", mfc="none", color=MUTED, ms=4)
         ax.lines[-1].set_label("stopped early")
-    ax.set_title(metric.replace("_", " ") + " on the inner split")
+    ax.set_title(metric.replace("_", " ") + " by trial")
     ax.set_xlabel("trial")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     legend_above(ax)

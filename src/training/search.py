@@ -13,29 +13,19 @@ import pandas as pd
 from accelerate import Accelerator
 from optuna.trial import Trial
 
-from src.artifacts import (
-    MANIFEST,
-    RUNS,
-    Step,
-    read_json,
-    read_table,
-    sha256,
-    write_json,
-    write_table,
-)
+from src.artifacts import RUNS
 from src.config import dump_config, flatten, with_values
 from src.errors import UserError
-from src.report.search import draw_history
 from src.runtime import start
 from src.schema import Config
-from src.search_result import BEST
+from src.search import Plan, check_alone, run_search
+from src.study import origin
 from src.tables import Dataset, load_dataset
 from src.training.checkpoint import NAME as CHECKPOINT
 from src.training.checkpoint import load_checkpoint
 from src.training.inner_split import inner_split
 from src.training.job import Fold, build_trainer
 from src.training.stage1 import fit
-from src.training.study import Worker, locked, open_study, origin, table, winner, work
 
 SETTINGS = ("model", "train", "metric", "seed")
 COUNTED_IN_EPOCHS = (
@@ -49,50 +39,29 @@ COUNTED_IN_EPOCHS = (
 def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     """Run trials until there are `search.trials`; returns them as a table.
 
-    Writes search/: study.db, trials.csv, trials/<n>/metrics.csv, and at the end history.png,
-    best.json and manifest.json. Errors: UserError for a search that makes no sense, another
-    config in the same directory, or trials that all fail.
+    Writes search/, and in trials/<n>/ there a metrics.csv. Errors: UserError for a search that
+    makes no sense, another config in the same directory, or trials that all fail.
     """
     data = load_dataset(config.dataset)
     _check(config, data)
-    directory = RUNS / config.dataset / experiment / "search"
     accelerator = start(config.train.precision)
-    if accelerator.num_processes > 1:
-        raise UserError(
-            "--search: start the same command once per GPU instead (CUDA_VISIBLE_DEVICES=0, 1, …): "
-            "each is a worker with trials of its own"
-        )
-    with Worker(directory) as worker:
-        if overwrite and worker.others():
-            raise UserError(f"{directory}: {worker.others()} still work on it; stop them first")
-        step = _step(config, data, directory)
-        if overwrite:
-            _clear(directory)
-        if _finished(step, config):
-            numbers = ("trial", "score", "seconds")
-            return _shown(read_table(directory / "trials.csv", numbers), config)
-        now = flatten(dump_config(config))
-        about = {"settings": step.settings, "inputs": step.inputs}
-        with locked(directory):
-            study = open_study(directory, proxy(config).search, about)
-        step.check_settings(study.user_attrs["settings"], directory / "study.db")
-        step.check_inputs(study.user_attrs["inputs"], directory / "study.db")
-        inner = inner_split(data, config.search)
+    check_alone(accelerator)
+    left_out = ("trials", "use", "stage2")
+    spec = {k: v for k, v in dump_config(config.search).items() if k not in left_out}
+    plan = Plan(
+        RUNS / config.dataset / experiment / "search",
+        proxy(config).search,
+        flatten(dump_config(config)),
+        config.search.metric or config.metric,
+        {"search": spec} | {key: getattr(config, key) for key in SETTINGS},
+        {name: data.directory / name for name in ("folds.csv", "classes.csv")},
+    )
+    inner = inner_split(data, config.search)
 
-        def run(trial: Trial, values: dict) -> float:
-            return run_trial(config, inner, directory, accelerator, trial, values)
+    def run(trial: Trial, values: dict) -> float:
+        return run_trial(config, inner, plan.directory, accelerator, trial, values)
 
-        work(study, config.search, now, worker, run)
-        with locked(directory):
-            _finish(step, study, config, data)
-        return _shown(table(study, config.search), config)
-
-
-def _shown(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """The table as it is printed: values with three digits, however small."""
-    keys = list(config.search.keys)
-    digits = {k: rows[k].map(lambda v: f"{v:.3g}" if isinstance(v, float) else v) for k in keys}
-    return rows.assign(**digits).drop(columns=["worker"])
+    return run_search(plan, overwrite, run)
 
 
 def _check(config: Config, data: Dataset) -> None:
@@ -108,54 +77,6 @@ def _check(config: Config, data: Dataset) -> None:
                 f"model.pretrained={pretrained}: that network has seen the images on which trials "
                 "are scored. Search from other weights"
             )
-
-
-def _step(config: Config, data: Dataset, directory: Path) -> Step:
-    spec = {k: v for k, v in dump_config(config.search).items() if k not in ("trials", "use")}
-    settings = {"search": spec} | {key: getattr(config, key) for key in SETTINGS}
-    inputs = {name: data.directory / name for name in ("folds.csv", "classes.csv")}
-    return Step(directory, settings, inputs, redo_on_new_inputs=False)
-
-
-def _clear(directory: Path) -> None:
-    """Everything but the locks of those who are there. The manifest first: then it is unfinished"""
-    for name in (MANIFEST, BEST, "study.db", "trials.csv", "history.png"):
-        (directory / name).unlink(missing_ok=True)
-    for path in sorted((directory / "trials").glob("*/*")):
-        path.unlink()
-
-
-def _finished(step: Step, config: Config) -> bool:
-    """A finished search goes on when more trials are asked for."""
-    path = step.directory / MANIFEST
-    if path.is_file() and read_json(path)["trials"] < config.search.trials:
-        step.check_settings(step.manifest()["settings"], path)
-        step.check_inputs(step.manifest()["inputs"], path)
-        path.unlink(missing_ok=True)
-    return step.finished()
-
-
-def _finish(step: Step, study: optuna.Study, config: Config, data: Dataset) -> None:
-    """Write what the search found, unless another worker has."""
-    if (step.directory / MANIFEST).is_file():
-        return
-    best, spec = winner(study), config.search
-    metric = spec.metric or config.metric
-    rows = table(study, spec)
-    write_table(step.directory / "trials.csv", rows)
-    draw_history(rows, spec, metric, step.directory / "history.png")
-    write_json(
-        step.directory / BEST,
-        {
-            "values": best.params,
-            "metric": metric,
-            "score": best.value,
-            "trial": best.number,
-            "trials": len(rows),
-            "folds.csv": sha256(data.directory / "folds.csv"),
-        },
-    )
-    step.finish(["trials.csv", "history.png", BEST], {metric: best.value}, trials=len(rows))
 
 
 # ---- one trial ---------------------------------------------------------------------------------
@@ -192,7 +113,7 @@ def run_trial(
         checkpoint = load_checkpoint(home)
         for row in () if checkpoint is None else checkpoint["history"]:
             report(row)
-        history = fit(job, *build_trainer(job), state, checkpoint, report)
+        history, _ = fit(job, *build_trainer(job), state, checkpoint, report)
     except UserError as error:
         trial.set_user_attr("note", str(error))
         print(f"trial {trial.number}: {error}", flush=True)

@@ -95,8 +95,8 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         write_config(job.directory.parents[1] / "config.yaml", config, job.searched)
     trainer, loader, epochs = build_trainer(job)
     state = {"settings": step.settings, "inputs": step.inputs}
-    history = fit(job, trainer, loader, epochs, state, checkpoint)
-    return finish(job, trainer, history, step)
+    history, found = fit(job, trainer, loader, epochs, state, checkpoint)
+    return finish(job, trainer, history, found, step)
 
 
 def fit(
@@ -107,25 +107,27 @@ def fit(
     state: dict,
     checkpoint: dict | None,
     report: Callable[[dict], None] = lambda row: None,
-) -> list[dict]:
-    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv.
+) -> tuple[list[dict], Predictions | None]:
+    """All epochs from where `checkpoint` stops; returns the rows of metrics.csv, and the held-out
+    predictions of the weights that are kept, if the last thing done was to make them.
 
     report: is given each new row; a search stops a hopeless training by raising from it
     """
     train, accelerator = job.config.train, job.accelerator
     history: list[dict] = []
-    best = None
+    best = found = None
     if checkpoint is not None:
         _restore(trainer, checkpoint)
         history, best = checkpoint["history"], checkpoint["best"]
         accelerator.print(f"{job.directory}: continuing after epoch {len(history)}")
     for epoch in range(len(history), train.epochs):
         seed_all(job.config.seed, job.name, epoch, accelerator.process_index)
-        epochs.epoch = epoch
+        epochs.epoch, found = epoch, None
         row = {"epoch": epoch + 1} | trainer.train_epoch(loader, epoch)
         last = epoch + 1 == train.epochs
         if job.fold is not None and (last or (epoch + 1) % train.eval_every == 0):
-            row |= evaluate(job, trainer.evaluated, trainer.prep)[1]
+            found = evaluate(job, trainer.evaluated, trainer.prep)
+            row |= scores(job, found)
         row["peak_memory_mib"] = peak_memory(accelerator.device)
         history.append(row)
         if train.select == "best" and (
@@ -144,15 +146,19 @@ def fit(
         report(row)
     if best is not None:
         trainer.evaluated.load_state_dict(best["network"])
-    return history
+        found = found if best["epoch"] == train.epochs else None
+    return history, found
 
 
-def finish(job: Fold, trainer: Trainer, history: list[dict], step: Step) -> dict[str, float]:
-    """Write what later stages read, manifest last."""
+def finish(
+    job: Fold, trainer: Trainer, history: list[dict], found: Predictions | None, step: Step
+) -> dict[str, float]:
+    """Write what later stages read, manifest last. found: held-out predictions, if already made"""
     network, directory = trainer.evaluated, job.directory
-    found, metrics = None, {}
+    metrics = {}
     if job.fold is not None:
-        found, metrics = evaluate(job, network, trainer.prep)
+        found = found or evaluate(job, network, trainer.prep)
+        metrics = scores(job, found)
     if job.accelerator.is_main_process:
         write_table(directory / "metrics.csv", pd.DataFrame(history))
         save_network(
@@ -178,8 +184,8 @@ def finish(job: Fold, trainer: Trainer, history: list[dict], step: Step) -> dict
     return metrics
 
 
-def evaluate(job: Fold, network: Network, prep: Preprocessing) -> tuple[Predictions, dict]:
-    """Held-out predictions with features, and their metrics."""
+def evaluate(job: Fold, network: Network, prep: Preprocessing) -> Predictions:
+    """Held-out predictions with features."""
     found = run_network(
         network,
         job.data.held_out(job.fold),
@@ -192,7 +198,11 @@ def evaluate(job: Fold, network: Network, prep: Preprocessing) -> tuple[Predicti
     )
     if not np.isfinite(found.logits).all():
         raise UserError("validation logits are not finite; lower train.lr or use precision=fp32")
-    return found, summary(found.logits, found.label, job.data.classes["bin"].to_numpy())
+    return found
+
+
+def scores(job: Fold, found: Predictions) -> dict[str, float]:
+    return summary(found.logits, found.label, job.data.classes["bin"].to_numpy())
 
 
 def _snapshot(trainer: Trainer) -> dict:
