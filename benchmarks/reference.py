@@ -319,12 +319,27 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "ce/tau",
         ),
         Entry(
+            "logit adjustment afterwards",
+            "any network of plain cross-entropy, also one of somebody else; seconds",
+            "posthoc: {steps: [logit_adjustment]}",
+            "Menon et al., ICLR 2021",
+            "src/fusion/logit_adjustment.py",
+            "ce/prior",
+        ),
+        Entry(
             "searched weight decay (or any key)",
             "first with a new backbone: `02_train_stage1.py --search`",
             "search: {keys: {train.weight_decay: {low: 1.0e-5, high: 1.0e-1, log: true}}}",
             "Alshammari et al., CVPR 2022",
             "src/training/search.py",
             "ce_wd",
+        ),
+        Entry(
+            "searched heads",
+            "after 02: `03_train_stage2.py --search`, seconds per trial",
+            "{stage2: [{head: maxnorm}], search: {stage2: {trials: 100}}}",
+            "Alshammari et al., CVPR 2022",
+            "src/rebalance/search.py",
         ),
     ),
 }

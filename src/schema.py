@@ -240,10 +240,13 @@ class Posthoc(Section):
         None,
         description="heads to start from: stage1 and names of stage2 heads; null: all",
     )
-    steps: tuple[Literal["tau_norm", "ncm_fusion", "temperature"], ...] = Field(
-        ("tau_norm", "ncm_fusion", "temperature"), description="tried in this order, on OOF logits"
+    steps: tuple[Literal["tau_norm", "logit_adjustment", "ncm_fusion", "temperature"], ...] = Field(
+        ("tau_norm", "logit_adjustment", "ncm_fusion", "temperature"),
+        description="tried in this order, on OOF logits",
     )
-    tau_max: float = Field(2.0, gt=0, le=10, description="tau_norm: grid 0 … tau_max")
+    tau_max: float = Field(
+        2.0, gt=0, le=10, description="tau_norm and logit_adjustment: grid 0 … tau_max"
+    )
     grid: int = Field(21, ge=2, le=1001, description="points of each grid")
     min_gain: float = Field(
         0.0,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ HEADS = {
     "stage1": ("linear", {"weight": W, "bias": B}),
     "ncm": ("cosine", {"weight": M, "scale": np.float32(1)}),
 }
-STATE = State(F @ W.T + B, F, "stage1", HEADS)
+COUNTS = np.array([100, 10, 1])
+STATE = State(F @ W.T + B, F, "stage1", HEADS, COUNTS)
 
 
 def random_state(n=200, d=6, k=9, seed=0) -> State:
@@ -29,7 +31,7 @@ def random_state(n=200, d=6, k=9, seed=0) -> State:
     f, w, b, m = (rng.normal(size=s).astype(np.float32) for s in ((n, d), (k, d), k, (k, d)))
     heads = {"stage1": ("linear", {"weight": w, "bias": b})}
     heads["ncm"] = ("cosine", {"weight": m, "scale": np.float32(1)})
-    return State(f @ w.T + b, f, "stage1", heads)
+    return State(f @ w.T + b, f, "stage1", heads, np.geomspace(1000, 3, k).round())
 
 
 def test_tau_norm_by_hand():
@@ -53,6 +55,30 @@ def test_tau_norm_refuses_what_it_cannot_normalise():
     rough = random_state()
     cast = rough.logits.view(np.uint32) & np.uint32(0xFFFF0000)  # what bf16 leaves of a number
     assert refuses(rough.with_logits(cast.view(np.float32)), config()) is None
+
+
+def test_logit_adjustment_by_hand():
+    step, logits = STEPS["logit_adjustment"], np.log([[100, 20, 3]]).astype(np.float32)
+    state = STATE.with_logits(logits)
+    np.testing.assert_allclose(np.exp(step.apply(state, {"tau": 1.0})), [[1, 2, 3]], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(step.apply(state, {"tau": 0.5})), [[10, 20 / 10**0.5, 3]], rtol=1e-5
+    )
+    assert np.array_equal(step.apply(state, {"tau": 0.0}), logits)
+
+
+def test_logit_adjustment_gives_more_to_the_rare_the_larger_tau_is():
+    state = random_state(n=500)
+    step = STEPS["logit_adjustment"]
+    rare = [(step.apply(state, {"tau": t}).argmax(1) >= 6).sum() for t in np.linspace(0, 2, 9)]
+    assert rare == sorted(rare) and rare[-1] > rare[0]
+
+
+def test_logit_adjustment_needs_counts_that_differ():
+    refuses = STEPS["logit_adjustment"].refuses
+    assert refuses(STATE, config()) is None
+    assert "as many" in refuses(replace(STATE, counts=np.array([7, 7, 7])), config())
+    assert "needs the classes' counts" in refuses(replace(STATE, counts=None), config())
 
 
 def test_ncm_fusion_by_hand():
@@ -100,7 +126,7 @@ def test_temperature_changes_no_argmax(temperature):
     np.testing.assert_array_equal(scaled.argmax(1), state.logits.argmax(1))
 
 
-@pytest.mark.parametrize("name", ["tau_norm", "ncm_fusion"])
+@pytest.mark.parametrize("name", ["tau_norm", "logit_adjustment", "ncm_fusion"])
 def test_candidates_share_work_and_give_what_each_gives_alone(name):
     step, state = STEPS[name], random_state()
     candidates = step.candidates(config(posthoc={"grid": 5}))
@@ -112,6 +138,7 @@ def test_candidates_share_work_and_give_what_each_gives_alone(name):
 def test_grids_hold_what_the_config_says():
     settings = config(posthoc={"grid": 3, "tau_max": 1.5})
     assert [c["tau"] for c in STEPS["tau_norm"].candidates(settings)] == [0, 0.75, 1.5]
+    assert [c["tau"] for c in STEPS["logit_adjustment"].candidates(settings)] == [0.75, 1.5]
     found = STEPS["ncm_fusion"].candidates(settings)  # 1 would leave the step out
     assert found == [{"w": 0.5, "head": "ncm"}, {"w": 0.0, "head": "ncm"}]
 
@@ -122,7 +149,7 @@ def test_every_step_of_the_schema_is_in_the_table():
 
 def test_a_recipe_without_steps_returns_stage_1_untouched():
     z = np.random.default_rng(0).normal(size=(2, 3))
-    assert apply_recipe({"head": "stage1", "steps": []}, None, {}, z) is z
+    assert apply_recipe({"head": "stage1", "steps": []}, None, {}, z, COUNTS) is z
 
 
 def test_a_recipe_is_its_steps_in_order(monkeypatch):
@@ -132,16 +159,22 @@ def test_a_recipe_is_its_steps_in_order(monkeypatch):
     }
     steps = [
         {"step": "tau_norm", "params": {"tau": 0.5}},
+        {"step": "logit_adjustment", "params": {"tau": 0.3}},
         {"step": "ncm_fusion", "params": {"w": 0.3, "head": "ncm"}},
         {"step": "temperature", "params": {"T": 2.0}},
     ]
-    expected = State(np.zeros_like(state.logits), state.features, "crt", heads)
+    counts = state.counts
+    expected = State(np.zeros_like(state.logits), state.features, "crt", heads, counts)
     for step in steps:
         expected = expected.with_logits(STEPS[step["step"]].apply(expected, step["params"]))
-    whole = apply_recipe({"head": "crt", "steps": steps}, state.features, heads, state.logits)
+    whole = apply_recipe(
+        {"head": "crt", "steps": steps}, state.features, heads, state.logits, counts
+    )
     np.testing.assert_allclose(whole, expected.logits, rtol=1e-5)
     monkeypatch.setattr(metrics, "CHUNK", 40)
-    chunked = apply_recipe({"head": "crt", "steps": steps}, state.features, heads, state.logits)
+    chunked = apply_recipe(
+        {"head": "crt", "steps": steps}, state.features, heads, state.logits, counts
+    )
     np.testing.assert_allclose(chunked, whole, rtol=1e-5)
 
 
@@ -151,7 +184,7 @@ def test_a_recipe_names_the_head_that_is_missing():
         "steps": [{"step": "ncm_fusion", "params": {"w": 0, "head": "ncm"}}],
     }
     with pytest.raises(ValueError, match=r"needs the heads \['ncm'\]"):
-        apply_recipe(recipe, F, {"stage1": HEADS["stage1"]}, STATE.logits)
+        apply_recipe(recipe, F, {"stage1": HEADS["stage1"]}, STATE.logits, COUNTS)
 
 
 def test_tau_norm_must_come_first_and_steps_do_not_repeat():

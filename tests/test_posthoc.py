@@ -51,15 +51,17 @@ def edit(path: Path, **arrays) -> None:
 # ---- the whole stage ---------------------------------------------------------------------------
 
 
-def test_planted_good_steps_are_kept_and_the_tail_rises(world):
-    table = posthoc(config(posthoc={"heads": ["stage1"]}), "exp")
+@pytest.mark.parametrize("step", ["logit_adjustment", "ncm_fusion"])
+def test_planted_good_steps_are_kept_and_the_tail_rises(world, step):
+    steps = ["tau_norm", step, "temperature"]
+    table = posthoc(config(posthoc={"heads": ["stage1"], "steps": steps}), "exp")
     rows = table.set_index(["start", "step"])
-    assert rows.loc[("stage1", "ncm_fusion"), "kept"] == "yes"
+    assert rows.loc[("stage1", step), "kept"] == "yes"
     assert rows.loc[("stage1", "temperature"), "kept"] == "yes"
     before, after = rows.loc[("stage1", "")], rows.loc[("stage1", "final")]
     assert after["balanced_accuracy"] > before["balanced_accuracy"] + 0.05
     assert after["few"] > before["few"] and after["ece"] < before["ece"]
-    gain = rows.loc[("stage1", "ncm_fusion"), "gain"]
+    gain = rows.loc[("stage1", step), "gain"]
     assert gain == pytest.approx(after["balanced_accuracy"] - before["balanced_accuracy"])
 
 
@@ -77,11 +79,13 @@ def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
     found = read_json(HOME / "posthoc" / "posthoc.json")
     oof = load_predictions(HOME / "posthoc" / "oof.npz", world.num_classes)
     assert len(set(json.dumps(steps) for steps in found["per_fold"].values())) > 1
+    counts = load_dataset(DATASET).counts(load_dataset(DATASET).images)
     for fold in range(FOLDS):
         rows = np.flatnonzero(world.fold == fold)
         recipe = {"head": found["head"], "steps": found["per_fold"][str(fold)]}
         f = world.features[rows]
-        expected = apply_recipe(recipe, f, world.heads[fold], world.logits("stage1", fold, f))
+        start = world.logits("stage1", fold, f)
+        expected = apply_recipe(recipe, f, world.heads[fold], start, counts)
         mine = oof.logits[np.searchsorted(oof.image_id, world.ids[rows])]
         np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)
     images = load_dataset(DATASET).images

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from src.fusion.logit_adjustment import LOGIT_ADJUSTMENT
 from src.fusion.ncm_fusion import NCM_FUSION
 from src.fusion.step import Params, State, Step
 from src.fusion.tau_norm import TAU_NORM
@@ -14,7 +15,9 @@ from src.fusion.temperature import TEMPERATURE
 from src.logits import head_logits
 from src.metrics import chunks
 
-STEPS: dict[str, Step] = {step.name: step for step in (TAU_NORM, NCM_FUSION, TEMPERATURE)}
+STEPS: dict[str, Step] = {
+    step.name: step for step in (TAU_NORM, LOGIT_ADJUSTMENT, NCM_FUSION, TEMPERATURE)
+}
 
 
 def apply_steps(state: State, steps: Iterable[tuple[str, Params]]) -> State:
@@ -29,6 +32,7 @@ def apply_recipe(
     features: np.ndarray | None,
     heads: dict[str, tuple[str, dict[str, np.ndarray]]],
     stage1_logits: np.ndarray,
+    counts: np.ndarray,
     start_logits: np.ndarray | None = None,
 ) -> np.ndarray:
     """Final logits [N, K] of one fold's model.
@@ -37,6 +41,7 @@ def apply_recipe(
     fold's stage 1 · heads: name → (kind, arrays) of that fold, `stage1` among them, as
     `src.tables.load_head` reads them · stage1_logits: [N, K]; returned as they are when the recipe
     starts at stage 1 and has no steps, since some networks' logits are not linear in the features ·
+    counts: [K] training images of each class ·
     start_logits: [N, K] of the recipe's head, for a head that does not act on `features`.
     Errors: ValueError when the recipe needs a head that is not there.
     """
@@ -58,5 +63,5 @@ def apply_recipe(
         else:
             kind, arrays = heads[start]
             z = head_logits(f, arrays, kind)
-        out[rows] = apply_steps(State(z, f, start, heads), steps).logits
+        out[rows] = apply_steps(State(z, f, start, heads, counts), steps).logits
     return out

@@ -6,7 +6,7 @@ plain data (they are stored in posthoc.json) and either lists `candidates` to se
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,20 +20,22 @@ class State:
     """What one fold's model offers for N images.
 
     logits: [N, K], what the steps so far made of the start head's · features: [N, D] or None ·
-    start: the start head's name · heads: name → (kind, arrays), see `src.logits.head_logits`
+    start: the start head's name · heads: name → (kind, arrays), see `src.logits.head_logits` ·
+    counts: [K], training images of each class, all folds together
     """
 
     logits: np.ndarray
     features: np.ndarray | None
     start: str
     heads: dict[str, tuple[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    counts: np.ndarray | None = None
 
     def rows(self, which: slice) -> "State":
         features = None if self.features is None else self.features[which]
-        return State(self.logits[which], features, self.start, self.heads)
+        return replace(self, logits=self.logits[which], features=features)
 
     def with_logits(self, logits: np.ndarray) -> "State":
-        return State(logits, self.features, self.start, self.heads)
+        return replace(self, logits=logits)
 
 
 @dataclass(frozen=True)

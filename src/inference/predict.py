@@ -63,7 +63,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:
         return paths
-    recipe = read_json(recipe_path)
+    recipe, counts = read_json(recipe_path), data.counts(data.images)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network
@@ -72,7 +72,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             name: network_predictions(config, data, stage1, step.directory, accelerator, path)
             for name, path in _statistics(heads[network]).items()
         }
-        for name, z in all_logits(found, own, heads[network], recipe).items():
+        for name, z in all_logits(found, own, heads[network], recipe, counts).items():
             sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
     if main:
         for name, path in paths.items():
@@ -87,11 +87,16 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
 
 
 def all_logits(
-    found: Predictions, own: dict[str, Predictions], heads: dict[str, Path], recipe: dict
+    found: Predictions,
+    own: dict[str, Predictions],
+    heads: dict[str, Path],
+    recipe: dict,
+    counts: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Logits [N, K] of stage1, every head and posthoc, of one network.
 
-    own: predictions of heads that changed the backbone's batch norm · heads: their files by name
+    own: predictions of heads that changed the backbone's batch norm · heads: their files by name ·
+    counts: [K] training images of each class
     """
     loaded = {name: load_head(path) for name, path in heads.items()}
     logits = {"stage1": found.logits}
@@ -99,7 +104,7 @@ def all_logits(
         if name != "stage1":
             logits[name] = head_logits(own.get(name, found).features, arrays, kind)
     first = logits[recipe["head"]] if recipe["head"] in own else None
-    posthoc = apply_recipe(recipe, found.features, loaded, found.logits, first)
+    posthoc = apply_recipe(recipe, found.features, loaded, found.logits, counts, first)
     return logits | {"posthoc": posthoc}
 
 
