@@ -244,9 +244,7 @@ class Posthoc(Section):
         ("tau_norm", "logit_adjustment", "ncm_fusion", "temperature"),
         description="tried in this order, on OOF logits",
     )
-    tau_max: float = Field(
-        2.0, gt=0, le=10, description="tau_norm and logit_adjustment: grid 0 … tau_max"
-    )
+    tau_max: float = Field(2.0, gt=0, le=10, description="tau_norm: grid 0 … tau_max")
     grid: int = Field(21, ge=2, le=1001, description="points of each grid")
     min_gain: float = Field(
         0.0,

@@ -253,6 +253,11 @@ def load_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return arrays["image_id"][order], arrays["features"][order]
 
 
+def fold_of(stage1: Path) -> int | None:
+    """The fold that a network's directory is named after; None for `full`."""
+    return None if stage1.name == "full" else int(stage1.name.removeprefix("fold"))
+
+
 def finished_networks(home: Path, data: Dataset) -> list[Path]:
     """Directories stage1/fold<k> and stage1/full of an experiment that 02 finished, in that order.
 

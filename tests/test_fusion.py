@@ -138,7 +138,7 @@ def test_candidates_share_work_and_give_what_each_gives_alone(name):
 def test_grids_hold_what_the_config_says():
     settings = config(posthoc={"grid": 3, "tau_max": 1.5})
     assert [c["tau"] for c in STEPS["tau_norm"].candidates(settings)] == [0, 0.75, 1.5]
-    assert [c["tau"] for c in STEPS["logit_adjustment"].candidates(settings)] == [0.75, 1.5]
+    assert [c["tau"] for c in STEPS["logit_adjustment"].candidates(settings)] == [0.5, 1]
     found = STEPS["ncm_fusion"].candidates(settings)  # 1 would leave the step out
     assert found == [{"w": 0.5, "head": "ncm"}, {"w": 0.0, "head": "ncm"}]
 

@@ -79,12 +79,12 @@ def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
     found = read_json(HOME / "posthoc" / "posthoc.json")
     oof = load_predictions(HOME / "posthoc" / "oof.npz", world.num_classes)
     assert len(set(json.dumps(steps) for steps in found["per_fold"].values())) > 1
-    counts = load_dataset(DATASET).counts(load_dataset(DATASET).images)
+    dataset = load_dataset(DATASET)
     for fold in range(FOLDS):
         rows = np.flatnonzero(world.fold == fold)
         recipe = {"head": found["head"], "steps": found["per_fold"][str(fold)]}
         f = world.features[rows]
-        start = world.logits("stage1", fold, f)
+        start, counts = world.logits("stage1", fold, f), dataset.counts(dataset.training(fold))
         expected = apply_recipe(recipe, f, world.heads[fold], start, counts)
         mine = oof.logits[np.searchsorted(oof.image_id, world.ids[rows])]
         np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)

@@ -21,7 +21,14 @@ from src.networks.weights import load_network
 from src.rebalance.sgd import Batches, steps_per_epoch
 from src.schema import Config
 from src.schema_heads import Trained
-from src.tables import Dataset, check_same_ids, load_features, load_head, save_features
+from src.tables import (
+    Dataset,
+    check_same_ids,
+    fold_of,
+    load_features,
+    load_head,
+    save_features,
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,6 @@ def stage1_classifier(data: FeatureSet, head: str) -> tuple[np.ndarray, np.ndarr
             f"{list(arrays['weight'].shape)}. Use crt, cosine or ncm."
         )
     return arrays["weight"], arrays["bias"]
-
-
-def fold_of(stage1: Path) -> int | None:
-    """The fold that a network's directory is named after; None for `full`."""
-    return None if stage1.name == "full" else int(stage1.name.removeprefix("fold"))
 
 
 def feature_set(

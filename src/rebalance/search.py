@@ -28,7 +28,7 @@ from src.errors import UserError
 from src.head_keys import head_key, head_ranges
 from src.logits import head_logits
 from src.metrics import OUTCOMES, SCORES, paired_gain
-from src.rebalance.features import FeatureSet, feature_set, fold_of
+from src.rebalance.features import FeatureSet, feature_set
 from src.rebalance.stage2 import Experiment, fit, head_settings
 from src.runtime import start
 from src.schema import Config
@@ -37,7 +37,7 @@ from src.schema_search import Range, Search
 from src.search import Plan, check_alone, run_search
 from src.search_result import BEST, describe, found_text, head_directory, with_winner
 from src.study import locked
-from src.tables import Predictions, finished_networks, load_dataset, load_predictions
+from src.tables import Predictions, finished_networks, fold_of, load_dataset, load_predictions
 
 
 @dataclass(frozen=True)

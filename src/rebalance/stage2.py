@@ -17,7 +17,7 @@ from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import save_statistics
 from src.networks.weights import load_network
 from src.rebalance import HEADS
-from src.rebalance.features import FeatureSet, feature_set, fold_of
+from src.rebalance.features import FeatureSet, feature_set
 from src.rebalance.live import LiveFeatures
 from src.runtime import seed_all, start
 from src.schema import Config
@@ -26,6 +26,7 @@ from src.tables import (
     Dataset,
     Predictions,
     finished_networks,
+    fold_of,
     load_dataset,
     load_predictions,
     save_head,
