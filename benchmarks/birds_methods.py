@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_methods.py`
 
 from benchmarks.cifar_jobs import choose_tau, fit_heads
-from benchmarks.cifar_methods import HEADS, METHODS, Method, with_extra
+from benchmarks.cifar_methods import BALANCED, HEADS, METHODS, Method, with_extra
 from benchmarks.pool import run_all
 from benchmarks.results import markdown, provenance, write_section
 from src import cli
@@ -56,9 +56,14 @@ def birds_methods() -> dict[str, Method]:
         alone = method.same_as is None and (not method.ablation or method.name in ALSO)
         if alone and method.name != "best":
             kept = {k: v for k, v in method.settings.items() if k != "train.milestones"}
-            found[method.name] = Method(method.name, method.title, kept, method.heads)
+            found[method.name] = Method(
+                method.name, method.title, kept, method.heads, method.posthoc
+            )
     more = (
         Method("smoothed", "balanced softmax, smoothing 0.1", SMOOTHED, tuple(HEADS)),
+        Method("longer", "cross-entropy, twice the epochs", {"train.epochs": 16}, (), ("prior",)),
+        Method("balanced_longer", "balanced softmax, twice the epochs",
+               BALANCED | {"train.epochs": 16}),
         Method("smoothed_mixup", "balanced softmax, smoothing 0.1, mixup",
                SMOOTHED | {"train.mixing": {"mixup": 0.2}}),
     )  # fmt: skip
@@ -178,12 +183,13 @@ def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:
             if path.is_file():
                 kind, arrays = load_head(path)
                 add(name, head_logits(held_out.features, arrays, kind))
-        if job.method == "ce" and len(job.folds) > 1:
+        if "tau" in method.posthoc and len(job.folds) > 1:
             other = next(n for n in job.folds if n != k)  # τ is chosen on another fold
             params = choose_tau(config, data, network.parent / f"fold{other}")
             own = {"stage1": load_head(network / "head.safetensors")}
             state = State(held_out.logits, held_out.features, "stage1", own)
             add("tau", STEPS["tau_norm"].apply(state, params))
+        if "prior" in method.posthoc:
             counts = data.counts(data.training(int(k)))
             add("prior", held_out.logits - np.log(np.maximum(counts, 1)))
     return {title: np.concatenate(z) for title, z in parts.items() if len(z) == len(job.folds)}
