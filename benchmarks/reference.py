@@ -108,7 +108,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
         ),
         Entry(
             "LADE",
-            "the test distribution differs from uniform and is known",
+            "as balanced softmax, with a term that separates the classes' logits from the prior",
             "train: {criterion: {name: lade}}",
             "Hong et al., CVPR 2021",
             "src/losses/lade.py",

@@ -79,6 +79,9 @@ def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monke
     )
     kept = [read_json(h / "stage1/fold0/manifest.json")["select"] for h in (home, chosen)]
     assert kept == ["last", "best"]
+    assert (
+        "trained on four fifths of the images" in text and "all training images, last" not in text
+    )
     scores = read_json(home / "score" / "scores.json")
     assert 0 <= scores["chosen"]["tau"] <= 2 and "- cross-entropy, exp4, seed 0: tau " in text
     assert scores["rows"]["ce"]["accuracy"] <= 1
@@ -107,6 +110,7 @@ def test_seeds_are_averaged_and_the_selected_epoch_stands_beside_the_last(result
         cells = row(text, title)
         assert "±" in cells[1] and cells[1].endswith("(2)") and cells[-1].endswith("(1)")
     assert row(text, "method")[-1] == "exp4 selected"
+    assert "all training images, last epoch" in text and "on four fifths" not in text
     home = Path("runs/tiny_exp4")
     homes = sorted(p.name for p in home.glob("gpu-*"))
     assert homes == [f"gpu-balanced_softmax-s{end}" for end in ("0", "0-selected", "1")]

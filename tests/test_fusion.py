@@ -81,6 +81,24 @@ def test_logit_adjustment_needs_counts_that_differ():
     assert "needs the classes' counts" in refuses(replace(STATE, counts=None), config())
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"criterion": {"name": "balanced_softmax"}},
+        {"criterion": {"name": "logit_adjusted"}},
+        {"criterion": {"name": "lade"}},
+        {"sampler": "class_balanced"},
+    ],
+)
+def test_logit_adjustment_leaves_alone_what_is_balanced(train):
+    assert "already" in STEPS["logit_adjustment"].refuses(STATE, config(train=train))
+
+
+def test_logit_adjustment_leaves_heads_of_stage_2_alone():
+    crt = replace(STATE, start="crt")
+    assert STEPS["logit_adjustment"].refuses(crt, config()) == "crt is balanced already"
+
+
 def test_ncm_fusion_by_hand():
     # first image: cosines [1, .8, .6] onto the range of z = [25, 11, 6]: [25, 15.5, 6]
     step = STEPS["ncm_fusion"]
@@ -138,7 +156,7 @@ def test_candidates_share_work_and_give_what_each_gives_alone(name):
 def test_grids_hold_what_the_config_says():
     settings = config(posthoc={"grid": 3, "tau_max": 1.5})
     assert [c["tau"] for c in STEPS["tau_norm"].candidates(settings)] == [0, 0.75, 1.5]
-    assert [c["tau"] for c in STEPS["logit_adjustment"].candidates(settings)] == [0.5, 1]
+    assert [c["tau"] for c in STEPS["logit_adjustment"].candidates(settings)] == [0.75, 1.5]
     found = STEPS["ncm_fusion"].candidates(settings)  # 1 would leave the step out
     assert found == [{"w": 0.5, "head": "ncm"}, {"w": 0.0, "head": "ncm"}]
 

@@ -84,7 +84,7 @@ def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
         rows = np.flatnonzero(world.fold == fold)
         recipe = {"head": found["head"], "steps": found["per_fold"][str(fold)]}
         f = world.features[rows]
-        start, counts = world.logits("stage1", fold, f), dataset.counts(dataset.training(fold))
+        start, counts = world.logits("stage1", fold, f), dataset.counts(dataset.images)
         expected = apply_recipe(recipe, f, world.heads[fold], start, counts)
         mine = oof.logits[np.searchsorted(oof.image_id, world.ids[rows])]
         np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)

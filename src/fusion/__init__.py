@@ -41,7 +41,7 @@ def apply_recipe(
     fold's stage 1 · heads: name → (kind, arrays) of that fold, `stage1` among them, as
     `src.tables.load_head` reads them · stage1_logits: [N, K]; returned as they are when the recipe
     starts at stage 1 and has no steps, since some networks' logits are not linear in the features ·
-    counts: [K] images of each class that the model was trained on ·
+    counts: [K] images of each class, of all folds ·
     start_logits: [N, K] of the recipe's head, for a head that does not act on `features`.
     Errors: ValueError when the recipe needs a head that is not there.
     """

@@ -1,27 +1,27 @@
 """Logit adjustment after training (Menon et al., ICLR 2021, "Long-tail learning via logit
 adjustment", section 4.1).
 
-A network fitted to the training images carries their class prior in its logits. z_c − τ log N_c,
-with N_c the images of class c that this network was trained on (dividing by their sum would move
-all logits alike): τ = 0 changes nothing, τ = 1 takes the whole prior out of a network that was
-trained with cross-entropy. Balanced softmax has done this in training already, and leaves little
-for τ to find.
+A network that was trained on images as they are carries their class prior in its logits.
+z_c − τ log N_c, with N_c the images of class c (dividing by their sum would move all logits alike):
+τ = 0 changes nothing, τ = 1 takes the whole prior out. Heads that are balanced already are left
+alone.
 
-N_c must be the network's own: where a class has three images, a fold that holds one of them out has
-trained on two, and with counts of all images its logits would stay too low. For the same reason the
-search ends at τ = 1. Beyond, the step would favour classes that lack images in this fold, which are
-those that are held out, and the gain out of fold would be one that test images do not give.
+N_c counts the images of all folds. A fold's own counts would say which class lacks an image, the
+one held out: where classes have three images, that alone raises the score out of fold, by a gain
+that test images do not give.
 """
 
 import numpy as np
 
+from src.fusion import tau_norm
 from src.fusion.step import State, Step
+
+BALANCED = ("balanced_softmax", "logit_adjusted", "lade")  # criteria with the prior in them
 
 
 def candidates(config):
-    """0 would leave the step out."""
-    grid = np.linspace(0, 1, config.posthoc.grid)[1:]
-    return [{"tau": round(float(tau), 6)} for tau in grid]
+    """Those of τ-normalisation but 0, which would leave the step out."""
+    return [params for params in tau_norm.candidates(config) if params["tau"] > 0]
 
 
 def each(state: State, candidates):
@@ -31,6 +31,13 @@ def each(state: State, candidates):
 
 
 def refuses(state: State, config):
+    train = config.train
+    if state.start != "stage1":
+        return f"{state.start} is balanced already"
+    if train.criterion.name in BALANCED:
+        return f"train.criterion={train.criterion.name} has the prior in it already"
+    if train.sampler != "instance":
+        return f"train.sampler={train.sampler} has changed the prior already"
     if state.counts is None:
         return "needs the classes' counts, none are given"
     if state.counts.min() == state.counts.max():

@@ -21,7 +21,7 @@ class State:
 
     logits: [N, K], what the steps so far made of the start head's · features: [N, D] or None ·
     start: the start head's name · heads: name → (kind, arrays), see `src.logits.head_logits` ·
-    counts: [K], images of each class that the model was trained on
+    counts: [K], images of each class, of all folds
     """
 
     logits: np.ndarray

@@ -29,7 +29,6 @@ from src.tables import (
     Dataset,
     Predictions,
     finished_networks,
-    fold_of,
     load_dataset,
     load_head,
     load_predictions,
@@ -64,7 +63,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:
         return paths
-    recipe = read_json(recipe_path)
+    recipe, counts = read_json(recipe_path), data.counts(data.images)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network
@@ -73,7 +72,6 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             name: network_predictions(config, data, stage1, step.directory, accelerator, path)
             for name, path in _statistics(heads[network]).items()
         }
-        counts = data.counts(data.training(fold_of(stage1)))
         for name, z in all_logits(found, own, heads[network], recipe, counts).items():
             sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
     if main:
@@ -98,7 +96,7 @@ def all_logits(
     """Logits [N, K] of stage1, every head and posthoc, of one network.
 
     own: predictions of heads that changed the backbone's batch norm · heads: their files by name ·
-    counts: [K] images of each class that the network was trained on
+    counts: [K] images of each class, of all folds
     """
     loaded = {name: load_head(path) for name, path in heads.items()}
     logits = {"stage1": found.logits}

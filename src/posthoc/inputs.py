@@ -87,11 +87,11 @@ def load_start(
         found = load_folds(head_dir(experiment, name), dataset, script_of(name))
         for fold in (f"fold{k}" for k in dataset.folds):
             _check_weights(head_dir(experiment, name) / fold, experiment / "stage1" / fold)
-    states = {}
-    for fold in dataset.folds:
-        counts = dataset.counts(dataset.training(fold))
-        features = stage1[fold].features
-        states[fold] = State(found[fold].logits, features, name, heads[fold], counts)
+    counts = dataset.counts(dataset.images)
+    states = {
+        fold: State(found[fold].logits, stage1[fold].features, name, heads[fold], counts)
+        for fold in dataset.folds
+    }
     return Start(name, states, {fold: found[fold].label for fold in dataset.folds})
 
 
