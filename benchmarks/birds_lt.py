@@ -58,8 +58,8 @@ def main() -> None:
         scores = summary(found, labels, bins)
         rows.append({"test images": f"five folds, {path.stem}"} | {c: scores[c] for c in COLUMNS})
     body = f"{provenance()}\n\nThe first three rows are on all 2,903 test images, ours on the "
-    body += f"{len(truth)} of the public solution.\n\n{markdown(rows)}\n\n{out_of_fold(config.dataset)}\n\n"
-    body += times(config.dataset)
+    body += f"{len(truth)} of the public solution.\n\n{markdown(rows)}\n\n"
+    body += f"{out_of_fold(config.dataset)}\n\n{times(config.dataset)}"
     draw(rows, Path(__file__).with_suffix(".png"))
     print(write_section("birds_lt", "birds_lt, 01 to 06", body))
 
