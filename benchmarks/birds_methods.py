@@ -26,7 +26,7 @@ from benchmarks.cifar_methods import BALANCED, HEADS, METHODS, Method, with_extr
 from benchmarks.pool import run_all
 from benchmarks.results import markdown, provenance, write_section
 from src import cli
-from src.artifacts import MANIFEST, RUNS
+from src.artifacts import MANIFEST, RUNS, read_json
 from src.config import load_config
 from src.errors import UserError
 from src.fusion import STEPS
@@ -137,9 +137,12 @@ def body(jobs: list[Job], failed: dict[str, str]) -> str:
     config = job_config(jobs[0])
     data = load_dataset(config.dataset)
     found: dict[str, np.ndarray] = {}
+    commits = set()
     for job in jobs:
-        if all((home(job) / "stage1" / f"fold{k}" / MANIFEST).is_file() for k in job.folds):
+        manifests = [home(job) / "stage1" / f"fold{k}" / MANIFEST for k in job.folds]
+        if all(path.is_file() for path in manifests):
             found |= out_of_fold(job, data)
+            commits |= {read_json(path)["git"] for path in manifests}
     folds = [int(k) for k in jobs[0].folds]
     labels = np.concatenate([data.held_out(k)["label"].to_numpy() for k in folds])
     bins = data.classes["bin"].to_numpy()
@@ -154,10 +157,11 @@ def body(jobs: list[Job], failed: dict[str, str]) -> str:
         provenance(),
         "",
         f"`{CONFIG}` at {config.model.image_size} px, {train.epochs} epochs, folds "
-        f"{', '.join(map(str, folds))} held out ({len(labels)} images), %. "
+        f"{', '.join(map(str, folds))} held out ({len(labels)} images), %; trained at commit "
+        f"{', '.join(sorted(commits))}. "
         "`against CE`: difference in balanced accuracy ± standard error of the paired bootstrap. "
-        "Losses with the class prior in them are helped a little out of fold by the counts of the "
-        "other folds, which know what class lacks an image (src/fusion/logit_adjustment.py).",
+        "Losses with the class prior in them look a little better here than on test images: their "
+        "counts say which class lacks an image in this fold (src/fusion/logit_adjustment.py).",
         "",
         markdown(rows, 1),
     ]
