@@ -55,7 +55,7 @@ def collect(section: Section) -> pd.DataFrame:
         if not path.with_name(MANIFEST).is_file():
             continue
         tree, manifest = read_json(path), read_json(path.with_name(MANIFEST))
-        facts = {key: tree[key] for key in ("split", "seed", "selected", "device", "seconds")}
+        facts = {key: tree[key] for key in ("split", "seed", "selected", "device")}
         facts["chosen"] = ", ".join(f"{key} {value:.3g}" for key, value in tree["chosen"].items())
         for row, scores in tree["rows"].items():
             keep = {k: v for k, v in scores.items() if v is not None}
@@ -89,12 +89,7 @@ def _how(section: Section, table: pd.DataFrame) -> list[str]:
     ]
     if len(table):
         commits = ", ".join(sorted(set(table["git"])))
-        minutes = table.drop_duplicates(["split", "seed", "selected", "row"])["seconds"] / 60
-        lines += [
-            "",
-            f"{', '.join(sorted(set(table['device'])))}; commit {commits}; "
-            f"a training takes {minutes.median():.1f} minutes (median).",
-        ]
+        lines += ["", f"{', '.join(sorted(set(table['device'])))}; commit {commits}."]
     return lines
 
 
