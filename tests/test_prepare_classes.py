@@ -112,8 +112,9 @@ def test_every_whole_quotient_is_kept_at_any_ratio():
         for n in (1, 2, 3, 7, 50):
             assert tail_counts("exp", n * ratio, 10, ratio)[-1] == n
             assert tail_counts("step", n * ratio, 2, ratio) == [n * ratio, n]
-        cubes = [7 * ratio**k for k in (3, 2, 1, 0)]
-        assert tail_counts("exp", cubes[0], 4, ratio**3) == cubes
+    for factor in range(1, 20):
+        powers = [3 * factor**k for k in (5, 4, 3, 2, 1, 0)]
+        assert tail_counts("exp", powers[0], 6, factor**5) == powers
 
 
 def test_balanced_classes_are_cut_as_published(capsys):
