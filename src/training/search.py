@@ -103,7 +103,8 @@ def run_trial(
     def report(row: dict) -> None:
         if metric in row:
             trial.report(row[metric], row["epoch"])
-            if trial.should_prune():
+            if row["epoch"] < tried.train.epochs and trial.should_prune():  # else it is finished
+                (home / CHECKPOINT).unlink(missing_ok=True)
                 raise optuna.TrialPruned
 
     try:
@@ -117,6 +118,7 @@ def run_trial(
     except UserError as error:
         trial.set_user_attr("note", str(error))
         print(f"trial {trial.number}: {error}", flush=True)
+        (home / CHECKPOINT).unlink(missing_ok=True)
         raise optuna.TrialPruned from error
     finally:
         accelerator.free_memory()
@@ -128,9 +130,14 @@ def run_trial(
 
 
 def proxy(config: Config) -> Config:
-    """The config with the epochs of a trial; what counts in epochs shrinks in proportion."""
+    """The config with the epochs of a trial; what counts in epochs shrinks in proportion.
+
+    A pruner sees validations alone, so with one there is one after each epoch.
+    """
     epochs, now = config.search.epochs or config.train.epochs, flatten(dump_config(config))
     values: dict = {"train.epochs": epochs, "search.epochs": epochs}
+    if config.search.pruner != "none":
+        values["train.eval_every"] = 1
     for key in COUNTED_IN_EPOCHS:
         if now[key] is not None:
             scaled = now[key] * epochs / config.train.epochs
