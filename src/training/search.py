@@ -1,9 +1,13 @@
 """`02_train_stage1.py --search`: settings of stage 1 that do best on a split inside one fold's
 training images (weight decay, as in Alshammari et al., CVPR 2022, by default).
 
-The outer held-out fold is never looked at. A trial is a short training on about 80 % of the rest,
-scored with evaluation transforms on the other 20 %. The values are drawn by a tree-structured
-Parzen estimator (Bergstra et al. 2011), the config's own come first.
+The held-out images of `search.fold` are never looked at. A trial is a short training on about 80 %
+of the rest, scored with evaluation transforms on the other 20 %. The values are drawn by a
+tree-structured Parzen estimator (Bergstra et al. 2011), the config's own come first.
+
+Those training images are what the other folds hold out, and 02 uses the winner in all folds. So
+its out-of-fold scores on `search.fold` are honest, and those on the other folds are slightly
+optimistic; `src.oof.optimism` says so wherever they are shown.
 """
 
 from pathlib import Path
