@@ -337,6 +337,21 @@ def test_a_trial_that_was_trained_to_its_end_is_never_called_pruned(scored_by_lr
     assert (rows["state"] == "complete").all() and rows["score"].nunique() == 10
 
 
+def test_a_trial_that_fails_leaves_no_checkpoint(monkeypatch):
+    ungrouped_dataset()
+    save = training.save_checkpoint
+
+    def save_and_fail(where: Path, state: dict) -> None:
+        save(where, state)
+        assert (where / "last.pt").is_file()
+        raise UserError("it diverged")
+
+    monkeypatch.setattr(training, "save_checkpoint", save_and_fail)
+    with pytest.raises(UserError, match="the last said: it diverged"):
+        searching.search(searched_config(trials=1), "exp", overwrite=False)
+    assert not list(Path("runs").rglob("last.pt"))
+
+
 def test_without_a_pruner_the_config_says_how_often_trials_are_validated():
     config = with_values(searched_config(epochs=2), {"train.eval_every": 50}, "test")
     assert searching.proxy(config).train.eval_every == 50
