@@ -26,10 +26,10 @@ def tail_counts(profile: str, largest: int, num_classes: int, ratio: float) -> l
 def cut_tail(train: pd.DataFrame, class_ids: list[str], longtail: Longtail) -> pd.DataFrame:
     """The rows of `train` (image_id, class_id, …) that stay.
 
-    `class_ids` are in label order: class 0 keeps most images, N / K rounded down as in the
-    protocol. Where a class has too few for its share of that, all shares shrink until each has
-    enough, and this is printed. Each class is shuffled by itself, from its sorted ids, so that one
-    class never changes another's draw, only how much of it is kept.
+    `class_ids` are in label order: class 0 keeps most images, as many as leave every class enough
+    for its share. Of balanced classes that is N / K, as in the protocol; where it is less, because
+    a class is too small, this is printed. Each class is shuffled by itself, from its sorted ids, so
+    that one class never changes another's draw, only how much of it is kept.
     Errors: UserError when the smallest class would be left without an image.
     """
     if longtail.profile is None:
@@ -69,10 +69,10 @@ def _counts(sizes: list[int], class_ids: list[str], longtail: Longtail) -> list[
 
 
 def _largest(profile: str, sizes: list[int], ratio: float) -> int:
-    """What class 0 keeps: N / K, or less, so that every class has enough images for its share."""
+    """What class 0 keeps: the most for which every class has enough images for its share."""
 
     def too_many(largest: int) -> bool:
         asked = tail_counts(profile, largest, len(sizes), ratio)
         return any(n > size for n, size in zip(asked, sizes, strict=True))
 
-    return bisect_left(range(1, sum(sizes) // len(sizes) + 1), True, key=too_many)
+    return bisect_left(range(1, max(sizes) + 1), True, key=too_many)
