@@ -16,8 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
+from src.artifacts import RUNS
 from src.config import load_config
 from src.ensemble.ensemble import Result, ensemble
+from src.oof import optimism
 from src.report.page import write_report
 from src.report.stages import format_table, stage_table
 
@@ -40,8 +42,12 @@ def main() -> None:
         configs, experiments, overwrite=args.overwrite, out=args.out, solution=args.solution
     )
     for experiment in experiments:
+        table = stage_table(configs[0].dataset, experiment)
         print(f"\n{experiment}, stage by stage, on out-of-fold images")
-        print(format_table(stage_table(configs[0].dataset, experiment)))
+        print(format_table(table))
+        home = RUNS / configs[0].dataset / experiment
+        for reason in optimism(home / stage for stage in table.index):
+            print(reason)
     show(result)
     print(f"\nsubmission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
     print(f"report:     {write_report(configs[0].dataset, experiments, configs)}")

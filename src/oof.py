@@ -1,5 +1,6 @@
 """Out-of-fold predictions of a stage, checked against the folds they claim to be held out from."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,41 @@ def load_oof(directory: Path, dataset: Dataset, script: str) -> Predictions:
     """The same of all folds as one, sorted by image_id."""
     parts = load_folds(directory, dataset, script)
     return stack([parts[fold] for fold in sorted(parts)])
+
+
+def optimism(stages: Iterable[Path]) -> list[str]:
+    """Why the out-of-fold scores of some stages flatter, a sentence for each reason; often none.
+
+    stages: directories of an experiment, stage1 and stage2/<head>; others give no reason
+    """
+    reasons = []
+    for directory in stages:
+        found = [read_json(path) for path in sorted(directory.glob(f"fold*/{MANIFEST}"))]
+        if any(manifest.get("select") == "best" for manifest in found):  # older ones lack the fact
+            reasons.append(
+                "Out-of-fold scores are optimistic: stage 1 kept the epoch of each fold that was "
+                "best on its held-out images (train.select: best)."
+            )
+        if keys := sorted({key for manifest in found for key in manifest.get("searched", {})}):
+            reasons.append(_searched(directory, ", ".join(keys)))
+    return reasons
+
+
+def _searched(directory: Path, keys: str) -> str:
+    stage1 = directory.name == "stage1"
+    path = (directory.parent if stage1 else directory) / "search" / MANIFEST
+    fold = "search.fold"
+    if path.is_file():  # it is not needed any more, and may have been removed
+        fold = f"fold {read_json(path)['settings']['search']['fold']}"
+    if stage1:
+        return (
+            "Out-of-fold scores are slightly optimistic: settings were searched on "
+            f"{fold}'s training images, which the other folds hold out ({keys})."
+        )
+    return (
+        f"Out-of-fold scores of {directory.name} are slightly optimistic: settings were searched "
+        f"on the held-out images of all folds but {fold} ({keys})."
+    )
 
 
 def check_held_out(

@@ -155,10 +155,16 @@ class Train(Section):
     deferred: Deferred = Field(
         default_factory=Deferred, description="what makes classes count equally late in training"
     )
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with Nesterov momentum")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd; adamw's beta1")
-    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and norm layers")
+    nesterov: bool = Field(True, description="sgd: with Nesterov's momentum; false: classical")
+    weight_decay: float = Field(
+        0.05, ge=0, description="not applied to biases and norm layers, unless decay_all is on"
+    )
+    decay_all: bool = Field(
+        False, description="weight_decay also for biases and norm layers, as torch.optim does"
+    )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the lr from each layer to the one below it"
     )
@@ -223,6 +229,8 @@ class Train(Section):
             raise ValueError(
                 f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})"
             )
+        if not self.nesterov and self.optimizer != "sgd":
+            raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
         if self.sampler_power != 0.5 and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
         if list(self.milestones) != sorted(self.milestones) or not all(

@@ -83,7 +83,7 @@ class Search(Section):
     pruner: Literal["median", "none"] = Field(
         "median",
         description="median: stop a trial that is, after a third of its epochs, below the median "
-        "of the earlier ones",
+        "of the earlier ones; trials are then validated after each epoch",
     )
     seed: int = Field(0, ge=0, description="of the inner split and of the values that are tried")
     use: bool = Field(True, description="02 trains with the winner once the search has finished")

@@ -250,14 +250,19 @@ def test_the_scripts_run_where_torch_cannot_be_imported(world, tmp_path):
 
     found = run("04_posthoc_calibrate.py")
     assert found.returncode == 0, found.stderr
-    assert "stage1 + ncm_fusion" in found.stdout
+    assert "stage1 + ncm_fusion" in found.stdout and "optimistic" not in found.stdout
     missing = run("06_ensemble.py")
     assert missing.returncode == 2 and "Run `python 05_predict.py`" in missing.stderr
     shutil.copy(RUNS / "good" / "predict" / "ncm.npz", RUNS / "good" / "predict" / "posthoc.npz")
     found = run("06_ensemble.py", "--out", "submission.csv")
     assert found.returncode == 0, found.stderr
     assert "solution: on 200 of 200 test images" in found.stdout
-    assert len(read_table("submission.csv")) == 200
+    assert len(read_table("submission.csv")) == 200 and "optimistic" not in found.stdout
+    path = RUNS / "good" / "stage1" / "fold0" / MANIFEST
+    write_json(path, read_json(path) | {"select": "best"})
+    for script in ("04_posthoc_calibrate.py", "06_ensemble.py"):
+        said = run(script, "--overwrite").stdout
+        assert "Out-of-fold scores are optimistic" in said and "train.select: best" in said
 
 
 # ---- what is refused ---------------------------------------------------------------------------

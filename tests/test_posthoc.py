@@ -16,6 +16,7 @@ from src.errors import UserError
 from src.fusion import STEPS, apply_recipe
 from src.fusion.step import State, Step
 from src.metrics import balanced_accuracy, nll
+from src.oof import optimism
 from src.posthoc.calibrate import posthoc
 from src.posthoc.inputs import Start
 from src.posthoc.search import cross_fitted, no_steps, try_step
@@ -133,8 +134,50 @@ def test_weights_that_were_picked_on_oof_are_marked(world):
     path = HOME / "stage1" / "fold1" / MANIFEST
     write_json(path, read_json(path) | {"select": "best"})
     posthoc(config(), "exp")
-    assert "OOF is optimistic" in read_json(HOME / "posthoc" / "posthoc.json")["optimistic"]
+    found = read_json(HOME / "posthoc" / "posthoc.json")["optimistic"]
+    assert found.startswith("Out-of-fold scores are optimistic") and "select: best" in found
     assert read_json(HOME / "posthoc" / MANIFEST)["optimistic"] is True
+
+
+def searched(stage: str, values: dict, fold: int | None = None) -> None:
+    """As 02 and 03 leave it: fold 2 has values of the search, which looked away from `fold`."""
+    path = HOME / stage / "fold2" / MANIFEST
+    write_json(path, read_json(path) | {"searched": values})
+    if fold is not None:
+        place = HOME / "search" if stage == "stage1" else HOME / stage / "search"
+        write_json(place / MANIFEST, {"settings": {"search": {"fold": fold}}})
+
+
+def test_settings_that_were_searched_on_oof_images_are_marked(world):
+    searched("stage1", {})
+    searched("stage2/crt", {}, fold=0)  # a search whose winner 03 did not use
+    posthoc(config(), "exp")
+    assert read_json(HOME / "posthoc" / "posthoc.json")["optimistic"] is None
+    assert read_json(HOME / "posthoc" / MANIFEST)["optimistic"] is False
+
+    searched("stage1", {"train.weight_decay": 0.01}, fold=1)
+    posthoc(config(), "exp", overwrite=True)
+    assert read_json(HOME / "posthoc" / "posthoc.json")["optimistic"] == (
+        "Out-of-fold scores are slightly optimistic: settings were searched on fold 1's training "
+        "images, which the other folds hold out (train.weight_decay)."
+    )
+    assert read_json(HOME / "posthoc" / MANIFEST)["optimistic"] is True
+
+    searched("stage2/crt", {"crt.lr": 0.1, "crt.epochs": 3}, fold=0)
+    posthoc(config(), "exp", overwrite=True)
+    found = read_json(HOME / "posthoc" / "posthoc.json")["optimistic"]
+    assert "train.weight_decay" in found and found.endswith(
+        " Out-of-fold scores of crt are slightly optimistic: settings were searched on the "
+        "held-out images of all folds but fold 0 (crt.epochs, crt.lr)."
+    )
+
+
+def test_a_search_that_was_removed_is_still_marked(world):
+    searched("stage1", {"train.lr": 0.01})
+    assert optimism([HOME / "stage1", HOME / "posthoc", HOME / "nothing"]) == [
+        "Out-of-fold scores are slightly optimistic: settings were searched on search.fold's "
+        "training images, which the other folds hold out (train.lr)."
+    ]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "top5"])

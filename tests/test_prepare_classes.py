@@ -83,6 +83,12 @@ def test_the_cut_is_seeded_per_class_and_blind_to_row_order():
     assert set(cut_tail(fewer, order, tail).query("class_id == 'c'")["image_id"]) == set(
         cut.query("class_id == 'c'")["image_id"]
     )
+    fewer = pd.concat([images({"a": 90, "c": 100}), images({"b": 100})])
+    less = cut_tail(fewer, order, tail)
+    assert less["class_id"].value_counts().to_dict() == {"a": 90, "b": 28, "c": 9}
+    for c in "bc":  # the same draw, less of it
+        ids = f"class_id == '{c}'"
+        assert set(less.query(ids)["image_id"]) < set(cut.query(ids)["image_id"])
     other = cut_tail(train, order, Longtail(profile="exp", ratio=10, seed=4))
     assert not other.equals(cut)
 
@@ -93,8 +99,73 @@ def test_a_subset_that_just_suffices_can_be_cut():
     assert len(cut) == sum(tail_counts("exp", 500, 10, 100))
 
 
-def test_classes_that_are_too_small_for_the_profile_are_named():
-    with pytest.raises(UserError, match="'b has 9 of 10'.*Raise longtail.ratio"):
-        cut_tail(images({"a": 20, "b": 9}), ["a", "b"], Longtail(profile="exp", ratio=2))
-    with pytest.raises(UserError, match="ratio of at most 20"):
-        cut_tail(images({"a": 20, "b": 9}), ["a", "b"], Longtail(profile="step", ratio=50))
+MNIST = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+def kept(sizes: list[int], **longtail) -> list[int]:
+    """Images of each class after the cut."""
+    order = [f"{c:03d}" for c in range(len(sizes))]
+    cut = cut_tail(images(dict(zip(order, sizes, strict=True))), order, Longtail(**longtail))
+    return cut["class_id"].value_counts().reindex(order).tolist()
+
+
+def test_exact_quotients_are_not_cut():
+    assert tail_counts("exp", 49, 10, 49)[-1] == 1
+    assert tail_counts("step", 98, 2, 49) == [98, 2]
+    assert tail_counts("exp", 1000, 4, 1000) == [1000, 100, 10, 1]
+    assert tail_counts("exp", 216, 4, 216) == [216, 36, 6, 1]
+    assert tail_counts("step", 97, 2, 49) == [97, 1]
+
+
+def test_every_whole_quotient_is_kept_at_any_ratio():
+    for ratio in range(1, 400):
+        for n in (1, 2, 3, 7, 50):
+            assert tail_counts("exp", n * ratio, 10, ratio)[-1] == n
+            assert tail_counts("step", n * ratio, 2, ratio) == [n * ratio, n]
+    for factor in range(1, 20):
+        powers = [3 * factor**k for k in (5, 4, 3, 2, 1, 0)]
+        assert tail_counts("exp", powers[0], 6, factor**5) == powers
+
+
+def test_balanced_classes_are_cut_as_published(capsys):
+    assert kept([500] * 100, profile="exp", ratio=100) == tail_counts("exp", 500, 100, 100)
+    assert kept([502, 499, 501, 498], profile="step", ratio=10) == [499, 499, 49, 49]
+    assert "note: longtail: {profile: step, ratio: 10} starts from 499" in capsys.readouterr().out
+    assert kept([500, 501, 501, 500], profile="step", ratio=10) == [500, 500, 50, 50]
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "profile, ratio, largest, short",
+    [("exp", 100, 5923, "000"), ("exp", 1000, 5923, "000"), ("step", 100, 5842, "004")],
+)
+def test_the_first_class_need_not_be_the_largest(profile, ratio, largest, short, capsys):
+    found = kept(MNIST, profile=profile, ratio=ratio)
+    assert found == tail_counts(profile, largest, 10, ratio)
+    said = capsys.readouterr().out
+    assert f"starts from {largest} images in the largest class instead of 6000" in said
+    assert f"because class {short} has only {largest}\n" in said
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_largest_class_is_as_large_as_the_others_allow(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(5, 300, 12).tolist()
+    profile, ratio = ("exp", "step")[seed % 2], int(rng.integers(1, 5))
+    found = kept(sizes, profile=profile, ratio=ratio)
+    for n in range(max(sizes), 0, -1):  # the first that fits
+        counts = tail_counts(profile, n, 12, ratio)
+        if all(count <= size for count, size in zip(counts, sizes, strict=True)):
+            assert found == counts
+            break
+
+
+@pytest.mark.parametrize("sizes", [MNIST, [20, 9], [100, 3, 97], [40, 1, 1, 60]])
+@pytest.mark.parametrize("profile", ["exp", "step"])
+def test_a_ratio_that_is_too_large_is_refused_with_one_that_works(sizes, profile):
+    with pytest.raises(UserError, match="leaves the smallest class without an image") as error:
+        kept(sizes, profile=profile, ratio=6743)
+    most = int(str(error.value).rpartition("at most ")[2].rstrip("."))
+    assert min(kept(sizes, profile=profile, ratio=most)) == 1
+    with pytest.raises(UserError, match=f"at most {most}"):
+        kept(sizes, profile=profile, ratio=most + 1)

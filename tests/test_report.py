@@ -170,7 +170,7 @@ def searched(directory: Path, key: str, judged: dict) -> None:
     best = {"values": {key: 0.02}, "metric": "accuracy", "score": 0.7, "trial": 1, "trials": 3}
     write_json(directory / "best.json", best | judged)
     span = {"low": 0.01, "high": 0.1, "log": True, "choices": None}
-    manifest(directory, settings={"search": {"keys": {key: span}}})
+    manifest(directory, settings={"search": {"keys": {key: span}, "fold": 1}})
 
 
 def submission(directory: Path) -> None:
@@ -321,7 +321,25 @@ def test_images_that_are_gone_leave_a_gap(run):
 def test_best_epoch_is_marked_optimistic(page, run):
     assert "OOF optimistic" not in page
     manifest(run / "exp/stage1/fold0", select="best")
-    assert "OOF optimistic" in write()
+    page = write()
+    assert "OOF optimistic" in page and "best on its held-out images (train.select: best)" in page
+
+
+@pytest.mark.parametrize(
+    "stage, key, where",
+    [
+        ("stage1", "train.lr", "fold 1&#x27;s training images"),
+        ("stage2/ncm", "ncm.x<y", "the held-out images of all folds but fold 1"),
+    ],
+)
+def test_searched_settings_are_marked_where_a_stage_has_them(page, run, stage, key, where):
+    assert "slightly optimistic" not in page  # there are searches, but nothing used what they found
+    manifest(run / "exp" / stage / "fold0", searched={key: 0.02})
+    shown = write()
+    badges = re.findall(r'title="Out-of-fold scores [^"]*searched on ([^"]*)[.]">', shown)
+    below = re.findall(r">Out-of-fold scores [^<]*searched on ([^<]*)[.]</p>", shown)
+    assert len(below) == 1 and set(badges) == set(below)
+    assert below[0].startswith(where) and below[0].endswith(f"({key.replace('<', '&lt;')})")
 
 
 def test_same_runs_give_the_same_bytes(page):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import yaml
@@ -15,8 +16,9 @@ import yaml
 import src.training.search as searching
 import src.training.stage1 as training
 from src.artifacts import read_json, read_table, write_table
-from src.config import load_config, parse_config
+from src.config import load_config, parse_config, with_values
 from src.errors import UserError
+from src.metrics import METRICS
 from src.rebalance.stage2 import stage2
 from src.schema_search import Search
 from src.study import Worker, first_values, locked, open_study, table, winner, work
@@ -299,6 +301,62 @@ def test_a_training_that_diverges_is_a_pruned_trial_that_says_why():
     bad = rows[rows["state"] == "pruned"]
     assert len(bad) and bad["note"].str.contains("loss became|not finite").all()
     assert read_json(f"runs/{DATASET}/exp/search/best.json")["values"]["train.lr"] < 1e10
+
+
+@pytest.fixture
+def scored_by_lr(monkeypatch):
+    """Trainings whose every validation scores as much as their learning rate is."""
+    ungrouped_dataset()
+    monkeypatch.setattr(
+        training, "scores", lambda job, found: dict.fromkeys(METRICS, job.config.train.lr)
+    )
+
+
+PRUNED = {"pruner": "median", "trials": 10, "keys": {"train.lr": {"low": 0.01, "high": 0.1}}}
+
+
+def test_a_bad_trial_stops_early_however_seldom_the_config_validates(scored_by_lr):
+    config = with_values(searched_config(**PRUNED, epochs=6), {"train.eval_every": 50}, "test")
+    rows = searching.search(config, "exp", overwrite=False)
+    pruned, complete = (rows[rows["state"] == state] for state in ("pruned", "complete"))
+    assert len(pruned) and len(pruned) + len(complete) == 10
+    assert (complete["epochs"] == 6).all()
+    assert (pruned["epochs"] == 2).all()  # of six: a third, and then the first look
+    lr, best = rows["train.lr"].astype(float), complete["train.lr"].astype(float)
+    assert lr[pruned.index].max() < best.median()
+    home = Path(f"runs/{DATASET}/exp/search/trials")
+    for trial in rows["trial"]:
+        logged = read_table(home / f"{trial:03d}/metrics.csv", ("balanced_accuracy",))
+        assert len(logged) == rows["epochs"][trial] and logged["balanced_accuracy"].notna().all()
+    assert not list(home.rglob("last.pt"))
+
+
+def test_a_trial_that_was_trained_to_its_end_is_never_called_pruned(scored_by_lr, monkeypatch):
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda *args: True)
+    rows = searching.search(searched_config(**PRUNED, epochs=1), "exp", overwrite=False)
+    assert (rows["state"] == "complete").all() and rows["score"].nunique() == 10
+
+
+def test_a_trial_that_fails_leaves_no_checkpoint(monkeypatch):
+    ungrouped_dataset()
+    save = training.save_checkpoint
+
+    def save_and_fail(where: Path, state: dict) -> None:
+        save(where, state)
+        assert (where / "last.pt").is_file()
+        raise UserError("it diverged")
+
+    monkeypatch.setattr(training, "save_checkpoint", save_and_fail)
+    with pytest.raises(UserError, match="the last said: it diverged"):
+        searching.search(searched_config(trials=1), "exp", overwrite=False)
+    assert not list(Path("runs").rglob("last.pt"))
+
+
+def test_without_a_pruner_the_config_says_how_often_trials_are_validated():
+    config = with_values(searched_config(epochs=2), {"train.eval_every": 50}, "test")
+    assert searching.proxy(config).train.eval_every == 50
+    config = with_values(config, {"search.pruner": "median"}, "test")
+    assert searching.proxy(config).train.eval_every == 1
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,62 @@ def test_layer_decay_lowers_the_lr_towards_the_input_and_norms_do_not_decay():
         build_optimizer(train, small, small.bodies())
 
 
+def decays(train: Train, network) -> dict[str, float]:
+    """The weight decay of each parameter of a network, by name; every one is in a single group."""
+    optimizer = build_optimizer(train, network, network.bodies())
+    found = [(id(p), g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert sorted(i for i, _ in found) == sorted(names)
+    return {names[i]: decay for i, decay in found}
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_is_for_matrices_alone_or_for_everything(optimizer, layer_decay):
+    model = Model(backbone="resnet18", pretrained=False, image_size=32)
+    network, _ = build_network(model, 5)
+    keys = {"optimizer": optimizer, "layer_decay": layer_decay, "weight_decay": 2e-4}
+    found = decays(Train(**keys), network)
+    assert {found["backbone.bn1.weight"], found["classifier.bias"]} == {0.0}
+    assert {found["backbone.conv1.weight"], found["classifier.weight"]} == {2e-4}
+    assert set(decays(Train(**keys, decay_all=True), network).values()) == {2e-4}
+
+
+@pytest.mark.parametrize(
+    "keys, nesterov",
+    [({}, True), ({"nesterov": False}, False), ({"momentum": 0.0}, False)],
+)
+def test_momentum_is_nesterovs_unless_asked_otherwise(keys, nesterov):
+    module = nn.Linear(2, 2)
+    optimizer = build_optimizer(Train(optimizer="sgd", **keys), module, [module])
+    assert all(group["nesterov"] is nesterov for group in optimizer.param_groups)
+
+
+def test_the_published_cifar_optimizer_takes_the_very_steps_of_plain_sgd():
+    """v ← 0.9 v + g + λ w, w ← w − lr v, on weights and biases alike."""
+    keys = {"optimizer": "sgd", "nesterov": False, "decay_all": True, "weight_decay": 2e-4}
+    module = nn.Linear(3, 2)
+    optimizer = build_optimizer(Train(lr=0.1, **keys), module, [module])
+    wanted = [p.detach().clone() for p in module.parameters()]
+    speed = [torch.zeros_like(p) for p in wanted]
+    for step in range(3):
+        optimizer.zero_grad()
+        module(torch.full((1, 3), float(step))).square().sum().backward()
+        for w, v, p in zip(wanted, speed, module.parameters(), strict=True):
+            v.mul_(0.9).add_(p.grad + 2e-4 * w)
+            w.sub_(0.1 * v)
+        optimizer.step()
+        for w, p in zip(wanted, module.parameters(), strict=True):
+            torch.testing.assert_close(w, p.detach())
+
+
+def test_classical_momentum_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="nesterov: false is for the optimizer sgd"):
+        Train(optimizer="adamw", nesterov=False)
+    dumped = Train(optimizer="adamw").model_dump()
+    assert Train.model_validate(dumped).nesterov  # a full dump of the defaults is fine
+
+
 # ---- several processes -------------------------------------------------------------------------
 
 

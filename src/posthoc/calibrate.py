@@ -14,14 +14,15 @@ from src.artifacts import RUNS, Step, write_json, write_table
 from src.config import Config
 from src.fusion import STEPS
 from src.metrics import summary
+from src.oof import optimism
 from src.posthoc.inputs import (
     Start,
+    head_dir,
     head_names,
     input_files,
     load_all_heads,
     load_stage1,
     load_start,
-    selected_by_oof,
     start_names,
 )
 from src.posthoc.results import facts, load_table, numbers, search_log, table_of, trial_row
@@ -70,15 +71,15 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     pooled = _pooled(best, stage1)
     scores = summary(pooled.logits, pooled.label, bins)
     rows.append({"start": best.start.name, "step": "final"} | scores)
-    optimistic = selected_by_oof(home, dataset)
+    reasons = optimism(head_dir(home, name) for name in head_names(config))
     table = table_of(rows)
     tried = [(t.start.name, trial) for t in tuned for trial in t.trials]
-    tree = facts(best.start.name, best.recipes, tried, table, config.metric, optimistic)
+    tree = facts(best.start.name, best.recipes, tried, table, config.metric, reasons)
     write_json(step.directory / "posthoc.json", tree)
     write_table(step.directory / "search.csv", pd.DataFrame(log))
     write_table(step.directory / "table.csv", table)
     pooled.save(step.directory / "oof.npz")
-    step.finish(OUTPUTS, numbers(scores), optimistic=optimistic, head=best.start.name)
+    step.finish(OUTPUTS, numbers(scores), optimistic=bool(reasons), head=best.start.name)
     return load_table(step.directory / "table.csv")
 
 

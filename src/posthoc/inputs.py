@@ -104,9 +104,3 @@ def _check_weights(head: Path, stage1: Path) -> None:
             f"{head}: trained on features of other weights than {stage1} has now. "
             f"Run `python {SCRIPTS['stage2']}` with the same --config again."
         )
-
-
-def selected_by_oof(experiment: Path, dataset: Dataset) -> bool:
-    """Whether stage 1 kept the weights that were best on the held-out fold (`select: best`)."""
-    paths = [experiment / "stage1" / f"fold{fold}" / MANIFEST for fold in dataset.folds]
-    return any(read_json(path).get("select", "last") == "best" for path in paths)

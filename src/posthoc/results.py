@@ -11,7 +11,6 @@ from src.posthoc.search import Recipe, Recipes, Trial
 
 TEXT = ("start", "step", "kept", "params", "reason")
 FIRST = ["start", "step", "kept", "gain"]
-OPTIMISTIC = "OOF is optimistic: stage 1 kept the weights that were best on it (train.select: best)"
 
 
 def trial_row(head: str, trial: Trial, scores: dict[str, float]) -> dict:
@@ -67,9 +66,12 @@ def facts(
     tried: list[tuple[str, Trial]],
     table: pd.DataFrame,
     metric: str,
-    optimistic: bool,
+    reasons: list[str],
 ) -> dict:
-    """posthoc.json. `head` and `steps` are the recipe that `src.fusion.apply_recipe` applies."""
+    """posthoc.json. `head` and `steps` are the recipe that `src.fusion.apply_recipe` applies.
+
+    reasons: why out-of-fold scores are optimistic, if they are
+    """
     plain = table[table["step"] == ""].set_index("start")[metric]
     return {
         "head": head,
@@ -80,7 +82,7 @@ def facts(
             "before": plain[head],
             "after": table[metric].iloc[-1],
         },
-        "optimistic": OPTIMISTIC if optimistic else None,
+        "optimistic": " ".join(reasons) or None,
         "per_fold": {str(k): _steps(r) for k, r in recipes.items() if k is not None},
         "tried": [
             {

@@ -1,38 +1,41 @@
 """Cut a dataset to an artificial tail: the protocol of LDAM (Cao et al. 2019) and its followers."""
 
+from bisect import bisect_left
+
 import numpy as np
 import pandas as pd
 
-from src.errors import UserError, some
+from src.errors import UserError
 from src.schema import Longtail
 
 
 def tail_counts(profile: str, largest: int, num_classes: int, ratio: float) -> list[int]:
     """Images per class, class 0 first. Fractions are cut off, not rounded.
 
-    exp: int(largest · μ^{c / (K − 1)}); step: the first K // 2 classes keep `largest`, the others
-    int(largest · μ); μ = 1 / ratio. CIFAR-10 (largest = 5000), exp 1:100, has 12,406 in all.
+    exp: largest / ratio^{c / (K − 1)}; step: the first K // 2 classes keep `largest`, the others
+    largest / ratio. CIFAR-10 (largest = 5000), exp 1:100, has 12,406 in all.
     """
-    mu = 1 / ratio
     if profile == "step":
         half = num_classes // 2
-        return [largest] * half + [int(largest * mu)] * (num_classes - half)
-    return [int(largest * mu ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
+        shares = [1.0] * half + [ratio] * (num_classes - half)
+    else:
+        shares = [ratio ** (c / max(num_classes - 1, 1)) for c in range(num_classes)]
+    return [int(largest / share * (1 + 1e-12)) for share in shares]  # whole quotients stay whole
 
 
 def cut_tail(train: pd.DataFrame, class_ids: list[str], longtail: Longtail) -> pd.DataFrame:
     """The rows of `train` (image_id, class_id, …) that stay.
 
-    `class_ids` are in label order; `largest` is the size of the largest class. Each class is
-    shuffled by itself, from its sorted ids, so that one class never changes another's draw.
-    Errors: UserError when a class has fewer images than the profile asks for.
+    `class_ids` are in label order: class 0 keeps most images, as many as leave every class enough
+    for its share. Of balanced classes that is N / K, as in the protocol; where it is less, because
+    a class is too small, this is printed. Each class is shuffled by itself, from its sorted ids, so
+    that one class never changes another's draw, only how much of it is kept.
+    Errors: UserError when the smallest class would be left without an image.
     """
     if longtail.profile is None:
         return train
     images = {c: g.sort_values("image_id") for c, g in train.groupby("class_id", sort=False)}
-    largest = max(len(rows) for rows in images.values())
-    counts = tail_counts(longtail.profile, largest, len(class_ids), longtail.ratio)
-    _check(images, class_ids, counts, longtail)
+    counts = _counts([len(images[c]) for c in class_ids], class_ids, longtail)
     kept = []
     for label, (class_id, count) in enumerate(zip(class_ids, counts, strict=True)):
         rows = images[class_id]
@@ -41,22 +44,35 @@ def cut_tail(train: pd.DataFrame, class_ids: list[str], longtail: Longtail) -> p
     return pd.concat(kept).sort_values("image_id", kind="stable", ignore_index=True)
 
 
-def _check(images: dict, class_ids: list[str], counts: list[int], longtail: Longtail) -> None:
-    asked = f"longtail: {{profile: {longtail.profile}, ratio: {longtail.ratio:g}}}"
+def _counts(sizes: list[int], class_ids: list[str], longtail: Longtail) -> list[int]:
+    """Images that each class keeps of the `sizes` there are."""
+    profile, ratio = longtail.profile, longtail.ratio
+    largest, mean = _largest(profile, sizes, ratio), sum(sizes) // len(sizes)
+    counts = tail_counts(profile, largest, len(sizes), ratio)
+    asked = f"longtail: {{profile: {profile}, ratio: {ratio:g}}}"
     if min(counts) < 1:
+        while largest < ratio:  # a smaller ratio asks for more images in between
+            ratio, largest = largest, _largest(profile, sizes, largest)
         raise UserError(
-            f"{asked} leaves the smallest class without an image: the largest has {max(counts)}. "
-            f"Choose a longtail.ratio of at most {max(counts)}."
+            f"{asked} leaves the smallest class without an image: the largest keeps {max(counts)}. "
+            f"Choose a longtail.ratio of at most {ratio}."
         )
-    short = [
-        f"{class_id} has {len(images[class_id])} of {count}"
-        for class_id, count in zip(class_ids, counts, strict=True)
-        if len(images[class_id]) < count
-    ]
-    if short:
-        raise UserError(
-            f"{asked} starts from the largest class ({max(counts)} images) and cuts in the order "
-            f"of the labels, but {len(short)} classes have fewer images than it asks for: "
-            f"{some(short)}. Raise longtail.ratio, or set longtail.profile=null: data that have a "
-            "tail already need no cut."
+    if largest < mean:
+        wanted = tail_counts(profile, largest + 1, len(sizes), ratio)
+        rows = zip(class_ids, sizes, wanted, strict=True)
+        short = next(f"class {c} has only {size}" for c, size, n in rows if size < n)
+        print(
+            f"note: {asked} starts from {largest} images in the largest class instead of {mean} "
+            f"(all images / classes), because {short}"
         )
+    return counts
+
+
+def _largest(profile: str, sizes: list[int], ratio: float) -> int:
+    """What class 0 keeps: the most for which every class has enough images for its share."""
+
+    def too_many(largest: int) -> bool:
+        asked = tail_counts(profile, largest, len(sizes), ratio)
+        return any(n > size for n, size in zip(asked, sizes, strict=True))
+
+    return bisect_left(range(1, max(sizes) + 1), True, key=too_many)

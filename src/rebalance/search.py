@@ -9,7 +9,7 @@ no trial is scored on its held-out images, and they tell what the winner gains o
 values. (They are training images of the other folds, as in all cross-fitting.)
 
 The winner's out-of-fold scores on the other folds, where it was chosen, are slightly optimistic, as
-after any choice among results; on `search.fold` they are not.
+after any choice among results; on `search.fold` they are not. `src.oof.optimism` marks them, too.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from src.artifacts import MANIFEST, read_json
 from src.errors import UserError
+from src.oof import optimism
 from src.report.curves import Metrics, load_curves
 from src.report.stages import Scored, fold_dirs, load_submissions, score_rows, score_stages
 from src.schema import Config
@@ -15,7 +16,7 @@ from src.tables import Dataset, load_dataset
 @dataclass(frozen=True)
 class Experiment:
     """One experiment: its config, its scored stages (`rows`: with ensembles), its manifests by
-    directory, and what could not be read (`problem`)."""
+    directory, why its scores flatter (`optimism`), and what could not be read (`problem`)."""
 
     name: str
     config: Config
@@ -24,16 +25,8 @@ class Experiment:
     rows: dict[str, dict]
     curves: Metrics
     manifests: dict[str, dict]
+    optimism: list[str]
     problem: str = ""
-
-    @property
-    def optimistic(self) -> bool:
-        """Epochs were picked on the held-out folds, so out-of-fold scores flatter."""
-        return any(
-            manifest.get("select") == "best"  # older runs do not carry the fact
-            for name, manifest in self.manifests.items()
-            if name.startswith("stage1/fold")
-        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,8 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
     except UserError as error:
         stages, rows, problem = {}, {}, str(error)
     curves = load_curves(home / "stage1")
-    return Experiment(name, config, home, stages, rows, curves, manifests, problem)
+    reasons = optimism(home / stage for stage in stages)
+    return Experiment(name, config, home, stages, rows, curves, manifests, reasons, problem)
 
 
 def unfinished_folds(data: Dataset, home: Path) -> list[int]:

@@ -19,7 +19,6 @@ from src.report.markup import (
 )
 from src.schema import Config
 
-BADGE = '<span class="badge" title="train.select: best">OOF optimistic</span>'
 DUPLICATES_SHOWN = 12
 
 
@@ -46,7 +45,10 @@ def header(report: Report) -> str:
 
 def title(experiment: Experiment) -> str:
     """The experiment's name, with a badge where its out-of-fold scores flatter."""
-    return esc(experiment.name) + (f" {BADGE}" if experiment.optimistic else "")
+    if not experiment.optimism:
+        return esc(experiment.name)
+    why = esc(" ".join(experiment.optimism))
+    return f'{esc(experiment.name)} <span class="badge" title="{why}">OOF optimistic</span>'
 
 
 def headline(report: Report) -> str:

@@ -59,12 +59,7 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
             figure = svg(lambda ax: stages_panel(ax, scores), alt, 5.2, 2.9)
             parts.append(f'<figure class="large">{figure}</figure>')
         parts += _not_yet(experiment, report)
-    if experiment.optimistic:
-        text = (
-            "<code>train.select: best</code> kept each fold's best epoch on its own held-out "
-            "images, so these out-of-fold scores are optimistic."
-        )
-        parts.append(note(text))
+    parts += [note(esc(reason)) for reason in experiment.optimism]
     return "".join(parts)
 
 

@@ -13,10 +13,11 @@ from src.schema import Train
 def build_optimizer(
     train: Train, module: nn.Module, bodies: list[nn.Module]
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW.
+    """SGD with momentum, Nesterov's or classical, or AdamW.
 
     Groups carry `lr_scale`, which timm's schedulers multiply with the scheduled lr: layer decay for
-    the bodies, `head_lr_factor` for everything else in `module`. Biases and norms do not decay.
+    the bodies, `head_lr_factor` for everything else in `module`. Biases and norms do not decay,
+    unless `decay_all` asks for it, as in the training of LDAM (Cao et al. 2019) and its followers.
     bodies: of the network; the first is its backbone
     """
     groups = [group for body in bodies for group in _body_groups(train, body, bodies[0])]
@@ -30,10 +31,11 @@ def build_optimizer(
             groups.append(
                 {"params": members, "weight_decay": decay, "lr_scale": train.head_lr_factor}
             )
+    if train.decay_all:
+        groups = [group | {"weight_decay": train.weight_decay} for group in groups]
     if train.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0
-        )
+        nesterov = train.nesterov and train.momentum > 0  # torch refuses it without momentum
+        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
 
 
