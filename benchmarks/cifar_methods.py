@@ -31,7 +31,12 @@ BUDGETS = {
     "gpu": Budget(
         "ResNet-32, 200 epochs, batch 128, lr 0.1 (5 epochs warm-up, × 0.01 after 160 and 180), "
         "weight decay 2e-4: LDAM's",
-        {"train.precision": "bf16", "data.workers": 4},
+        {
+            "train.precision": "bf16",
+            "train.nesterov": False,
+            "train.decay_all": True,
+            "data.workers": 4,
+        },
         {"search.trials": 12, "search.epochs": 60},
     ),
     "cpu": Budget(

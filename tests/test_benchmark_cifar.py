@@ -140,6 +140,7 @@ def test_the_published_schedule_is_that_of_the_config():
     train = job_config(Job(str(CIFAR), "gpu", "ce", "exp100", 0)).train
     assert (train.epochs, train.batch_size, train.lr, train.weight_decay) == (200, 128, 0.1, 2e-4)
     assert (train.milestones, train.gamma, train.warmup_epochs) == ((0.8, 0.9), 0.01, 5)
+    assert train.decay_all and not train.nesterov
 
 
 def test_every_row_that_is_named_exists():
