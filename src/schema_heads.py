@@ -104,6 +104,15 @@ class MaxNorm(Trained):
     lr: float = Field(0.01, gt=0, description=LR)
     weight_decay: float = Field(0.1, ge=0, description="on the weights and the bias")
 
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.beta and self.sampler != "instance":
+            raise ValueError(
+                f"the loss of maxnorm weighs the classes, and sampler={self.sampler} balances them "
+                "once more; set sampler=instance, or beta=0"
+            )
+        return self
+
 
 class CosineHead(Trained):
     head: Literal["cosine"] = "cosine"
