@@ -77,9 +77,8 @@ class FeatureSet:
         return epoch_batches
 
 
-def stage1_classifier(data, head: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [K, D] and bias [K]. data: FeatureSet or LiveFeatures. Errors: UserError unless it is
-    linear in these features."""
+def stage1_classifier(data: FeatureSet, head: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [K, D] and bias [K]. Errors: UserError unless it is linear in these features."""
     kind, arrays = data.classifier
     if kind != "linear" or arrays["weight"].shape != (data.num_classes, data.width):
         raise UserError(
