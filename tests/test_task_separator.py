@@ -114,15 +114,19 @@ def test_the_loss_of_the_experts_by_hand():
 
 
 def test_the_loss_of_the_gate_by_hand():
-    """A gate that says 1/8, 2/8, 5/8 whatever it sees; labels of bins 0, 0, 1, 2."""
-    network = separator()
-    with torch.no_grad():
-        network.gate[-1].weight.zero_()
-        network.gate[-1].bias.copy_(torch.tensor([1.0, 2.0, 5.0]).log())
+    """−log of what a gate gives to the bin of each image: 1/8, 2/8, 3/8 and 4/8 of labels in the
+    bins 0, 0, 1 and 2."""
+    shares = torch.tensor([[1.0, 5, 2], [2, 3, 3], [4, 3, 1], [1, 3, 4]]) / 8
+    network, seen = separator(), []
+    network.gate.register_forward_hook(
+        lambda module, inputs, _: seen.append(inputs) or shares.log()
+    )
     images, _ = random_batch(4)
-    terms, _ = network.loss(Batch(images, torch.tensor([0, 1, 3, 4])), F.cross_entropy, FIRST)
-    want = -np.log([1 / 8, 1 / 8, 2 / 8, 5 / 8]).mean()
+    batch = Batch(images, torch.tensor([0, 1, 3, 4]))
+    terms, baseline = network.loss(batch, F.cross_entropy, FIRST)
+    want = -np.log([1 / 8, 2 / 8, 3 / 8, 4 / 8]).mean()
     assert terms["gate"].item() == pytest.approx(want, rel=1e-6)
+    torch.testing.assert_close(seen[0][0], baseline.logits.detach())
 
 
 def test_experts_learn_from_the_second_stream_where_there_is_one():
