@@ -116,7 +116,7 @@ def test_the_loss_of_the_experts_by_hand():
 def test_the_loss_of_the_gate_by_hand():
     """−log of what a gate gives to the bin of each image: 1/8, 2/8, 3/8 and 4/8 of labels in the
     bins 0, 0, 1 and 2."""
-    shares = torch.tensor([[1.0, 5, 2], [2, 3, 3], [4, 3, 1], [1, 3, 4]]) / 8
+    shares = torch.tensor([[1.0, 5, 2], [2, 3, 3], [4, 3, 1], [3, 1, 4]]) / 8
     network, seen = separator(), []
     network.gate.register_forward_hook(
         lambda module, inputs, _: seen.append(inputs) or shares.log()
