@@ -162,7 +162,8 @@ def check_network(model, train) -> None:
     elif train.second_sampler == "same":
         raise ValueError(
             "train.second_sampler=same gives two views of each image, which model.network=paco "
-            f"contrasts; {network} would learn nothing from the second, choose another sampler"
+            f"contrasts; {network} would learn nothing from the second, choose another sampler or "
+            "remove it"
         )
     reason = {
         "bbn": "it mixes the losses of two images already",
