@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.special import logsumexp
 
+from src.errors import UserError
+
 BINS = {"thresholds": ("many", "medium", "few"), "halves": ("head", "tail")}
 BINS["terciles"] = BINS["thresholds"]
 CHUNK = 2**22  # logits that are worked on at once
@@ -24,6 +26,15 @@ def bin_numbers(bins: np.ndarray) -> np.ndarray:
     order = dict.fromkeys(name for names in BINS.values() for name in names)
     present = [name for name in order if name in set(bins)]
     return np.array([present.index(name) for name in bins])
+
+
+def need_bins(count: int, what: str) -> None:
+    """Errors: UserError unless there are two bins or more: there is nothing to tell apart."""
+    if count < 2:
+        raise UserError(
+            f"{what} needs classes in two bins or more, found {count}; change bins.many and "
+            "bins.few, or set bins.mode=terciles, and run 01 again"
+        )
 
 
 def chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -153,7 +153,9 @@ class Train(Section):
         default_factory=CrossEntropy, description="logits and labels to a number"
     )
     deferred: Deferred = Field(
-        default_factory=Deferred, description="what makes classes count equally late in training"
+        default_factory=Deferred,
+        description="what makes classes count equally late in training; over a criterion that "
+        "does so all along (balanced_softmax, logit_adjusted, lade), it is done twice from then on",
     )
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -338,8 +340,8 @@ class Config(Section):
                 f"stage2 head {from_stage1[0]} starts from stage 1's classifier, which must be "
                 f"linear; model.head is {self.model.head}. Use crt, cosine or ncm"
             )
-        check_training(self.train, self.model)
         check_network(self.model, self.train)
+        check_training(self.train, self.model)
         for known in self.posthoc.heads or ():
             if known not in ("stage1", *names):
                 raise ValueError(f"posthoc.heads names {known!r}, but stage2 has only {names}")

@@ -32,7 +32,24 @@ class Trained(Section):
     weight_decay: float = Field(5e-4, ge=0, description="on everything that is trained")
 
 
-class CRT(Trained):
+class Switched(Trained):
+    """Heads whose training can also move the statistics of the backbone's batch norm."""
+
+    bn: Literal["frozen", "train"] = Field(
+        "frozen",
+        description="batch norm of the backbone. frozen: as stage 1 left it, seconds; train: its "
+        "statistics follow the sampler, so the backbone runs on every image of every epoch, and "
+        "once more in 05",
+    )
+
+    @model_validator(mode="after")
+    def _live(self):
+        if self.bn == "train" and self.views:
+            raise ValueError("bn: train draws new views in every epoch; remove views")
+        return self
+
+
+class CRT(Switched):
     head: Literal["crt"] = "crt"
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     adapter: int = Field(
@@ -47,12 +64,6 @@ class CRT(Trained):
         description="weight of a second head's loss, which tells the bin of the class; it acts "
         "on the class head through the adapter alone; 0: none",
     )
-    bn: Literal["frozen", "train"] = Field(
-        "frozen",
-        description="batch norm of the backbone. frozen: as stage 1 left it, seconds; train: its "
-        "statistics follow the sampler, so the backbone runs on every image of every epoch, and "
-        "once more in 05",
-    )
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -61,12 +72,10 @@ class CRT(Trained):
                 "frequency_weight: on frozen features two linear heads share nothing, so the "
                 "second cannot change the first; set adapter, for example to 64"
             )
-        if self.bn == "train" and self.views:
-            raise ValueError("bn: train draws new views in every epoch; remove views")
         return self
 
 
-class LWS(Trained):
+class LWS(Switched):
     head: Literal["lws"] = "lws"
     epochs: int = Field(30, ge=0, description=f"{EPOCHS}; 0: stage 1's classifier as it is")
 
@@ -94,6 +103,15 @@ class MaxNorm(Trained):
     batch_size: int = Field(64, ge=2, description="features per step")
     lr: float = Field(0.01, gt=0, description=LR)
     weight_decay: float = Field(0.1, ge=0, description="on the weights and the bias")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.beta and self.sampler != "instance":
+            raise ValueError(
+                f"the loss of maxnorm weighs the classes, and sampler={self.sampler} balances them "
+                "once more; set sampler=instance, or beta=0"
+            )
+        return self
 
 
 class CosineHead(Trained):

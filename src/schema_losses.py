@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from src.section import Section
 
@@ -74,7 +74,28 @@ class Deferred(Section):
     )
     sampling: bool = Field(False, description="DRS: from start on, the sampler is class_balanced")
     start: float = Field(0.8, ge=0, le=1, description="fraction of the training")
-    beta: float = Field(0.9999, ge=0, lt=1, description=BETA)
+    beta: float = Field(0.9999, ge=0, lt=1, description=f"weights: {BETA}")
+
+    @model_validator(mode="after")
+    def _used(self):
+        for key in self.changed():
+            if key == "beta" and not self.weights:
+                raise ValueError("beta is of the class weights; set weights=true or remove beta")
+            if key == "start" and not (self.weights or self.sampling):
+                raise ValueError(
+                    "start says when weights or sampling begin, and both are off; switch one on "
+                    "or remove start"
+                )
+        return self
+
+
+PRIOR = "takes the class prior from the counts of the training images"
+BALANCING = {  # criteria that make classes count equally by themselves, and how
+    "balanced_softmax": PRIOR,
+    "logit_adjusted": PRIOR,
+    "lade": PRIOR,
+    "class_balanced": "weighs classes by the counts of the training images",
+}
 
 
 class Mixing(Section):
@@ -112,6 +133,7 @@ def check_training(train, model) -> None:
             "train.criterion ldam sets margins between cosines: it needs model.head=cosine (and "
             f"model.cosine_scale=30 in the paper), found head {model.head}"
         )
+    _check_balance(train)
     _check_deferred(train)
     _check_mixing(train)
     users = model.network in ("bbn", "paco", "task_separator") or train.mixing.alphas
@@ -122,8 +144,30 @@ def check_training(train, model) -> None:
         )
 
 
+def _check_balance(train) -> None:
+    """A criterion that balances needs batches that no sampler has balanced before."""
+    criterion = train.criterion
+    on = all(getattr(criterion, key, 1) for key in ("tau", "beta"))  # 0: plain cross-entropy
+    if criterion.name not in BALANCING or not on:
+        return
+    for key in ("sampler", "second_sampler"):
+        sampler = getattr(train, key)
+        if sampler not in ("instance", "same", None):
+            raise ValueError(
+                f"train.criterion {criterion.name} {BALANCING[criterion.name]}, which is right for "
+                f"images drawn as they are; train.{key}={sampler} balances the classes once more. "
+                f"Set train.{key}=instance, or train.criterion={{name: cross_entropy}}"
+            )
+
+
 def _check_deferred(train) -> None:
     deferred = train.deferred
+    late = deferred.weights and deferred.start == 1
+    if late or (deferred.sampling and deferred.start > (train.epochs - 1) / train.epochs):
+        raise ValueError(
+            f"train.deferred.start={deferred.start} is never reached by the {train.epochs} epochs "
+            "of the training: sampling begins with an epoch, weights with a step; lower it"
+        )
     if deferred.weights and deferred.sampling:
         raise ValueError(
             "train.deferred: weights and sampling both make classes count equally; together they "

@@ -1,6 +1,6 @@
 """Keys of the networks and auxiliaries that have some of their own, and what they refuse."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,12 @@ class BBN(Section):
         description="decay: alpha is 1 - ((T-1) / t_max)^2 in epoch T and reaches 0 after t_max "
         "epochs; null: train.epochs. The authors take 100 for 90 epochs and 200 for 180",
     )
+
+    @model_validator(mode="after")
+    def _used(self):
+        if self.t_max is not None and self.alpha != "decay":
+            raise ValueError(f"t_max is of alpha: decay, and alpha is {self.alpha}; remove t_max")
+        return self
 
 
 class KT(Section):
@@ -118,6 +124,13 @@ def check_network(model, train) -> None:
     model, train: the sections of the config
     """
     network = model.network
+    for other in get_args(Network):
+        keys = [] if other in ("plain", network) else getattr(model, other).changed()
+        if keys:
+            raise ValueError(
+                f"model.{other}.{keys[0]} is used by model.network={other} alone, found {network}; "
+                "remove the key or choose that network"
+            )
     names = [auxiliary.name for auxiliary in train.auxiliaries]
     if len(set(names)) < len(names):
         raise ValueError(f"train.auxiliaries: each can be there once, found {names}")
@@ -133,6 +146,12 @@ def check_network(model, train) -> None:
             "train.auxiliaries: with model.network=bbn the two halves of the features come from "
             "different images, so there is no label that an auxiliary could learn from them"
         )
+    if network in ("bbn", "kt", "task_separator") and train.criterion.name == "lade":
+        raise ValueError(
+            "train.criterion lade compares the logits that one network gives to all images of a "
+            f"batch, and parts of model.network={network} see some of them or a mixture; set "
+            "train.criterion={name: cross_entropy}"
+        )
     if network in ("bbn", "task_separator", "ride") and train.compile:
         raise ValueError(
             f"train.compile compiles a network's forward pass, and model.network={network} trains "
@@ -143,7 +162,8 @@ def check_network(model, train) -> None:
     elif train.second_sampler == "same":
         raise ValueError(
             "train.second_sampler=same gives two views of each image, which model.network=paco "
-            f"contrasts; {network} would learn nothing from the second, choose another sampler"
+            f"contrasts; {network} would learn nothing from the second, choose another sampler or "
+            "remove it"
         )
     reason = {
         "bbn": "it mixes the losses of two images already",

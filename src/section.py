@@ -7,3 +7,10 @@ VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never wha
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def changed(self) -> list[str]:
+        """Keys that differ from their default. What a file names does not tell: `config.yaml` of a
+        run names every key."""
+        fields = type(self).model_fields.items()
+        default = {key: field.get_default(call_default_factory=True) for key, field in fields}
+        return [key for key, value in default.items() if getattr(self, key) != value]

@@ -42,6 +42,16 @@ def fresh_accelerator():
 
 
 @pytest.fixture
+def double(monkeypatch):
+    """`.float()` leaves float64 alone, so that a gradient can be compared with differences."""
+
+    def at_least_float(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+    monkeypatch.setattr(torch.Tensor, "float", at_least_float)
+
+
+@pytest.fixture
 def digits(prepared, tmp_path, monkeypatch) -> Path:
     """The working directory of a test: a copy of the prepared runs, beside the same images."""
     (tmp_path / "data").symlink_to(prepared / "data")

@@ -58,6 +58,18 @@ def test_frequency_by_hand():
     assert found.item() == pytest.approx(3 * expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_gradient_of_frequency(mixed, double):
+    loss, labels = frequency(weight=3.0).double(), torch.tensor([1, 4, 2])
+    partner = torch.tensor([0, 2, 5]) if mixed else None
+    batch = Batch(torch.zeros(3, 3, 1, 1), labels, partner, 0.3 if mixed else 1.0)
+    features = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    found = loss(Output(None, features), batch, FIRST)
+    assert found.dtype == torch.float64 and torch.autograd.gradcheck(
+        lambda f, w: loss(Output(None, f), batch, FIRST), (features, loss.head.weight)
+    )
+
+
 def test_frequency_of_mixed_images_is_mixed():
     features, loss = torch.randn(2, 2), frequency()
     images, labels, partner = torch.zeros(2, 3, 1, 1), torch.tensor([1, 4]), torch.tensor([4, 3])
@@ -80,6 +92,11 @@ def test_the_objective_runs_the_network_once_and_trains_all_its_parts():
     assert set(terms) == {"criterion", "frequency"} and len(calls) == 1
     assert auxiliaries["frequency"].head.weight.grad.any()
     assert network.backbone.conv1.weight.grad.any()
+
+
+def test_one_bin_is_refused():
+    with pytest.raises(UserError, match="frequency needs classes in two bins or more, found 1"):
+        build_auxiliaries((Frequency(),), width=2, bins=np.zeros(K, dtype=np.int64))
 
 
 def test_an_auxiliary_is_there_once():
@@ -216,9 +233,39 @@ def test_class_means_teach_from_start_epoch_on():
     assert torch.isfinite(late["second"]) and late["second"].item() != early["second"].item()
 
 
+@pytest.mark.parametrize("phi, temperature", [(0.2, 1.0), (0.5, 2.0)])
+def test_the_second_term_by_hand_with_a_memory_that_is_there(phi, temperature):
+    """The teacher is the cosine to the memory from before this batch, on the range of head 1."""
+    network = kt(kt=KT(phi=phi, temperature=temperature, momentum=1.0)).eval()
+    images, _ = random_batch()
+    with torch.no_grad():
+        network.classifier.weight.normal_(std=0.05)
+        network.first.weight.normal_(std=0.1)
+        f = network(images).features
+        own = F.normalize(f, dim=1)[:K] + 0.1 * torch.randn(K, f.shape[1])
+        network.memory.copy_(own * torch.tensor([9.0, 1, 5, 0.2, 3, 1])[:, None])
+        first, second = network.first(f).numpy(), network.classifier(f)
+        memory = network.memory.clone().numpy()
+    norms = np.linalg.norm(f, axis=1)[:, None] * np.linalg.norm(memory, axis=1)
+    teacher = arrays.to_range(f.numpy() @ memory.T / norms, first)
+    labels = torch.tensor(teacher.argmax(1))
+    labels[::3] = (labels[::3] + 1) % K  # where the teacher is wrong
+    terms, _ = network.loss(Batch(images, labels), PlainCE(), SECOND)
+    want = hand_transfer(second, torch.tensor(teacher), labels, phi, temperature)
+    assert terms["second"].item() == pytest.approx(want, rel=1e-4)
+    assert terms["criterion"].item() == pytest.approx(
+        F.cross_entropy(torch.tensor(first), labels).item(), rel=1e-5
+    )
+
+
 def test_kt_refuses_mixing():
     with pytest.raises(UserError, match="images of one class"):
         tiny_config({"network": "kt"}, {"mixing": {"cutmix": 1.0}})
+
+
+def test_kt_refuses_a_regulariser_over_the_whole_batch():
+    with pytest.raises(UserError, match="all images of a batch"):
+        tiny_config({"network": "kt"}, {"criterion": {"name": "lade"}})
 
 
 def test_kt_resumes_with_its_memory_and_reads_plain_weights(tmp_path, monkeypatch):

@@ -22,11 +22,12 @@ from src.training.stage1 import stage1
 from tests.training_kit import tiny_config, tiny_dataset
 
 LIVE = {"head": "crt", "name": "live", "bn": "train", "epochs": 2, "batch_size": 8}
+SCALED = LIVE | {"head": "lws", "name": "scaled"}
 
 
 def config(**sections):
     tree = tiny_config(train={"epochs": 2}).model_dump(mode="json")
-    heads = [LIVE, {"head": "crt", "epochs": 2}, {"head": "ncm"}]
+    heads = [LIVE, SCALED, {"head": "crt", "epochs": 2}, {"head": "ncm"}]
     return parse_config(tree | {"stage2": heads, "predict": {"tta": {"flip": False}}} | sections)
 
 
@@ -38,25 +39,35 @@ def trained(tmp_path_factory):
         data = tiny_dataset()
         stage1(config(), "exp", [], False)
         rows = stage2(config(), "exp", False)
-        assert set(rows["classifier"]) == {"live", "crt", "ncm"}
+        assert set(rows["classifier"]) == {"live", "scaled", "crt", "ncm"}
         yield data, data.directory.parent / "exp"
 
 
-def test_a_live_head_is_the_network_with_its_own_statistics(trained):
+@pytest.mark.parametrize("name", ["live", "scaled"])
+def test_a_live_head_is_the_network_with_its_own_statistics(trained, name):
     data, home = trained
     network, prep = load_network(home / "stage1" / "fold0" / "weights.safetensors", data)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    load_statistics(home / "stage2" / "live" / "fold0" / FILE, network)
+    load_statistics(home / "stage2" / name / "fold0" / FILE, network)
     changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and changed <= set(statistics(network))
     found = run_network(
         network, data.held_out(0), EvalTransform(prep), prep, start("fp32"), batch_size=8, workers=0
     )
-    kind, arrays = load_head(home / "stage2" / "live" / "fold0" / "head.safetensors")
-    oof = load_predictions(home / "stage2" / "live" / "fold0" / "oof.npz", data.num_classes)
+    kind, arrays = load_head(home / "stage2" / name / "fold0" / "head.safetensors")
+    oof = load_predictions(home / "stage2" / name / "fold0" / "oof.npz", data.num_classes)
     expected = head_logits(found.features, arrays, kind)
     np.testing.assert_allclose(oof.logits, expected, rtol=1e-4, atol=1e-5)
     assert not (home / "stage2" / "crt" / "fold0" / FILE).exists()
+
+
+def test_live_scales_are_of_stage_1s_own_classifier(trained):
+    _, home = trained
+    _, stage1 = load_head(home / "stage1" / "fold0" / "head.safetensors")
+    _, found = load_head(home / "stage2" / "scaled" / "fold0" / "head.safetensors")
+    scale = (found["weight"] / stage1["weight"]).mean(1)
+    np.testing.assert_allclose(found["weight"], scale[:, None] * stage1["weight"], rtol=1e-3)
+    assert np.abs(scale - 1).max() > 1e-3
 
 
 def test_it_is_a_function_of_the_seed(trained):
@@ -112,6 +123,7 @@ def test_statistics_of_another_network_are_refused(tmp_path):
         load_statistics(path, torch.nn.BatchNorm2d(3))
 
 
-def test_views_are_refused_with_the_reason():
+@pytest.mark.parametrize("head", [LIVE, SCALED], ids=lambda h: h["name"])
+def test_views_are_refused_with_the_reason(head):
     with pytest.raises(UserError, match="draws new views in every epoch"):
-        parse_config({"stage2": [LIVE | {"views": 2}]})
+        parse_config({"stage2": [head | {"views": 2}]})

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from src.config import dump_config, parse_config
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.networks import build_network
@@ -105,6 +106,20 @@ def test_loss_is_weighted_by_alpha_with_any_criterion():
     )
 
 
+def test_the_gradient_of_the_loss_to_the_features_of_both_branches(double):
+    network, batch = bbn(alpha=0.3).double(), two_streams()
+    network._trunk = network._conventional = network._rebalancing = lambda features: features
+    f_c, f_r = torch.randn(2, 8, D, dtype=torch.float64, requires_grad=True)
+    weight = network.classifier.weight
+
+    def loss(f_c, f_r, weight):
+        batch.images, batch.other.images = f_c, f_r
+        return sum(network.loss(batch, F.cross_entropy, FIRST)[0].values())
+
+    f_c, f_r = f_c.detach().requires_grad_(), f_r.detach().requires_grad_()
+    assert torch.autograd.gradcheck(loss, (f_c, f_r, weight), fast_mode=True)
+
+
 @pytest.mark.parametrize("backbone", ["cifar_resnet20", "resnet18", "resnet50", "mobilenetv2_100"])
 @pytest.mark.parametrize("anti_alias", [False, True])
 def test_the_cut_backbone_computes_what_the_whole_one_does(backbone, anti_alias):
@@ -126,6 +141,8 @@ def test_a_backbone_without_residual_blocks_is_refused():
     [
         ({}, "second_sampler=reversed"),
         ({"second_sampler": "reversed", "compile": True}, "its parts one by one"),
+        ({"second_sampler": "reversed", "criterion": {"name": "balanced_softmax"}}, "class prior"),
+        ({"second_sampler": "instance", "criterion": {"name": "lade"}}, "all images of a batch"),
         ({"second_sampler": "reversed", "mixing": {"mixup": 1.0}}, "mixes the losses"),
         ({"second_sampler": "reversed", "auxiliaries": [{"name": "frequency"}]}, "different imag"),
     ],
@@ -133,6 +150,30 @@ def test_a_backbone_without_residual_blocks_is_refused():
 def test_config_refuses_what_makes_no_sense(train, words):
     with pytest.raises(UserError, match=words):
         tiny_config({"network": "bbn"}, train)
+
+
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        ({"bbn": {"alpha": 0.5}}, "model.bbn.alpha is used by model.network=bbn alone"),
+        ({"network": "kt", "ride": {"experts": 4}}, "model.ride.experts .* found kt"),
+        ({"kt": {"phi": 0.5}}, "model.kt.phi"),
+        ({"paco": {"queue": 8}}, "model.paco.queue"),
+        ({"task_separator": {"routing": "soft"}}, "model.task_separator.routing"),
+        ({"network": "bbn", "bbn": {"alpha": 0.5, "t_max": 9}}, "remove t_max"),
+    ],
+)
+def test_keys_that_another_network_reads_are_refused(model, words):
+    train = {"second_sampler": "reversed"} if model.get("network") == "bbn" else {}
+    with pytest.raises(UserError, match=words):
+        tiny_config(model, train)
+
+
+def test_a_dump_names_every_networks_keys_and_is_taken():
+    train = {"second_sampler": "reversed"}
+    for keys in ({"alpha": 0.5}, {"t_max": 9}):
+        config = tiny_config({"network": "bbn", "bbn": keys}, train)
+        assert parse_config(dump_config(config)) == config
 
 
 def test_weights_of_a_plain_network_go_into_both_branches(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Heads of stage 2 on small features: hand-computed values, limit cases, what each must keep."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from src.fusion import STEPS
 from src.fusion.step import State
 from src.logits import class_means, cosine_logits, head_logits, linear_logits, to_range, unit
 from src.metrics import recalls
-from src.rebalance import HEADS
+from src.networks.heads import build_head
+from src.rebalance import HEADS, crt, maxnorm
 from src.rebalance.features import FeatureSet
+from src.rebalance.lws import Scale
 from src.rebalance.maxnorm import cb_ce, cb_softmax_bce, project_
 from src.schema_heads import CRT, LWS, NCM, CosineHead, MaxNorm
 from src.tables import load_head, save_head
@@ -120,6 +124,34 @@ def test_with_an_adapter_it_does_and_the_result_is_one_linear_head(data):
     assert np.abs(without[1]["weight"] - with_it[1]["weight"]).max() > 1e-4
 
 
+def test_the_loss_of_the_multi_task_form_by_hand(data, monkeypatch):
+    """CE(class) + w CE(bin), both on the adapter's features; smoothing is of the classes alone."""
+    caught = {}
+    monkeypatch.setattr(crt, "train", lambda heads, loss, *_: caught.update(heads=heads, loss=loss))
+    fit(CRT(adapter=3, frequency_weight=0.7, smoothing=0.1), data)
+    heads = caught["heads"]
+    f, labels = torch.randn(5, 8), torch.tensor([0, 5, 2, 3, 1])
+    with torch.no_grad():
+        for p in heads.parameters():
+            p.normal_()
+        g = f + f @ heads.adapter.down.weight.T @ heads.adapter.up.weight.T
+        z = g @ heads.classes.weight.T + heads.classes.bias
+        log_p = z.log_softmax(1).numpy()
+        log_b = (g @ heads.bins.weight.T + heads.bins.bias).log_softmax(1).numpy()
+        found = caught["loss"](f, labels).item()
+    rows = np.arange(5)
+    classes = -(0.9 * log_p[rows, labels] + 0.1 * log_p.mean(1)).mean()
+    bins = -log_b[rows, [0, 2, 1, 1, 0]].mean()
+    assert found == pytest.approx(classes + 0.7 * bins, rel=1e-5)
+
+
+def test_a_frequency_head_with_nothing_to_tell_apart_is_refused(data):
+    one = replace(data, bins=np.full(6, "many"))
+    with pytest.raises(UserError, match="crt: frequency_weight needs classes in two bins"):
+        fit(CRT(adapter=4, frequency_weight=1.0), one)
+    fit(CRT(epochs=1, adapter=4), one)
+
+
 def test_the_adapter_folds_into_the_weights():
     from src.rebalance.crt import Adapter
 
@@ -149,6 +181,22 @@ def test_lws_scales_rows_and_biases_by_one_number_each(data):
     np.testing.assert_allclose(head_logits(data.plain, arrays, "linear"), z, rtol=1e-3, atol=1e-4)
 
 
+def test_the_gradients_of_scaling_and_of_the_cosine_head(double):
+    torch.manual_seed(0)
+    f = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    scale = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 2, 1, 1])
+    scaled = Scale(weight.detach(), torch.randn(3, dtype=torch.float64))
+    cosine = build_head("cosine", 5, 3, 16.0).double()
+
+    def loss(head, f, **parameters):
+        return F.cross_entropy(torch.func.functional_call(head, parameters, (f,)), labels)
+
+    assert torch.autograd.gradcheck(lambda f, s: loss(scaled, f, scale=s), (f, scale))
+    assert torch.autograd.gradcheck(lambda f, w: loss(cosine, f, weight=w), (f, weight))
+
+
 @pytest.mark.parametrize("spec", [LWS(), MaxNorm()])
 def test_what_starts_from_stage_1_needs_a_linear_classifier(spec, data):
     cosine = ("cosine", {"weight": data.classifier[1]["weight"], "scale": np.float32(1)})
@@ -167,6 +215,27 @@ def test_projection_cuts_long_rows_to_the_ball_and_leaves_the_others():
     project_(weight, 1.0)
     expected = torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0], [0.0, 1.0]])
     torch.testing.assert_close(weight, expected)
+
+
+def test_maxnorm_projects_after_every_epoch(data, monkeypatch):
+    norms = []
+
+    def watched(weight, radius):
+        before = float(weight.detach().norm(dim=1).max())
+        project_(weight, radius)
+        norms.append((before, radius))
+
+    monkeypatch.setattr(maxnorm, "project_", watched)
+    fit(MaxNorm(epochs=4, ratio=0.0), data)
+    assert len(norms) == 4
+    assert all(before > radius for before, radius in norms)  # it grew out of the ball each time
+
+
+@pytest.mark.parametrize("sampler", ["class_balanced", "reversed", "progressive", "square_root"])
+def test_maxnorm_balances_once(sampler):
+    with pytest.raises(UserError, match=f"sampler={sampler} balances them once more"):
+        parse_config({"stage2": [{"head": "maxnorm", "sampler": sampler}]})
+    parse_config({"stage2": [{"head": "maxnorm", "sampler": sampler, "beta": 0}]})
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.config import parse_config
+from src.config import dump_config, parse_config
 from src.data.dataset import Batch
+from src.data.samplers import SAMPLERS
 from src.errors import UserError
 from src.losses import CRITERIA, build_criterion, effective_weights
 from src.networks.base import Progress, mixed
@@ -99,6 +100,17 @@ def test_balanced_softmax_by_hand():
     assert loss == pytest.approx(-math.log(50 / 166), rel=1e-6)
 
 
+def test_smoothing_by_hand():
+    """The label has 1 − ε + ε / K of the target, each other class ε / K; here ε = .2, K = 4."""
+    for name, p in (
+        ("cross_entropy", np.array([0.1, 0.2, 0.3, 0.4])),
+        ("balanced_softmax", np.array([100, 50, 12, 4]) / 166),
+    ):
+        want = -(np.array([0.05, 0.85, 0.05, 0.05]) * np.log(p)).sum()
+        loss = criterion(name, smoothing=0.2)(Z, ONE).item()
+        assert loss == pytest.approx(want, rel=1e-6)
+
+
 def test_seesaw_by_hand():
     # label 1, p = .2; larger counts (class 0): M = 1; classes 2, 3: (4/25)^.8, (1/25)^.8
     # scores above .2 (classes 2, 3): C = (3/2)², 2²
@@ -165,6 +177,19 @@ def test_gradient(name, counts):
     if name == "seesaw":  # σ carries no gradient: hold it still to compare
         loss.q = 0.0
     assert torch.autograd.gradcheck(lambda x: loss(x, y), z.requires_grad_())
+
+
+def test_seesaws_gradient_takes_the_compensation_as_a_number():
+    """softmax(z + log S) − onehot, S from the scores as they are: σ is not differentiated."""
+    z, y = batch()
+    loss = criterion("seesaw", q=2.0)
+    found = torch.autograd.grad(loss(z.requires_grad_(), y), z)[0]
+    score, counts, rows = z.detach().softmax(1), torch.tensor(COUNTS), torch.arange(len(y))
+    factors = (counts / counts[y][:, None]).clamp(max=1) ** 0.8
+    factors = factors * (score / score[rows, y][:, None]).clamp(min=1) ** 2
+    want = (z.detach() + factors.log()).softmax(1)
+    want[rows, y] -= 1
+    torch.testing.assert_close(found, want / len(y), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -271,6 +296,11 @@ def test_share_per_image_by_hand():
         ),
         ({"deferred": {"weights": True, "sampling": True}}, "choose one"),
         ({"deferred": {"sampling": True}, "sampler": "class_balanced"}, "already is"),
+        ({"deferred": {"start": 0.5}}, "both are off"),
+        ({"deferred": {"beta": 0.5}}, "set weights=true or remove beta"),
+        ({"deferred": {"beta": 0.5, "sampling": True}}, "set weights=true or remove beta"),
+        ({"deferred": {"weights": True, "start": 1.0}}, "never reached"),
+        ({"deferred": {"sampling": True}, "epochs": 4}, "start=0.8 is never reached by the 4 epo"),
         ({"criterion": {"name": "seesw"}}, "did you mean 'seesaw'"),
         ({"criterion": {"name": "lade", "alhpa": 1}}, "did you mean `alpha`"),
     ],
@@ -278,3 +308,40 @@ def test_share_per_image_by_hand():
 def test_refused(train, words):
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         parse_config({"train": train})
+
+
+REBALANCING = [s for s in SAMPLERS if s != "instance"]
+BALANCED = ["balanced_softmax", "logit_adjusted", "lade", "class_balanced"]
+
+
+@pytest.mark.parametrize("sampler", REBALANCING)
+@pytest.mark.parametrize("name", BALANCED)
+def test_a_criterion_that_balances_takes_batches_that_no_sampler_has_balanced(name, sampler):
+    tree = {"criterion": {"name": name}}
+    words = f"{name} (takes the class prior|weighs classes) .*"
+    with pytest.raises(UserError, match=f"{words}Set train.sampler=instance"):
+        parse_config({"train": tree | {"sampler": sampler}})
+    second = {"second_sampler": sampler, "mixing": {"manifold": 1.0}}
+    with pytest.raises(UserError, match=f"{words}Set train.second_sampler=instance"):
+        parse_config({"train": tree | second})
+    parse_config({"train": tree | second | {"second_sampler": "instance"}})
+    parse_config({"train": tree})
+
+
+def test_a_criterion_that_is_told_not_to_balance_takes_any_sampler():
+    for keys in ({"name": "balanced_softmax", "tau": 0}, {"name": "class_balanced", "beta": 0}):
+        parse_config({"train": {"criterion": keys, "sampler": "class_balanced"}})
+    for name in ("cross_entropy", "focal", "seesaw"):
+        parse_config({"train": {"criterion": {"name": name}, "sampler": "class_balanced"}})
+
+
+@pytest.mark.parametrize("name", ["balanced_softmax", "lade", "seesaw", "focal"])
+@pytest.mark.parametrize("deferred", ["weights", "sampling"])
+def test_deferring_goes_over_any_criterion(name, deferred):
+    parse_config({"train": {"criterion": {"name": name}, "deferred": {deferred: True}}})
+
+
+def test_a_whole_dump_of_the_defaults_is_taken():
+    for deferred in ({}, {"weights": True}, {"sampling": True}):
+        config = parse_config({"train": {"deferred": deferred}})
+        assert parse_config(dump_config(config)) == config

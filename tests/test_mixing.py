@@ -18,8 +18,9 @@ from src.schema_losses import Mixing
 from src.tables import load_dataset
 from src.training import stage1
 from src.training.loop import Objective
-from src.training.mixing import Mixer, hidden_mixing
+from src.training.mixing import Mixer, _paste, hidden_mixing
 from tests.prepare_kit import config, folder_source
+from tests.training_kit import tiny_config, tiny_dataset, train_tiny
 
 COUNTS = np.array([90, 40, 30, 3])
 
@@ -75,6 +76,30 @@ def test_cutmix_keeps_the_share_of_pixels(seed, streams):
     torch.testing.assert_close(kept[moved], torch.full_like(kept[moved], found.share))
     if streams == 2:
         torch.testing.assert_close(found.partner, batch.other.labels)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("kind", ["mixup", "manifold"])
+def test_the_share_spreads_as_alpha_says(kind, alpha):
+    """Beta(alpha, alpha) has mean 1/2 and variance 1 / (4 (2 alpha + 1))."""
+    batch = Batch(torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]))
+    shares = [mix(batch, seed, **{kind: alpha}).share for seed in range(3000)]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+    assert np.var(shares) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_cutmix_pastes_the_area_that_is_left(share):
+    """A rectangle inside the image has the area 1 - lambda, of sides c = sqrt(1 - lambda). Its
+    centre may be anywhere, so some are cut at the border: a side is c - c^2 / 4 on average."""
+    ours, theirs = torch.zeros(1, 1, 200, 200), torch.ones(1, 1, 200, 200)
+    rng = np.random.default_rng(0)
+    found = [_paste(ours, theirs, share, rng) for _ in range(1000)]
+    areas = np.array([image.mean().item() for image, _ in found])
+    np.testing.assert_allclose(areas, [1 - kept for _, kept in found], atol=1e-5)
+    side = np.sqrt(1 - share)
+    assert areas.max() == pytest.approx(1 - share, abs=0.02)  # whole pixels
+    assert areas.mean() == pytest.approx((side - side**2 / 4) ** 2, abs=0.025)
 
 
 def test_off_or_not_this_time_changes_nothing():
@@ -251,6 +276,21 @@ def test_refused(train, words):
 
 
 # a real training
+
+
+def test_the_last_epochs_are_not_mixed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    seen, forward = set(), Objective.forward
+
+    def watched(self, batch, progress):
+        seen.add((progress.epoch, batch.partner is not None))
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(Objective, "forward", watched)
+    mixing = {"mixup": 1.0, "off_epochs": 2}
+    train_tiny(tiny_config(train={"mixing": mixing, "epochs": 4}), "off")
+    assert seen == {(0, True), (1, True), (2, False), (3, False)}
 
 
 def job(home: str, **train) -> stage1.Fold:

@@ -258,8 +258,8 @@ def test_prediction_is_the_classifier_alone():
 # ---- two views ---------------------------------------------------------------------------------
 
 
-def streams(table, cache="none", rank=0, world=1, epoch=1, sampler="class_balanced"):
-    train = {**TRAIN, "sampler": sampler, "augment": {"crop": "padded", "color_jitter": 0}}
+def streams(table, cache="none", rank=0, world=1, epoch=1):
+    train = {**TRAIN, "augment": {"crop": "padded", "color_jitter": 0}}
     config = tiny_config({"network": "paco"}, train)
     job = SimpleNamespace(
         config=config,
@@ -316,6 +316,7 @@ def test_two_processes_see_the_views_that_one_sees(table):
         ({"second_sampler": "reversed"}, "set train.second_sampler=same"),
         ({"criterion": {"name": "cross_entropy"}}, "name: balanced_softmax"),
         ({"criterion": {"name": "logit_adjusted", "smoothing": 0.1}}, "without smoothing"),
+        ({"sampler": "class_balanced"}, "Set train.sampler=instance"),
         ({"deferred": {"weights": True}}, "switch it off"),
         ({"deferred": {"sampling": True}}, "switch it off"),
         ({"mixing": {"mixup": 1.0}}, "a mixed image has two"),

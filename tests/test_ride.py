@@ -283,7 +283,7 @@ def test_warm_start_from_a_plain_network_and_from_one_like_this(tmp_path, monkey
         (
             {"anti_alias": True},
             {
-                "criterion": {"name": "balanced_softmax"},
+                "criterion": {"name": "focal"},
                 "mixing": {"manifold": 1.0, "cutmix": 1.0},
                 "second_sampler": "class_balanced",
                 "precision": "bf16",

@@ -52,6 +52,13 @@ def test_soft_routing_is_the_log_of_the_mean_of_probabilities():
     )
 
 
+def test_the_gradient_of_soft_routing():
+    torch.manual_seed(0)
+    gate = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    experts = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda g, e: route(g, e, "soft"), (gate, experts))
+
+
 @pytest.mark.parametrize("routing", ["hard", "soft"])
 def test_shapes_and_what_stage_2_gets(routing):
     network = separator(routing).eval()
@@ -106,6 +113,22 @@ def test_the_loss_of_the_experts_by_hand():
     assert terms["experts"].item() == pytest.approx(sum(parts) / 3, rel=1e-5)
 
 
+def test_the_loss_of_the_gate_by_hand():
+    """−log of what a gate gives to the bin of each image: 1/8, 2/8, 3/8 and 4/8 of labels in the
+    bins 0, 0, 1 and 2."""
+    shares = torch.tensor([[1.0, 5, 2], [2, 3, 3], [4, 3, 1], [3, 1, 4]]) / 8
+    network, seen = separator(), []
+    network.gate.register_forward_hook(
+        lambda module, inputs, _: seen.append(inputs) or shares.log()
+    )
+    images, _ = random_batch(4)
+    batch = Batch(images, torch.tensor([0, 1, 3, 4]))
+    terms, baseline = network.loss(batch, F.cross_entropy, FIRST)
+    want = -np.log([1 / 8, 2 / 8, 3 / 8, 4 / 8]).mean()
+    assert terms["gate"].item() == pytest.approx(want, rel=1e-6)
+    torch.testing.assert_close(seen[0][0], baseline.logits.detach())
+
+
 def test_experts_learn_from_the_second_stream_where_there_is_one():
     network = separator()
     images, _ = random_batch()
@@ -120,6 +143,8 @@ def test_two_bins_have_two_experts_and_one_bin_is_refused():
     assert len(separator(bins=np.array([0, 0, 0, 1, 1, 1])).experts) == 2
     with pytest.raises(UserError, match="two bins or more"):
         separator(bins=np.zeros(K, dtype=np.int64))
+    with pytest.raises(UserError, match="see some of them"):
+        tiny_config({"network": "task_separator"}, {"criterion": {"name": "lade"}})
     with pytest.raises(UserError, match="images that belong to one bin"):
         tiny_config({"network": "task_separator"}, {"mixing": {"mixup": 0.2}})
 

@@ -24,6 +24,7 @@ from src.training.loop import Objective
 from src.training.optim import build_optimizer, build_schedule
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
+from tests.training_kit import resumes_exactly, tiny_config, tiny_dataset
 
 STAGE1 = Path("runs/digits/exp/stage1")
 
@@ -131,6 +132,22 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(digits, monkeypatch, se
     assert weights() == weights(experiment="whole")
     assert oof() == oof(experiment="whole")
     assert len(pd.read_csv(STAGE1 / "fold0" / "metrics.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    "model, train",
+    [
+        ({}, {"deferred": {"sampling": True, "start": 0.6}}),  # begins where the run went on
+        ({"anti_alias": True}, {}),
+        ({}, {"criterion": {"name": "seesaw"}}),
+        ({}, {"criterion": {"name": "lade"}, "deferred": {"weights": True, "start": 0.5}}),
+    ],
+    ids=["drs", "anti-alias", "seesaw", "lade-drw"],
+)
+def test_a_method_that_was_stopped_ends_with_the_same_bytes(model, train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    resumes_exactly(tiny_config(model, train), monkeypatch)
 
 
 def watch_evaluations(monkeypatch) -> list[np.ndarray]:

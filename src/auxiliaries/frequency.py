@@ -12,18 +12,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from src.data.dataset import Batch
+from src.metrics import need_bins
 from src.networks.base import Output, Progress, mixed
 from src.networks.heads import build_head
 from src.schema_networks import Frequency
 
 
 class FrequencyLoss(nn.Module):
-    """bins: number of each label's bin, [K]. Mixed images have the bins of both labels."""
+    """bins: number of each label's bin, [K]. Mixed images have the bins of both labels.
+
+    Errors: UserError when all classes are in one bin.
+    """
 
     def __init__(self, config: Frequency, width: int, bins: np.ndarray):
         super().__init__()
         self.weight = config.weight
-        self.head = build_head("linear", width, int(bins.max()) + 1, scale=1.0)
+        count = int(bins.max()) + 1
+        need_bins(count, "train.auxiliaries: frequency")
+        self.head = build_head("linear", width, count, scale=1.0)
         self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
 
     def forward(self, output: Output, batch: Batch, progress: Progress) -> torch.Tensor:

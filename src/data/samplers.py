@@ -69,19 +69,29 @@ def by_class(
 ) -> np.ndarray:
     """N rows with P(c) ∝ weight [K], uniform within a class.
 
-    Classes get whole numbers of draws that differ from N · P(c) by less than one; within a class,
-    the images take turns in shuffled rounds, so none is drawn twice before all were drawn once.
+    Within a class, the images take turns in shuffled rounds, so none is drawn twice before all were
+    drawn once.
     """
-    share = len(labels) * weight / weight.sum()
-    draws = np.floor(share).astype(int)
-    rest = len(labels) - draws.sum()
-    if rest:
-        fraction = share - draws
-        draws[rng.choice(len(counts), rest, replace=False, p=fraction / fraction.sum())] += 1
+    draws = whole_draws(len(labels) * weight / weight.sum(), rng)
     rows = np.argsort(labels, kind="stable")
     members = np.split(rows, np.cumsum(counts.astype(int))[:-1])
     chosen = [_rounds(m, n, rng) for m, n in zip(members, draws, strict=True) if n]
     return rng.permutation(np.concatenate(chosen))
+
+
+def whole_draws(share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whole numbers [K] that differ from `share` [K] by less than one, are `share` on average, and
+    have its sum.
+
+    Systematic sampling: the shares lie end to end in shuffled order, and a comb whose teeth are one
+    apart is laid on them at random; each class gets the teeth on its share.
+    """
+    order = rng.permutation(np.flatnonzero(share))
+    ends = np.cumsum(share[order])
+    ends[-1] = round(ends[-1])
+    draws = np.zeros(len(share), int)
+    draws[order] = np.diff(np.floor(ends + rng.random()), prepend=0)
+    return draws
 
 
 def _rounds(members: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from src.data.dataset import Batch
-from src.errors import UserError
+from src.metrics import need_bins
 from src.networks.base import Output, Progress, mixed
 from src.networks.plain import Plain
 from src.schema import Model
@@ -47,12 +47,7 @@ class TaskSeparator(Plain):
     ):
         super().__init__(model, backbone, num_classes, bins)
         count = 0 if bins is None else int(bins.max()) + 1
-        if count < 2:
-            raise UserError(
-                "model.network=task_separator needs classes in two bins or more, found "
-                f"{count}; change bins.many and bins.few, or set bins.mode=terciles, and run 01 "
-                "again"
-            )
+        need_bins(count, "model.network=task_separator")
         self.routing = model.task_separator.routing
         self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
         self.experts = nn.ModuleList(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src.metrics import bin_names
+from src.metrics import bin_names, need_bins
 from src.networks.heads import Linear, build_head
 from src.rebalance.features import FeatureSet
 from src.rebalance.sgd import train
@@ -56,8 +56,13 @@ class Heads(nn.Module):
 def fit_crt(
     spec: CRT, data: FeatureSet, seed: int, device: torch.device
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the head's kind, `linear`, and its weight [K, D] and bias [K]."""
+    """Returns the head's kind, `linear`, and its weight [K, D] and bias [K].
+
+    Errors: UserError when a frequency head has nothing to tell apart.
+    """
     names = bin_names(data.bins)
+    if spec.frequency_weight:
+        need_bins(len(names), f"stage2 head {spec.name or spec.head}: frequency_weight")
     bin_of = torch.tensor([names.index(name) for name in data.bins], device=device)
     torch.manual_seed(seed)
     heads = Heads(spec, data.width, data.num_classes, len(names)).to(device)

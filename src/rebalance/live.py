@@ -26,7 +26,7 @@ from src.schema_heads import Trained
 
 @dataclass(frozen=True)
 class LiveFeatures:
-    """What cRT asks of a `FeatureSet`, without a cache. images: rows of folds.csv, N of them"""
+    """What cRT and LWS ask of a `FeatureSet`, without a cache. images: rows of folds.csv, [N]"""
 
     network: Network
     prep: Preprocessing
@@ -46,6 +46,11 @@ class LiveFeatures:
     @property
     def width(self) -> int:
         return self.network.classifier.weight.shape[1]
+
+    @property
+    def classifier(self) -> tuple[str, dict[str, np.ndarray]]:
+        head = self.network.classifier
+        return head.kind, {k: v.float().cpu().numpy() for k, v in head.arrays().items()}
 
     def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
         """Epochs by `spec.sampler`, augmented as in stage 1; the statistics change on the way."""
