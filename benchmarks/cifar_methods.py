@@ -138,9 +138,13 @@ METHODS = {
         Method("kt", "knowledge transfer (KT)", {"model.network": "kt"}),
         Method(
             "best",
-            "balanced softmax, mixup, EMA, weight decay 5e-4",
-            BALANCED
-            | {"train.mixing": {"mixup": 0.4}, "train.ema": 0.998, "train.weight_decay": 5e-4},
+            "LDAM-DRS, EMA, weight decay 5e-4",  # LDAM and DRS were the best on fold 0
+            LDAM
+            | {
+                "train.deferred": {"sampling": True},
+                "train.ema": 0.99,
+                "train.weight_decay": 5e-4,
+            },
         ),
         Method("reversed", "reversed sampler alone", {"train.sampler": "reversed"}, ablation=True),
         Method("bbn_alpha0", "BBN, α = 0", BBN | {"model.bbn.alpha": 0.0}, ablation=True),
