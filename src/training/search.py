@@ -143,7 +143,9 @@ def proxy(config: Config) -> Config:
     if config.search.pruner != "none":
         values["train.eval_every"] = 1
     for key in COUNTED_IN_EPOCHS:
-        if now[key] is not None:
+        section, name, *_ = key.split(".")
+        unused = section == "model" and name != config.model.network
+        if now[key] is not None and not unused:
             scaled = now[key] * epochs / config.train.epochs
             whole = max(round(scaled), int(now[key] > 0))
             values[key] = scaled if isinstance(now[key], float) else whole
