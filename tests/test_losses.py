@@ -338,7 +338,10 @@ def test_a_criterion_that_is_told_not_to_balance_takes_any_sampler():
 @pytest.mark.parametrize("name", ["balanced_softmax", "lade", "seesaw", "focal"])
 @pytest.mark.parametrize("deferred", ["weights", "sampling"])
 def test_deferring_goes_over_any_criterion(name, deferred):
-    parse_config({"train": {"criterion": {"name": name}, "deferred": {deferred: True}}})
+    train = parse_config(
+        {"train": {"criterion": {"name": name}, "deferred": {deferred: True}}}
+    ).train
+    assert train.criterion.name == name and getattr(train.deferred, deferred)
 
 
 def test_a_whole_dump_of_the_defaults_is_taken():
