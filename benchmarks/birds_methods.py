@@ -1,30 +1,37 @@
 """birds_lt: every method from the pretrained backbone, compared on held-out training images.
 
-    python benchmarks/birds_methods.py --jobs 2                   # 40 minutes on two cores
-    python benchmarks/birds_methods.py --methods ce kt --folds 0  # some of it
-    python benchmarks/birds_methods.py --table                    # nothing is trained
+    python benchmarks/birds_methods.py --jobs 2           # every method, two trainings at a time
+    python benchmarks/birds_methods.py --methods ce kt    # some of them
+    python benchmarks/birds_methods.py --table            # nothing is trained
 
 A method is what benchmarks/cifar_methods.py says, added to configs/birds_lt.yaml with a shorter
 training of smaller images. It is scored out of fold, against cross-entropy on the same images; the
-test set is not touched. Finished work is skipped and a stopped run continues. The table shows all
-methods whose folds are there. Needs 01 to have run.
+test set is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
 """
 
 import argparse
 import json
 import sys
-import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_methods.py`
 
-from benchmarks.cifar_jobs import choose_tau, fit_heads
-from benchmarks.cifar_methods import BALANCED, HEADS, METHODS, Method, with_extra
+from benchmarks.cifar_jobs import choose_tau, fit_heads, without_prior
+from benchmarks.cifar_methods import HEADS, METHODS, Method, in_order, row_title
 from benchmarks.pool import run_all
-from benchmarks.results import markdown, provenance, write_section
+from benchmarks.results import (
+    RESULTS,
+    SET_HELP,
+    Scores,
+    machine,
+    markdown,
+    own_file_for_own_settings,
+    write_section,
+)
 from src import cli
 from src.artifacts import MANIFEST, RUNS, read_json
 from src.config import load_config
@@ -32,12 +39,11 @@ from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import State
 from src.logits import head_logits
-from src.metrics import predicted, summary
+from src.metrics import paired_gain, predicted, summary
 from src.schema import Config
 from src.tables import Dataset, load_dataset, load_head, load_predictions
 from src.training.stage1 import stage1
 
-CONFIG = "configs/birds_lt.yaml"
 SHORT = {
     "model.image_size": 128,
     "train.epochs": 8,
@@ -46,8 +52,7 @@ SHORT = {
     "train.criterion": {"name": "cross_entropy"},
 }
 SMOOTHED = {"train.criterion": {"name": "balanced_softmax", "smoothing": 0.1}}
-ALSO = ("multi_task", "seesaw", "task_separator", "ride", "paco", "anti_alias")  # of the ablations
-DRAWS = 2000  # of the bootstrap
+ALSO = ("multi_task", "cutmix", "seesaw", "lade", "anti_alias", "task_separator", "ride", "paco")
 
 
 def birds_methods() -> dict[str, Method]:
@@ -57,14 +62,9 @@ def birds_methods() -> dict[str, Method]:
         alone = method.same_as is None and (not method.ablation or method.name in ALSO)
         if alone and method.name != "best":
             kept = {k: v for k, v in method.settings.items() if k != "train.milestones"}
-            found[method.name] = Method(
-                method.name, method.title, kept, method.heads, method.posthoc
-            )
+            found[method.name] = replace(method, settings=kept, ablation=False)
     more = (
         Method("smoothed", "balanced softmax, smoothing 0.1", SMOOTHED, tuple(HEADS)),
-        Method("longer", "cross-entropy, twice the epochs", {"train.epochs": 16}, (), ("prior",)),
-        Method("balanced_longer", "balanced softmax, twice the epochs",
-               BALANCED | {"train.epochs": 16}),
         Method("smoothed_mixup", "balanced softmax, smoothing 0.1, mixup",
                SMOOTHED | {"train.mixing": {"mixup": 0.2}}),
     )  # fmt: skip
@@ -76,6 +76,9 @@ BIRDS = birds_methods()
 
 @dataclass(frozen=True)
 class Job:
+    """A method on some folds. base: the config file · overrides: as in --set"""
+
+    base: str
     method: str
     folds: tuple[str, ...]
     overrides: tuple[str, ...] = ()
@@ -84,30 +87,53 @@ class Job:
     def experiment(self) -> str:
         return f"compare-{self.method}"
 
+    @property
+    def home(self) -> Path:
+        return RUNS / load_config(self.base, [*self.overrides]).dataset / self.experiment
+
+    def manifests(self) -> list[Path]:
+        return [self.home / "stage1" / f"fold{k}" / MANIFEST for k in self.folds]
+
+
+def scores_of(dataset: str) -> Scores:
+    return Scores(
+        f"{dataset}-methods",
+        ("row", "folds"),
+        ("balanced_accuracy", "many", "medium", "few", "gain", "noise"),
+    )
+
 
 def main(argv: list[str] | None = None) -> None:
     """Errors: UserError when a method failed; the others are finished first."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--methods", nargs="+", choices=list(BIRDS), default=list(BIRDS), metavar="M",
-        help=f"default: all; known: {', '.join(BIRDS)}")  # fmt: skip
-    add("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
-    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
-    add("--table", action="store_true", help="write the table from what is there")
-    args = parser.parse_args(argv)
-    jobs = [Job(name, tuple(args.folds), tuple(args.set)) for name in args.methods]
+    args = parse(argv)
+    names = dict.fromkeys(["ce", *args.methods])  # the others are compared with it
+    jobs = [Job(args.config, name, tuple(args.folds), tuple(args.set)) for name in names]
     failed = {}
     for job, problem in run_all(run_job, [] if args.table else jobs, args.jobs):
         print(f"{job.experiment}: {problem or 'done'}", flush=True)
         if problem:
             failed[BIRDS[job.method].title] = problem
-    every = [Job(name, tuple(args.folds), tuple(args.set)) for name in BIRDS]
-    print(write_section("birds_lt methods", "birds_lt, method by method", body(every, failed)))
+    print(write_table(args.out, jobs[0], failed))
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} methods failed: {'; '.join(failed)}")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", default="configs/birds_lt.yaml", metavar="YAML", help="what methods add to")
+    add("--methods", nargs="+", choices=list(BIRDS), default=list(BIRDS), metavar="M",
+        help=f"beside ce; default: all; known: {', '.join(BIRDS)}")  # fmt: skip
+    add("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
+    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=SET_HELP)
+    add("--table", action="store_true", help="write the table from what is there")
+    add("--out", type=Path, default=RESULTS, metavar="MD", help="default: RESULTS.md")
+    args = parser.parse_args(argv)
+    own_file_for_own_settings(args.set, args.out)
+    return args
 
 
 def job_config(job: Job) -> Config:
@@ -116,78 +142,97 @@ def job_config(job: Job) -> Config:
     heads = [HEADS[name][1] | {"name": name} for name in method.heads]
     settings = {**SHORT, **method.settings, "stage2": heads}
     items = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return load_config(CONFIG, [*items, *job.overrides])
+    return load_config(job.base, [*items, *job.overrides])
 
 
-def run_job(job: Job) -> str:
-    """Train the folds and fit the heads, or skip what is there. Returns "" or why it failed."""
-    try:
-        config = job_config(job)
-        stage1(config, job.experiment, list(job.folds), overwrite=False)
-        failed = fit_heads(config, job.experiment)
-    except UserError as error:
-        return " ".join(str(error).split())
-    except Exception as error:  # one method must not end a night of training
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return "; ".join(f"{name}: {why}" for name, why in failed.items())
+def run_job(job: Job) -> dict[str, str]:
+    """Train the folds and fit the heads, or skip what is there. Returns heads that failed, and why.
+
+    Errors: UserError, and whatever a training can raise.
+    """
+    config = job_config(job)
+    stage1(config, job.experiment, list(job.folds), overwrite=False)
+    return fit_heads(config, job.experiment)
 
 
-def body(jobs: list[Job], failed: dict[str, str]) -> str:
-    config = job_config(jobs[0])
-    data = load_dataset(config.dataset)
-    found: dict[str, np.ndarray] = {}
-    commits = set()
-    for job in jobs:
-        manifests = [home(job) / "stage1" / f"fold{k}" / MANIFEST for k in job.folds]
-        if all(path.is_file() for path in manifests):
-            found |= out_of_fold(job, data)
-            commits |= {read_json(path)["git"] for path in manifests}
-    folds = [int(k) for k in jobs[0].folds]
-    labels = np.concatenate([data.held_out(k)["label"].to_numpy() for k in folds])
-    bins = data.classes["bin"].to_numpy()
-    base = found.get(BIRDS["ce"].title)
+def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
+    """The section of RESULTS.md, of all that is under runs/ or was kept in scores/ before.
+
+    any_job: whose config, folds and overrides count · failed: title → why it has no figures
+    """
+    config = job_config(any_job)
+    dataset, train, folds = config.dataset, config.train, " ".join(any_job.folds)
+    data = load_dataset(dataset)
+    held_out = sum(len(data.held_out(int(k))) for k in any_job.folds)
+    table = scores_of(dataset).keep(measured(any_job, data), path)
+    table = table[table["folds"] == folds].set_index("row")
     rows = []
-    for title, logits in found.items():
-        scores = summary(logits, labels, bins)
-        shown = {n: 100 * scores[n] for n in ("balanced_accuracy", "many", "medium", "few")}
-        rows.append({"method": title} | shown | {"against CE": against(base, logits, labels)})
-    train = config.train
+    for row in in_order(table.index, BIRDS):
+        line = table.loc[row]
+        shown = {n: 100 * line[n] for n in ("balanced_accuracy", "many", "medium", "few")}
+        gain = "" if row == "ce" else f"{100 * line['gain']:+.1f} ± {100 * line['noise']:.1f}"
+        rows.append({"method": row_title(row, BIRDS)} | shown | {"against CE": gain})
+    methods = dict.fromkeys(row.split("/")[0] for row in in_order(table.index, BIRDS))
     lines = [
-        provenance(),
+        f"`python benchmarks/birds_methods.py --config {any_job.base} --folds {folds} --methods "
+        f"{' '.join(methods)}` · {', '.join(sorted(set(table['device'])))} · trained at commit "
+        f"{', '.join(sorted(set(', '.join(table['git']).split(', '))))}",
         "",
-        f"`{CONFIG}` at {config.model.image_size} px, {train.epochs} epochs, folds "
-        f"{', '.join(map(str, folds))} held out ({len(labels)} images), %; trained at commit "
-        f"{', '.join(sorted(commits))}. "
-        "`against CE`: difference in balanced accuracy ± standard error of the paired bootstrap. "
-        "Losses with the class prior in them look a little better here than on test images: their "
-        "counts say which class lacks an image in this fold (src/fusion/logit_adjustment.py).",
+        f"{config.model.image_size} px, {train.epochs} epochs, folds {folds} held out ({held_out} "
+        "images), %. `against CE`: difference in balanced accuracy ± standard error of the paired "
+        "bootstrap. Losses with the class prior in them look a little better here than on test "
+        "images: their counts say which class lacks an image in this fold "
+        "(src/fusion/logit_adjustment.py).",
         "",
         markdown(rows, 1),
     ]
     if failed:
         lines += ["", "Not run:", "", *(f"- {title}: {why}" for title, why in failed.items())]
-    return "\n".join(lines)
+    title = f"{dataset}, method by method"
+    return write_section(f"{dataset} methods", title, "\n".join(lines), path)
 
 
-def home(job: Job) -> Path:
-    return RUNS / job_config(job).dataset / job.experiment
+def measured(any_job: Job, data: Dataset) -> list[dict]:
+    """A line of scores for each row whose folds are all under runs/, compared with `ce`'s."""
+    labels = np.concatenate([_in_image_order(data.held_out(int(k))) for k in any_job.folds])
+    lines, base = [], None
+    for name in BIRDS:  # ce is the first
+        job = replace(any_job, method=name)
+        if not all(path.is_file() for path in job.manifests()):
+            continue
+        git = ", ".join(sorted({read_json(path)["git"] for path in job.manifests()}))
+        for row, logits in out_of_fold(job, data).items():
+            classes = predicted(logits)
+            base = classes if row == "ce" else base
+            if base is None:  # ce was not trained here, so there is nothing to compare with
+                return []
+            gain = paired_gain(base, classes, labels, data.num_classes, "balanced_accuracy")
+            lines.append(
+                {"row": row, "folds": " ".join(job.folds), "device": machine(), "git": git}
+                | summary(logits, labels, data.classes["bin"].to_numpy())
+                | dict(zip(("gain", "noise"), gain, strict=True))
+            )
+    return lines
+
+
+def _in_image_order(table: pd.DataFrame) -> np.ndarray:
+    return table.sort_values("image_id")["label"].to_numpy()
 
 
 def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:
-    """Title → logits [N, K] of the held-out images of every fold, by image_id inside a fold."""
+    """Row → logits [N, K] of the held-out images of every fold, by image_id inside a fold."""
     config, method, parts = job_config(job), BIRDS[job.method], {}
 
     def add(extra: str, logits: np.ndarray) -> None:
-        parts.setdefault(with_extra(method, extra), []).append(logits)
+        parts.setdefault(f"{job.method}/{extra}".rstrip("/"), []).append(logits)
 
     for k in job.folds:
-        network = home(job) / "stage1" / f"fold{k}"
+        network = job.home / "stage1" / f"fold{k}"
         held_out = load_predictions(network / "oof.npz", data.num_classes)
         held_out = held_out.take(np.sort(held_out.image_id))
         add("", held_out.logits)
         for name in method.heads:
-            path = home(job) / "stage2" / name / f"fold{k}" / "head.safetensors"
+            path = job.home / "stage2" / name / f"fold{k}" / "head.safetensors"
             if path.is_file():
                 kind, arrays = load_head(path)
                 add(name, head_logits(held_out.features, arrays, kind))
@@ -198,26 +243,8 @@ def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:
             state = State(held_out.logits, held_out.features, "stage1", own)
             add("tau", STEPS["tau_norm"].apply(state, params))
         if "prior" in method.posthoc:
-            add("prior", held_out.logits - np.log(data.counts(data.images)))
-    return {title: np.concatenate(z) for title, z in parts.items() if len(z) == len(job.folds)}
-
-
-def against(base: np.ndarray | None, logits: np.ndarray, labels: np.ndarray) -> str:
-    """Difference in balanced accuracy, in points, ± its standard error over resampled images."""
-    if base is None or base is logits:
-        return ""
-    gain = (predicted(logits) == labels).astype(float) - (predicted(base) == labels)
-    rng, draws = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        rows = rng.integers(len(labels), size=len(labels))
-        draws.append(_by_class(gain[rows], labels[rows]))
-    return f"{100 * _by_class(gain, labels):+.1f} ± {100 * np.std(draws):.1f}"
-
-
-def _by_class(values: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes present of the mean of their rows."""
-    counts = np.bincount(labels)
-    return (np.bincount(labels, values)[counts > 0] / counts[counts > 0]).mean()
+            add("prior", without_prior(held_out.logits, data))
+    return {row: np.concatenate(z) for row, z in parts.items() if len(z) == len(job.folds)}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ finished job is skipped.
 
 import json
 import os
-import traceback
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,31 +90,27 @@ def job_config(job: Job) -> Config:
     return load_config(job.base, [*items, *job.overrides])
 
 
-def run_job(job: Job) -> str:
-    """Train, fit the heads and score, or skip what is there. Returns "" or why it failed."""
+def run_job(job: Job) -> dict[str, str]:
+    """Train, fit the heads and score, or skip what is there. Returns heads that failed, and why.
+
+    Errors: UserError, and whatever a training can raise.
+    """
     if BUDGETS[job.budget].held_out and not job.selected and not METHODS[job.method].search:
         chosen = replace(job, selected=True)
-        if problem := run_job(chosen):
-            return problem
+        run_job(chosen)
         hand_over(chosen, job)
-    try:
-        config = job_config(job)
-        data = load_dataset(config.dataset)
-        if config.data.cache != "none":  # one process runs many jobs
-            keep_images([*data.images["path"], *data.test["path"]], config.data.workers)
-        if METHODS[job.method].search:
-            from src.training.search import search  # Optuna is needed by these methods alone
+    config = job_config(job)
+    data = load_dataset(config.dataset)
+    if config.data.cache != "none":  # one process runs many jobs
+        keep_images([*data.images["path"], *data.test["path"]], config.data.workers)
+    if METHODS[job.method].search:
+        from src.training.search import search  # Optuna is needed by these methods alone
 
-            search(config, job.experiment, overwrite=False)
-        stage1(config, job.experiment, job.folds, overwrite=False)
-        failed = fit_heads(config, job.experiment)
-        score(job, config, data, failed)
-    except UserError as error:
-        return " ".join(str(error).split())
-    except Exception as error:  # one method must not end a night of training
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return "; ".join(f"{name}: {why}" for name, why in failed.items())
+        search(config, job.experiment, overwrite=False)
+    stage1(config, job.experiment, job.folds, overwrite=False)
+    failed = fit_heads(config, job.experiment)
+    score(job, config, data, failed)
+    return failed
 
 
 def hand_over(chosen: Job, job: Job) -> None:
@@ -179,7 +174,6 @@ def score(job: Job, config: Config, data: Dataset, without: Container[str] = ())
         "split": job.split,
         "seed": job.seed,
         "selected": job.selected,
-        "seconds": trained["train_seconds"],
         "device": device_name(accelerator),
     }
     write_json(step.directory / SCORES, tree)
@@ -209,8 +203,14 @@ def test_logits(
         state = State(found.logits, found.features, "stage1", own)
         rows["tau"] = STEPS["tau_norm"].apply(state, chosen)
     if "prior" in posthoc:
-        rows["prior"] = found.logits - np.log(np.maximum(data.counts(data.images), 1))
+        rows["prior"] = without_prior(found.logits, data)
     return rows, chosen
+
+
+def without_prior(logits: np.ndarray, data: Dataset) -> np.ndarray:
+    """Logit adjustment with τ = 1, by the counts of all training images."""
+    state = State(logits, None, "stage1", counts=data.counts(data.images))
+    return STEPS["logit_adjustment"].apply(state, {"tau": 1.0})
 
 
 def choose_tau(config: Config, data: Dataset, network: Path) -> dict:

@@ -9,8 +9,9 @@
 
 Needs data/raw/cifar10 (../shared/data/cifar10.zip, unpacked there). Trains through the functions of
 01, 02, 03 and 05; finished work is skipped and a stopped run continues. Writes its section of
-benchmarks/RESULTS.md after every job, from all scores under runs/; other text there is kept. The
-test set is scored and never used to choose anything.
+benchmarks/RESULTS.md after every job, from all scores under runs/ and those kept in
+benchmarks/scores/; other text there is kept. The test set is scored and never used to choose
+anything.
 """
 
 import argparse
@@ -23,11 +24,10 @@ from benchmarks.cifar_jobs import Job, job_config, run_job
 from benchmarks.cifar_methods import BUDGETS, METHODS
 from benchmarks.cifar_table import Section, write_section
 from benchmarks.pool import run_all
+from benchmarks.results import RESULTS, SET_HELP, own_file_for_own_settings
 from src import cli
 from src.errors import UserError
 from src.prepare.prepare import prepare
-
-HERE = Path(__file__).parent
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,10 +67,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--selected", action="store_true", help="also train each method without fold 0 and keep "
         "the epoch that is best on it")  # fmt: skip
     add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--table", action="store_true", help="write the table from what is there")
-    add("--out", type=Path, default=HERE / "RESULTS.md", metavar="MD", help="default: RESULTS.md")
-    return parser.parse_args(argv)
+    add("--out", type=Path, default=RESULTS, metavar="MD", help="default: RESULTS.md")
+    args = parser.parse_args(argv)
+    own_file_for_own_settings(args.set, args.out)
+    return args
 
 
 def planned(args: argparse.Namespace) -> tuple[list[Job], dict[str, str]]:

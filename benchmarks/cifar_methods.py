@@ -6,6 +6,7 @@ table (Zhou et al., CVPR 2020), and where it says `B` Bag of Tricks (Zhang et al
 logit adjustment (Menon et al., ICLR 2021).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +32,7 @@ BUDGETS = {
     "gpu": Budget(
         "ResNet-32, 200 epochs, batch 128, lr 0.1 (5 epochs warm-up, × 0.01 after 160 and 180), "
         "weight decay 2e-4: LDAM's",
-        {
-            "train.precision": "bf16",
-            "train.nesterov": False,
-            "train.decay_all": True,
-            "data.workers": 4,
-        },
+        {"train.precision": "bf16", "data.workers": 4},
         {"search.trials": 12, "search.epochs": 60},
     ),
     "cpu": Budget(
@@ -48,6 +44,8 @@ BUDGETS = {
             "train.warmup_epochs": 1,
             "train.milestones": [0.8, 0.95],
             "train.gamma": 0.1,
+            "train.nesterov": True,
+            "train.decay_all": False,
             "train.precision": "bf16",
             "data.workers": 0,
         },
@@ -256,15 +254,17 @@ OTHER_SOURCES = {  # B and M: their cross-entropy is not the one above
 }  # fmt: skip
 
 
-def row_title(row: str) -> str:
-    """`ce/crt` → `cross-entropy + cRT`."""
+def row_title(row: str, methods: dict[str, Method] = METHODS) -> str:
+    """`ce/crt` → `CE + cRT`: a method, with a head or a post-hoc step if there is one."""
     name, _, extra = row.partition("/")
-    return with_extra(METHODS[name], extra)
-
-
-def with_extra(method: Method, extra: str) -> str:
-    """The title of a row: a method, with a head or a post-hoc step if there is one."""
     if not extra:
-        return method.title
+        return methods[name].title
     added = HEADS[extra][0] if extra in HEADS else POSTHOC[extra]
-    return f"{'CE' if method.name == 'ce' else method.title} + {added}"
+    return f"{'CE' if name == 'ce' else methods[name].title} + {added}"
+
+
+def in_order(rows: Iterable[str], methods: dict[str, Method] = METHODS) -> list[str]:
+    """Rows in the order of the methods, each followed by its heads and post-hoc rows."""
+    every = ([m.name, *(f"{m.name}/{x}" for x in (*m.heads, *m.posthoc))] for m in methods.values())
+    found = set(rows)
+    return [row for group in every for row in group if row in found]

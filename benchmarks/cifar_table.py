@@ -1,6 +1,5 @@
 """benchmarks/RESULTS.md: the section of one config and budget, from the scores that are there."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from benchmarks.cifar_methods import (
     METHODS,
     OTHER_SOURCES,
     PUBLISHED,
+    in_order,
     row_title,
 )
+from benchmarks.results import Scores
 from src.artifacts import MANIFEST, RUNS, read_json
 from src.config import load_config
 
@@ -37,6 +38,16 @@ class Section:
     def name(self) -> str:
         return f"{Path(self.base).stem} {self.budget}"
 
+    @property
+    def scores(self) -> Scores:
+        """epoch: last, or selected on fold 0."""
+        return Scores(
+            self.name.replace(" ", "-"),
+            ("split", "row", "seed", "epoch"),
+            ("accuracy", "head", "tail", "many", "medium", "few"),
+            ("chosen", "device", "git"),
+        )
+
 
 def write_section(path: Path, section: Section, missing: dict[str, str]) -> str:
     """Replace the section between its markers, or append it; all other text stays.
@@ -44,24 +55,30 @@ def write_section(path: Path, section: Section, missing: dict[str, str]) -> str:
     missing: title → why a method has no figures. Returns the section's text.
     """
     title = f"{section.name}: test accuracy, %"
-    body = render(section, collect(section), missing)
+    table = section.scores.keep(collect(section), path)
+    body = render(section, table, missing)
     return results.write_section(section.name, title, body, path)
 
 
-def collect(section: Section) -> pd.DataFrame:
-    """One row per score: split, seed, selected, row, accuracy, head, tail, device, commit."""
-    dataset, rows = load_config(section.base).dataset, []
+def collect(section: Section) -> list[dict]:
+    """The scores under runs/, a line each."""
+    dataset, lines = load_config(section.base).dataset, []
     for path in sorted(RUNS.glob(f"{dataset}_*/{section.budget}-*/score/{SCORES}")):
         if not path.with_name(MANIFEST).is_file():
             continue
         tree, manifest = read_json(path), read_json(path.with_name(MANIFEST))
-        facts = {key: tree[key] for key in ("split", "seed", "selected", "device")}
-        facts["chosen"] = ", ".join(f"{key} {value:.3g}" for key, value in tree["chosen"].items())
+        facts = {
+            "split": tree["split"],
+            "seed": str(tree["seed"]),
+            "epoch": "selected" if tree["selected"] else "last",
+            "chosen": ", ".join(f"{key} {value:.3g}" for key, value in tree["chosen"].items()),
+            "device": tree["device"],
+            "git": manifest["git"],
+        }
         for row, scores in tree["rows"].items():
-            keep = {k: v for k, v in scores.items() if v is not None}
             names = [row, *(m.name for m in METHODS.values() if m.same_as == row)]
-            rows += [{"row": name, "git": manifest["git"], **facts, **keep} for name in names]
-    return pd.DataFrame(rows)
+            lines += [{"row": name} | facts | scores for name in names]
+    return lines
 
 
 def render(section: Section, table: pd.DataFrame, missing: dict[str, str]) -> str:
@@ -85,24 +102,41 @@ def _how(section: Section, table: pd.DataFrame) -> list[str]:
         "cross-entropy of the same table, and left out where another source is quoted. `selected`: "
         "four fifths of the training images, the epoch that is best on fold 0, the others.",
         "",
-        f"    {' '.join(['python', *sys.argv])}",
+        *(f"    {command}" for command in _commands(section, table)),
     ]
     if len(table):
-        commits = ", ".join(sorted(set(table["git"])))
-        lines += ["", f"{', '.join(sorted(set(table['device'])))}; commit {commits}."]
+        devices, commits = (", ".join(sorted(set(table[key]))) for key in ("device", "git"))
+        lines += ["", f"{devices}; commit {commits}."]
     return lines
+
+
+def _commands(section: Section, table: pd.DataFrame) -> list[str]:
+    """What measures the table again, a line for each split."""
+    commands = []
+    for split in _splits(table):
+        part = table[table["split"] == split]
+        methods = dict.fromkeys(METHODS[row.split("/")[0]].name for row in in_order(part["row"]))
+        profile = split.rstrip("0123456789.")
+        commands.append(
+            f"python benchmarks/cifar_lt.py --config {section.base} --budget {section.budget} "
+            f"--profile {profile} --ratios {split.removeprefix(profile)} "
+            f"--seeds {' '.join(sorted(set(part['seed']), key=int))} --methods {' '.join(methods)}"
+        )
+    return commands
 
 
 def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
     published = PUBLISHED.get(Path(section.base).stem, {})
-    splits = sorted(set(table["split"]), key=lambda s: (s.startswith("step"), -_ratio(s)))
+    splits = _splits(table)
     head = ["method"]
     for split in splits:
         head += [split, "gain over CE", "published", "gain"]
-    if table["selected"].any():
+    if (table["epoch"] == "selected").any():
         head.append(f"{splits[0]} selected")
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    for row in _order(table):
+    for row in in_order(table["row"]):
+        if METHODS[row.split("/")[0]].ablation:
+            continue  # in tables of their own
         cells = [row_title(row)]
         for split in splits:
             ours = _values(table, row, split)
@@ -111,8 +145,8 @@ def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
             base_known = None if row in OTHER_SOURCES else base_known
             cells += [_spread(ours), _gain(ours.mean(), base.mean(), row)]
             cells += ["" if known is None else f"{known:.1f}", _gain(known, base_known, row)]
-        if table["selected"].any():
-            cells.append(_spread(_values(table, row, splits[0], selected=True)))
+        if (table["epoch"] == "selected").any():
+            cells.append(_spread(_values(table, row, splits[0], epoch="selected")))
         lines.append(_line(cells))
     return lines
 
@@ -142,20 +176,14 @@ def _chosen(table: pd.DataFrame) -> list[str]:
     return ["Chosen on held-out training images:", "", *lines, ""] if lines else []
 
 
-def _order(table: pd.DataFrame) -> list[str]:
-    """Rows in the order of the methods, each followed by its heads and post-hoc rows; ablations
-    stand in tables of their own."""
-    order = []
-    for method in METHODS.values():
-        extras = [f"{method.name}/{x}" for x in (*method.heads, *method.posthoc)]
-        order += [] if method.ablation else [method.name, *extras]
-    return [row for row in order if row in set(table["row"])]
+def _splits(table: pd.DataFrame) -> list[str]:
+    return sorted(set(table["split"]), key=lambda s: (s.startswith("step"), -_ratio(s)))
 
 
 def _values(
-    table: pd.DataFrame, row: str, split: str, column: str = "accuracy", *, selected: bool = False
+    table: pd.DataFrame, row: str, split: str, column: str = "accuracy", epoch: str = "last"
 ) -> pd.Series:
-    wanted = (table["row"] == row) & (table["split"] == split) & (table["selected"] == selected)
+    wanted = (table["row"] == row) & (table["split"] == split) & (table["epoch"] == epoch)
     return 100 * table.loc[wanted, column].dropna()
 
 

@@ -2,24 +2,25 @@
 
     python benchmarks/reference.py
 
-The effects are read from the tables in benchmarks/RESULTS.md, so they are never typed by hand; run
-it after a benchmark. A test fails while the two disagree.
+The effects are computed from benchmarks/scores/, so they are never typed by hand; run it after a
+benchmark. A test fails while the two disagree.
 """
 
-import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/reference.py`
 
-from benchmarks.cifar_methods import row_title
+from benchmarks.birds_methods import scores_of
+from benchmarks.cifar_table import Section
+from benchmarks.reference_entries import GROUPS
 from benchmarks.results import RESULTS
 from src.artifacts import write_text
 
+DASH = "–"  # not measured
 OUT = RESULTS.parents[1] / "configs" / "METHODS.md"
-CIFAR = ("cifar10_lt cpu", "exp100", "gain over CE")  # section of RESULTS.md, column, column
-BIRDS = ("birds_lt methods", "balanced_accuracy", "against CE")
 HEAD = """# Methods
 
 Each method is a few lines over the config that you have. Its formula and source stand at the top of
@@ -35,360 +36,39 @@ measured there.
 """
 
 
-@dataclass(frozen=True)
-class Entry:
-    """row: of the benchmarks' tables, as in `row_title` · config: YAML, in flow style"""
-
-    name: str
-    use: str
-    config: str
-    paper: str
-    code: str
-    row: str | None = None
-
-
-GROUPS: dict[str, tuple[Entry, ...]] = {
-    "Losses": (
-        Entry(
-            "balanced softmax",
-            "first thing to try on any tail",
-            "train: {criterion: {name: balanced_softmax}}",
-            "Ren et al., NeurIPS 2020",
-            "src/losses/balanced_softmax.py",
-            "balanced_softmax",
-        ),
-        Entry(
-            "logit adjustment",
-            "the same loss with a strength τ: above 1 for more weight on the tail",
-            "train: {criterion: {name: logit_adjusted, tau: 1.0}}",
-            "Menon et al., ICLR 2021",
-            "src/losses/balanced_softmax.py",
-            "logit_adjusted",
-        ),
-        Entry(
-            "LDAM-DRW",
-            "training from scratch; margins for rare classes, then re-weighting",
-            "{model: {head: cosine, cosine_scale: 30}, "
-            "train: {criterion: {name: ldam}, deferred: {weights: true}}}",
-            "Cao et al., NeurIPS 2019",
-            "src/losses/ldam.py",
-            "ldam_drw",
-        ),
-        Entry(
-            "deferred re-weighting (DRW)",
-            "over any loss: plain training first, class weights at the end",
-            "train: {deferred: {weights: true, start: 0.8}}",
-            "Cao et al., NeurIPS 2019",
-            "src/losses/base.py",
-            "ce_drw",
-        ),
-        Entry(
-            "deferred re-sampling (DRS)",
-            "as DRW, with balanced batches instead of weights",
-            "train: {deferred: {sampling: true, start: 0.8}}",
-            "Cao et al., NeurIPS 2019",
-            "src/training/job.py",
-            "ce_drs",
-        ),
-        Entry(
-            "focal",
-            "many easy images; does not know about class counts",
-            "train: {criterion: {name: focal, gamma: 1.0}}",
-            "Lin et al., ICCV 2017",
-            "src/losses/focal.py",
-            "focal",
-        ),
-        Entry(
-            "class-balanced focal",
-            "counts saturate: near-duplicates in the frequent classes",
-            "train: {criterion: {name: class_balanced, gamma: 1.0, form: sigmoid}}",
-            "Cui et al., CVPR 2019",
-            "src/losses/class_balanced.py",
-            "cb_focal",
-        ),
-        Entry(
-            "LADE",
-            "as balanced softmax, with a term that separates the classes' logits from the prior",
-            "train: {criterion: {name: lade}}",
-            "Hong et al., CVPR 2021",
-            "src/losses/lade.py",
-            "lade",
-        ),
-        Entry(
-            "seesaw",
-            "many classes that are confused with each other; LifeCLEF winners' choice",
-            "train: {criterion: {name: seesaw}}",
-            "Wang et al., CVPR 2021",
-            "src/losses/seesaw.py",
-            "seesaw",
-        ),
-    ),
-    "Samplers": (
-        Entry(
-            "square-root",
-            "a mild re-balancing that seldom hurts",
-            "train: {sampler: square_root}",
-            "Mahajan et al., ECCV 2018",
-            "src/data/samplers.py",
-            "square_root",
-        ),
-        Entry(
-            "class-balanced",
-            "every class as often; over-fits the tail when features are trained with it",
-            "train: {sampler: class_balanced}",
-            "Kang et al., ICLR 2020",
-            "src/data/samplers.py",
-            "class_balanced",
-        ),
-        Entry(
-            "progressively balanced",
-            "from instance to class-balanced over the epochs",
-            "train: {sampler: progressive}",
-            "Kang et al., ICLR 2020",
-            "src/data/samplers.py",
-            "progressive",
-        ),
-        Entry(
-            "reversed",
-            "rare classes most; BBN's second stream",
-            "train: {sampler: reversed}",
-            "Zhou et al., CVPR 2020",
-            "src/data/samplers.py",
-            "reversed",
-        ),
-    ),
-    "Mixing": (
-        Entry(
-            "mixup",
-            "long trainings of small data sets",
-            "train: {mixing: {mixup: 1.0}}",
-            "Zhang et al., ICLR 2018",
-            "src/training/mixing.py",
-            "mixup",
-        ),
-        Entry(
-            "CutMix",
-            "as mixup, where objects fill the image",
-            "train: {mixing: {cutmix: 1.0}}",
-            "Yun et al., ICCV 2019",
-            "src/training/mixing.py",
-            "cutmix",
-        ),
-        Entry(
-            "Remix",
-            "mixup whose labels lean to the rarer class",
-            "train: {mixing: {mixup: 1.0, remix: true}}",
-            "Chou et al., ECCV workshops 2020",
-            "src/training/mixing.py",
-            "remix",
-        ),
-        Entry(
-            "manifold mixup",
-            "mixing of hidden features at a random depth",
-            "train: {mixing: {manifold: 1.0}}",
-            "Verma et al., ICML 2019",
-            "src/training/mixing.py",
-            "manifold",
-        ),
-        Entry(
-            "manifold mixup, two samplers",
-            "the second image comes from a re-balancing sampler",
-            "train: {mixing: {manifold: 1.0}, second_sampler: reversed}",
-            "Zhou et al., CVPR 2020",
-            "src/training/mixing.py",
-            "manifold_two",
-        ),
-    ),
-    "Networks": (
-        Entry(
-            "BBN",
-            "training from scratch, twice the time per step",
-            "{model: {network: bbn}, train: {second_sampler: reversed}}",
-            "Zhou et al., CVPR 2020",
-            "src/networks/bbn.py",
-            "bbn",
-        ),
-        Entry(
-            "knowledge transfer (KT)",
-            "nearest class means are right where the linear classifier is not",
-            "model: {network: kt}",
-            "methods.md §7",
-            "src/networks/kt.py",
-            "kt",
-        ),
-        Entry(
-            "task separator",
-            "bins that differ so much that one classifier cannot serve all",
-            "{model: {network: task_separator}, train: {second_sampler: class_balanced}}",
-            "methods.md, source 1",
-            "src/networks/task_separator.py",
-            "task_separator",
-        ),
-        Entry(
-            "RIDE",
-            "training from scratch with time to spare: diverse experts on shared early stages",
-            "{model: {network: ride, head: cosine, cosine_scale: 30}, "
-            "train: {criterion: {name: ldam}, deferred: {weights: true}}}",
-            "Wang et al., ICLR 2021",
-            "src/networks/ride.py",
-            "ride",
-        ),
-        Entry(
-            "GPaCo",
-            "long trainings with strong augmentation; contrast between classes and samples",
-            "{model: {network: paco}, "
-            "train: {second_sampler: same, criterion: {name: balanced_softmax}}}",
-            "Cui et al., TPAMI 2023",
-            "src/networks/paco.py",
-            "paco",
-        ),
-        Entry(
-            "anti-aliasing",
-            "objects at any position; ResNets",
-            "{model: {backbone: resnet50, anti_alias: true}}",
-            "Zhang, ICML 2019",
-            "src/networks/anti_alias.py",
-            "anti_alias",
-        ),
-        Entry(
-            "frequency classifier",
-            "a second task: is the class many, medium or few",
-            "train: {auxiliaries: [{name: frequency, weight: 1.0}]}",
-            "methods.md, source 1",
-            "src/auxiliaries/frequency.py",
-            "multi_task",
-        ),
-    ),
-    "Stage 2: heads on frozen features": (
-        Entry(
-            "cRT",
-            "the network was trained with cross-entropy and has not memorised its images",
-            "stage2: [{head: crt}]",
-            "Kang et al., ICLR 2020",
-            "src/rebalance/crt.py",
-            "ce/crt",
-        ),
-        Entry(
-            "multi-task cRT",
-            "cRT with an adapter that also learns the bin",
-            "stage2: [{head: crt, adapter: 64, frequency_weight: 1.0}]",
-            "methods.md, source 1",
-            "src/rebalance/crt.py",
-            "ce/multi_task",
-        ),
-        Entry(
-            "LWS",
-            "one scale per class: too few images for cRT",
-            "stage2: [{head: lws}]",
-            "Kang et al., ICLR 2020",
-            "src/rebalance/lws.py",
-            "ce/lws",
-        ),
-        Entry(
-            "NCM",
-            "nothing is trained; a handful of images per class",
-            "stage2: [{head: ncm}]",
-            "Kang et al., ICLR 2020",
-            "src/rebalance/ncm.py",
-            "ce/ncm",
-        ),
-        Entry(
-            "MaxNorm, weight decay, class-balanced loss",
-            "with a stage 1 of searched weight decay",
-            "stage2: [{head: maxnorm}]",
-            "Alshammari et al., CVPR 2022",
-            "src/rebalance/maxnorm.py",
-            "ce/maxnorm",
-        ),
-        Entry(
-            "cosine head from class means",
-            "features whose norm follows the class counts",
-            "stage2: [{head: cosine}]",
-            "Gidaris & Komodakis, CVPR 2018",
-            "src/rebalance/cosine.py",
-            "ce/cosine",
-        ),
-    ),
-    "After training": (
-        Entry(
-            "τ-normalisation",
-            "cross-entropy networks; tried by 04 and dropped where it does not help",
-            "posthoc: {steps: [tau_norm]}",
-            "Kang et al., ICLR 2020",
-            "src/fusion/tau_norm.py",
-            "ce/tau",
-        ),
-        Entry(
-            "logit adjustment afterwards",
-            "any network of plain cross-entropy, also one of somebody else; seconds",
-            "posthoc: {steps: [logit_adjustment]}",
-            "Menon et al., ICLR 2021",
-            "src/fusion/logit_adjustment.py",
-            "ce/prior",
-        ),
-        Entry(
-            "searched weight decay (or any key)",
-            "first with a new backbone: `02_train_stage1.py --search`",
-            "search: {keys: {train.weight_decay: {low: 1.0e-5, high: 1.0e-1, log: true}}}",
-            "Alshammari et al., CVPR 2022",
-            "src/training/search.py",
-            "ce_wd",
-        ),
-        Entry(
-            "searched heads",
-            "after 02: `03_train_stage2.py --search`, seconds per trial",
-            "{stage2: [{head: maxnorm}], search: {stage2: {trials: 100}}}",
-            "Alshammari et al., CVPR 2022",
-            "src/rebalance/search.py",
-        ),
-    ),
-}
-
-
-def render(results: str) -> str:
-    """METHODS.md with the effects that stand in the text of RESULTS.md."""
+def render(cifar: pd.DataFrame, birds: pd.DataFrame) -> str:
+    """METHODS.md. cifar, birds: lines of benchmarks/scores/"""
     lines = [HEAD]
     names = ["method", "when to use it", "config", "CIFAR-10-LT", "birds_lt", "paper", "code"]
     for group, entries in GROUPS.items():
         lines += [f"## {group}", "", _line(names), _line(["---"] * len(names))]
         for e in entries:
-            effects = [effect(results, *where, e.row) for where in (CIFAR, BIRDS)]
+            effects = [cifar_effect(cifar, e.row), birds_effect(birds, e.row)]
             code = f"[{Path(e.code).name}](../{e.code})"
             lines.append(_line([e.name, e.use, f"`{e.config}`", *effects, e.paper, code]))
         lines.append("")
     return "\n".join(lines)
 
 
-def effect(results: str, section: str, value: str, gain: str, row: str | None) -> str:
-    """The gain of a row over cross-entropy; a dash where it was not measured."""
-    if row is None:
-        return "–"
-    title = row_title(row)
-    cells = table_row(results, section, title)
-    if not cells:
-        return "–"
-    if cells.get(gain):
-        return cells[gain]
-    base = table_row(results, section, row_title("ce"))  # ablations: tables without a gain
-    own, other = (_number(c.get(value) or c.get("all")) for c in (cells, base))
-    return "–" if None in (own, other) else f"{own - other:+.1f}"
+def cifar_effect(scores: pd.DataFrame, row: str | None) -> str:
+    """Gain over cross-entropy at 1:100 in points, the mean of the seeds; a dash: not measured."""
+    there = scores[(scores["split"] == "exp100") & (scores["epoch"] == "last")]
+    own, base = (there.loc[there["row"] == name, "accuracy"] for name in (row, "ce"))
+    return f"{100 * (own.mean() - base.mean()):+.1f}" if len(own) and len(base) else DASH
 
 
-def table_row(results: str, section: str, title: str) -> dict[str, str]:
-    """Column → cell of the first row with this title in a section; empty when there is none."""
-    found = re.search(f"<!-- {section} -->(.*?)<!-- /{section} -->", results, re.DOTALL)
-    names: list[str] = []
-    for line in (found[1] if found else "").splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if cells[0] == "method":
-            names = cells
-        elif cells[0] == title and names:
-            return dict(reversed(list(zip(names, cells, strict=True))))  # the first of equal names
-    return {}
+def birds_effect(scores: pd.DataFrame, row: str | None) -> str:
+    """Gain over cross-entropy in points ± its standard error, on most of the folds measured."""
+    there = scores[scores["row"] == row].sort_values("folds", key=lambda f: f.str.len())
+    if not len(there):
+        return DASH
+    gain, noise = there.iloc[-1][["gain", "noise"]]
+    return f"{100 * gain:+.1f} ± {100 * noise:.1f}"
 
 
-def _number(cell: str | None) -> float | None:
-    return float(cell.split()[0]) if cell else None
+def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lines of CIFAR-10-LT with the CPU budget, and of birds_lt."""
+    return Section("configs/cifar10_lt.yaml", "cpu").scores.read(), scores_of("birds_lt").read()
 
 
 def _line(cells: list[str]) -> str:
@@ -396,7 +76,7 @@ def _line(cells: list[str]) -> str:
 
 
 def main() -> None:
-    write_text(OUT, render(RESULTS.read_text(encoding="utf-8")))
+    write_text(OUT, render(*tables()))
     print(f"written to {OUT}")
 
 

@@ -1,18 +1,24 @@
-"""Sections of benchmarks/RESULTS.md, each written by the script that measured it.
+"""Sections of benchmarks/RESULTS.md, each written by the script that measured it, and the scores
+behind the tables of many rows.
 
 A section stands between two HTML comments; running its script again replaces it and nothing else.
+Runs are not in git, their scores are: scores/<table>.csv beside RESULTS.md, a line per score. So a
+table can be measured in parts, on several days and machines; measuring a row again replaces it.
 """
 
 import os
 import platform
 import re
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from src.artifacts import git_state, write_text
+from src.artifacts import git_state, read_table, write_table, write_text
+from src.errors import UserError
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -60,3 +66,46 @@ def write_section(name: str, title: str, body: str, path: Path = RESULTS) -> str
         text = f"{text.rstrip()}\n\n{section}\n"
     write_text(path, text)
     return section
+
+
+SET_HELP = "override keys of the config; needs an --out of its own"
+
+
+def own_file_for_own_settings(overrides: list[str], out: Path) -> None:
+    """Errors: UserError when scores of changed settings would stand among those of the schedule."""
+    if overrides and out.resolve() == RESULTS.resolve():
+        raise UserError(
+            f"--set {' '.join(overrides)} changes what {RESULTS.name} says was trained; write "
+            "elsewhere: --out /tmp/results.md"
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The lines of scores/<name>.csv. keys: text, by which lines are told apart · values: numbers ·
+    facts: text on how they came about"""
+
+    name: str
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    facts: tuple[str, ...] = ("device", "git")
+
+    def path(self, results: Path = RESULTS) -> Path:
+        return results.with_name("scores") / f"{self.name}.csv"
+
+    def read(self, results: Path = RESULTS) -> pd.DataFrame:
+        """All lines, none before anything was measured. Errors: UserError for a damaged file."""
+        if not self.path(results).is_file():
+            return pd.DataFrame(columns=[*self.keys, *self.values, *self.facts])
+        return read_table(self.path(results), self.values)
+
+    def keep(self, lines: list[dict], results: Path = RESULTS) -> pd.DataFrame:
+        """Write `lines`, in place of those with the same keys. Returns all there are."""
+        kept = self.read(results)
+        if not lines:
+            return kept
+        new = pd.DataFrame(lines, columns=kept.columns).round(4)
+        both = pd.concat([kept, new], ignore_index=True) if len(kept) else new
+        both = both.drop_duplicates([*self.keys], keep="last")
+        write_table(self.path(results), both.sort_values([*self.keys]))
+        return self.read(results)

@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/shift_consistency.py`
 
-from benchmarks.results import markdown, provenance, write_section
+from benchmarks.results import RESULTS, markdown, provenance, write_section
 from src import cli
 from src.artifacts import RUNS
 from src.config import load_config
@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     cli.print_table(pd.DataFrame(rows), title)
     if not args.quick:
         body = f"{provenance()}\n\n{title}.\n\n{markdown(rows)}"
-        write_section(f"shift {config.dataset}", f"Shift consistency, {config.dataset}", body)
+        name = f"shift {config.dataset}"
+        write_section(name, f"Shift consistency, {config.dataset}", body, args.out)
 
 
 def trained(config: Config, experiment: str, fold: int) -> tuple[Network, Preprocessing]:
@@ -147,6 +148,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--experiments", nargs=2, metavar=("PLAIN", "BLUR"), help="trained already; train nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="MD", help="default: RESULTS.md"
     )
     parser.add_argument(
         "--quick", action="store_true", help="two epochs and 100 images: does it run?"

@@ -28,6 +28,7 @@ from src.errors import UserError, some
 
 RUNS = Path("runs")
 MANIFEST = "manifest.json"
+NOT_CODE = (":!/*.md", ":!/*.png", ":!/benchmarks/scores")  # git's pathspecs
 PACKAGES = ("numpy", "pandas", "scikit-learn", "torch", "torchvision", "timm", "albumentations")
 
 
@@ -268,7 +269,8 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> str:
-    """Commit, with `+changes` when tracked files differ from it; `unknown` outside a checkout."""
+    """Commit, with `+changes` when tracked files other than documents and the benchmarks' scores
+    differ from it; `unknown` outside a checkout."""
     here = Path(__file__).parent
 
     def git(*args):
@@ -276,7 +278,8 @@ def git_state() -> str:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
-        dirty = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        changes = ("status", "--porcelain", "--untracked-files=no", "--", ":/", *NOT_CODE)
+        dirty = git(*changes).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+changes" if dirty else "")

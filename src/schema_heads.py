@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from src.schema_losses import Sampler
 from src.section import Section
 
-FeatureSampler = Literal["instance", "class_balanced", "square_root", "progressive", "reversed"]
 NAME = "directory under stage2/; null: the head's kind"
 EPOCHS = "passes of N features"
 LR = "peak learning rate of SGD, cosine to 0"
@@ -18,7 +18,10 @@ class Trained(Section):
 
     head: str
     name: str | None = Field(None, description=NAME)
-    sampler: FeatureSampler = Field("class_balanced", description="which features an epoch sees")
+    sampler: Sampler = Field("class_balanced", description="which features an epoch sees")
+    sampler_power: float = Field(
+        0.5, ge=-2, le=2, description="sampler power: classes by their images to this power"
+    )
     views: int = Field(
         0,
         ge=0,
@@ -30,6 +33,12 @@ class Trained(Section):
     batch_size: int = Field(512, ge=2, description="features per step")
     lr: float = Field(0.1, gt=0, description=LR)
     weight_decay: float = Field(5e-4, ge=0, description="on everything that is trained")
+
+    @model_validator(mode="after")
+    def _powered(self):
+        if "sampler_power" in self.changed() and self.sampler != "power":
+            raise ValueError("sampler_power is used by the sampler `power` alone")
+        return self
 
 
 class Switched(Trained):
@@ -82,7 +91,7 @@ class LWS(Switched):
 
 class MaxNorm(Trained):
     head: Literal["maxnorm"] = "maxnorm"
-    sampler: FeatureSampler = Field(
+    sampler: Sampler = Field(
         "instance", description="which features an epoch sees; the loss balances the classes"
     )
     loss: Literal["cb_ce", "cb_softmax_bce"] = Field(

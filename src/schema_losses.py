@@ -98,6 +98,29 @@ BALANCING = {  # criteria that make classes count equally by themselves, and how
 }
 
 
+AS_THEY_ARE = ("instance", "same", None)  # samplers that leave the classes' shares alone
+
+
+def balancing(criterion) -> str | None:
+    """How a criterion makes classes count equally; None: it does not, or is switched off."""
+    on = all(getattr(criterion, key, 1) for key in ("tau", "beta"))  # 0: plain cross-entropy
+    return BALANCING.get(criterion.name) if on else None
+
+
+def balanced_by(train) -> str | None:
+    """The first choice in the section train that makes classes count equally; None: there is none,
+    so that the logits carry the prior of the training images."""
+    if balancing(train.criterion):
+        return f"train.criterion={train.criterion.name}"
+    for key in ("sampler", "second_sampler"):
+        if getattr(train, key) not in AS_THEY_ARE:
+            return f"train.{key}={getattr(train, key)}"
+    for key in ("weights", "sampling"):
+        if getattr(train.deferred, key):
+            return f"train.deferred.{key}"
+    return None
+
+
 class Mixing(Section):
     mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0: off")
@@ -146,17 +169,16 @@ def check_training(train, model) -> None:
 
 def _check_balance(train) -> None:
     """A criterion that balances needs batches that no sampler has balanced before."""
-    criterion = train.criterion
-    on = all(getattr(criterion, key, 1) for key in ("tau", "beta"))  # 0: plain cross-entropy
-    if criterion.name not in BALANCING or not on:
+    how = balancing(train.criterion)
+    if how is None:
         return
     for key in ("sampler", "second_sampler"):
         sampler = getattr(train, key)
-        if sampler not in ("instance", "same", None):
+        if sampler not in AS_THEY_ARE:
             raise ValueError(
-                f"train.criterion {criterion.name} {BALANCING[criterion.name]}, which is right for "
-                f"images drawn as they are; train.{key}={sampler} balances the classes once more. "
-                f"Set train.{key}=instance, or train.criterion={{name: cross_entropy}}"
+                f"train.criterion {train.criterion.name} {how}, which is right for images drawn as "
+                f"they are; train.{key}={sampler} balances the classes once more. Set "
+                f"train.{key}=instance, or train.criterion={{name: cross_entropy}}"
             )
 
 

@@ -9,36 +9,15 @@ from benchmarks.cifar_jobs import Job, job_config
 from benchmarks.cifar_methods import ABLATIONS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
 from src.artifacts import read_json
 from src.errors import UserError
-from src.prepare import prepare as module
-from tests.prepare_kit import photo
+from tests.benchmark_kit import row, tiny
 
-CONFIG = """
-data: {root: raw/tiny, near_duplicates: null, cache: device, workers: 0}
-folds: {k: 3}
-bins: {mode: halves}
-model: {backbone: cifar_resnet20, pretrained: false, image_size: 16, crop_pct: 1.0}
-train: {optimizer: sgd, lr: 0.01, augment: {crop: padded, color_jitter: 0}}
-"""
 TINY = ["train.epochs=2", "train.batch_size=8", "train.milestones=[0.5]", "train.precision=fp32"]
 CIFAR = Path(__file__).parents[1] / "configs" / "cifar10_lt.yaml"
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """Twelve images of each of three classes, of which the tail keeps 12, 6 and 3."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "draw_figures", lambda *args: [])
-    monkeypatch.setattr("src.training.stage1.draw_curves", lambda *args: None)
-    for part, count in (("train", 12), ("test", 3)):
-        for c, name in enumerate(("0_a", "1_b", "2_c")):
-            Path("raw/tiny", part, name).mkdir(parents=True)
-            for i in range(count):
-                number = 1000 * c + 100 * (part == "test") + i
-                photo(number, (16, 16)).save(f"raw/tiny/{part}/{name}/{i}.png")
-    Path("tiny.yaml").write_text(CONFIG)
-    out = Path("RESULTS.md")
-    out.write_text("# Benchmarks\n\nby hand, above\n")
-    return out
+    return tiny(tmp_path, monkeypatch)
 
 
 def run(out, *args, budget="cpu"):
@@ -46,13 +25,6 @@ def run(out, *args, budget="cpu"):
     common += ["--set", *TINY]
     cifar_lt.main([*args, *common])
     return out.read_text()
-
-
-def row(text: str, title: str) -> list[str]:
-    """Cells of the first row with this title: the main table stands before the ablations."""
-    found = [line for line in text.splitlines() if line.startswith(f"| {title} |")]
-    assert found, (title, text)
-    return [cell.strip() for cell in found[0].strip("|").split("|")]
 
 
 def test_two_methods_give_a_table_and_a_second_call_skips(results, capsys, monkeypatch):

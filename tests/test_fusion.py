@@ -87,11 +87,22 @@ def test_logit_adjustment_needs_counts_that_differ():
         {"criterion": {"name": "balanced_softmax"}},
         {"criterion": {"name": "logit_adjusted"}},
         {"criterion": {"name": "lade"}},
+        {"criterion": {"name": "class_balanced"}},
         {"sampler": "class_balanced"},
+        {"second_sampler": "reversed", "mixing": {"mixup": 1.0}},
+        {"deferred": {"weights": True}},
+        {"deferred": {"sampling": True}},
     ],
 )
 def test_logit_adjustment_leaves_alone_what_is_balanced(train):
     assert "already" in STEPS["logit_adjustment"].refuses(STATE, config(train=train))
+
+
+@pytest.mark.parametrize("criterion", ["balanced_softmax", "class_balanced"])
+def test_logit_adjustment_takes_a_criterion_whose_balancing_is_off(criterion):
+    off = {"tau": 0} if criterion == "balanced_softmax" else {"beta": 0}
+    train = {"criterion": {"name": criterion} | off}
+    assert STEPS["logit_adjustment"].refuses(STATE, config(train=train)) is None
 
 
 def test_logit_adjustment_leaves_heads_of_stage_2_alone():

@@ -238,6 +238,19 @@ def test_maxnorm_balances_once(sampler):
     parse_config({"stage2": [{"head": "maxnorm", "sampler": sampler, "beta": 0}]})
 
 
+@pytest.mark.parametrize("power, same", [(0.0, "class_balanced"), (0.5, "square_root")])
+def test_powers_of_the_counts_tie_the_samplers_together(power, same, data):
+    powered = fit(CRT(sampler="power", sampler_power=power, epochs=3), data)[1]["weight"]
+    assert np.array_equal(powered, fit(CRT(sampler=same, epochs=3), data)[1]["weight"])
+    other = fit(CRT(sampler="power", sampler_power=-1, epochs=3), data)[1]["weight"]
+    assert not np.array_equal(powered, other)
+
+
+def test_a_power_that_no_sampler_reads_is_refused():
+    with pytest.raises(UserError, match="sampler_power is used by the sampler `power` alone"):
+        parse_config({"stage2": [{"head": "crt", "sampler_power": 0.25}]})
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("loss", ["cb_ce", "cb_softmax_bce"])
 def test_maxnorm_never_leaves_the_ball(ratio, loss, data):

@@ -324,15 +324,17 @@ def test_a_criterion_that_balances_takes_batches_that_no_sampler_has_balanced(na
     second = {"second_sampler": sampler, "mixing": {"manifold": 1.0}}
     with pytest.raises(UserError, match=f"{words}Set train.second_sampler=instance"):
         parse_config({"train": tree | second})
-    parse_config({"train": tree | second | {"second_sampler": "instance"}})
-    parse_config({"train": tree})
+    as_they_are = {"second_sampler": "instance"}
+    train = parse_config({"train": tree | second | as_they_are}).train
+    assert train.second_sampler == "instance" and train.criterion.name == name
+    assert parse_config({"train": tree}).train.sampler == "instance"
 
 
 def test_a_criterion_that_is_told_not_to_balance_takes_any_sampler():
-    for keys in ({"name": "balanced_softmax", "tau": 0}, {"name": "class_balanced", "beta": 0}):
-        parse_config({"train": {"criterion": keys, "sampler": "class_balanced"}})
-    for name in ("cross_entropy", "focal", "seesaw"):
-        parse_config({"train": {"criterion": {"name": name}, "sampler": "class_balanced"}})
+    off = ({"name": "balanced_softmax", "tau": 0}, {"name": "class_balanced", "beta": 0})
+    for keys in (*off, *({"name": name} for name in ("cross_entropy", "focal", "seesaw"))):
+        train = parse_config({"train": {"criterion": keys, "sampler": "class_balanced"}}).train
+        assert (train.criterion.name, train.sampler) == (keys["name"], "class_balanced")
 
 
 @pytest.mark.parametrize("name", ["balanced_softmax", "lade", "seesaw", "focal"])

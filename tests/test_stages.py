@@ -19,8 +19,8 @@ from src.posthoc.calibrate import posthoc
 from src.rebalance.crt import fit_crt
 from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
-from src.schema import TTA
 from src.schema_heads import CRT
+from src.schema_outputs import TTA
 from src.tables import load_dataset, load_features, load_head, load_predictions
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config

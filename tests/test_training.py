@@ -147,7 +147,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(digits, monkeypatch, se
 def test_a_method_that_was_stopped_ends_with_the_same_bytes(model, train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_dataset()
-    resumes_exactly(tiny_config(model, train), monkeypatch)
+    whole = resumes_exactly(tiny_config(model, train), monkeypatch)
+    assert (whole / "manifest.json").is_file()
 
 
 def watch_evaluations(monkeypatch) -> list[np.ndarray]:

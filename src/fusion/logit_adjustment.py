@@ -15,8 +15,7 @@ import numpy as np
 
 from src.fusion import tau_norm
 from src.fusion.step import State, Step
-
-BALANCED = ("balanced_softmax", "logit_adjusted", "lade")  # criteria with the prior in them
+from src.schema_losses import balanced_by
 
 
 def candidates(config):
@@ -31,13 +30,10 @@ def each(state: State, candidates):
 
 
 def refuses(state: State, config):
-    train = config.train
     if state.start != "stage1":
         return f"{state.start} is balanced already"
-    if train.criterion.name in BALANCED:
-        return f"train.criterion={train.criterion.name} has the prior in it already"
-    if train.sampler != "instance":
-        return f"train.sampler={train.sampler} has changed the prior already"
+    if choice := balanced_by(config.train):
+        return f"{choice} has balanced the classes already"
     if state.counts is None:
         return "needs the classes' counts, none are given"
     if state.counts.min() == state.counts.max():

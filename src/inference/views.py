@@ -3,7 +3,7 @@
 from itertools import product
 
 from src.data.transforms import View
-from src.schema import TTA
+from src.schema_outputs import TTA
 
 CENTRE = (0.5, 0.5)
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))

@@ -66,7 +66,13 @@ class FeatureSet:
 
         def epoch_batches(epoch: int):
             order = epoch_order(
-                spec.sampler, self.labels, self.num_classes, seed, epoch, spec.epochs
+                spec.sampler,
+                self.labels,
+                self.num_classes,
+                seed,
+                epoch,
+                spec.epochs,
+                power=spec.sampler_power,
             )
             view = np.random.default_rng((seed, epoch, 1)).integers(len(views), size=len(order))
             for start in range(0, steps * size, size):

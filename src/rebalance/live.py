@@ -57,7 +57,13 @@ class LiveFeatures:
         labels = self.labels
         epochs = Epochs(
             lambda epoch: epoch_order(
-                spec.sampler, labels, self.num_classes, seed, epoch, spec.epochs
+                spec.sampler,
+                labels,
+                self.num_classes,
+                seed,
+                epoch,
+                spec.epochs,
+                power=spec.sampler_power,
             ),
             spec.batch_size,
         )
