@@ -9,7 +9,6 @@ training of smaller images. It is scored out of fold, against cross-entropy on t
 test set is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -20,16 +19,14 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_methods.py`
 
+from benchmarks import arguments
 from benchmarks.cifar_jobs import choose_tau, fit_heads, without_prior
 from benchmarks.cifar_methods import HEADS, METHODS, Method, in_order, row_title
 from benchmarks.pool import run_all
 from benchmarks.results import (
-    RESULTS,
-    SET_HELP,
     Scores,
     machine,
     markdown,
-    own_file_for_own_settings,
     write_section,
 )
 from src import cli
@@ -105,7 +102,9 @@ def scores_of(dataset: str) -> Scores:
 
 def main(argv: list[str] | None = None) -> None:
     """Errors: UserError when a method failed; the others are finished first."""
-    args = parse(argv)
+    parser = arguments.parser(__doc__, "configs/birds_lt.yaml", BIRDS, list(BIRDS))
+    parser.add_argument("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
+    args = arguments.parse(parser, argv)
     names = dict.fromkeys(["ce", *args.methods])  # the others are compared with it
     jobs = [Job(args.config, name, tuple(args.folds), tuple(args.set)) for name in names]
     failed = {}
@@ -116,24 +115,6 @@ def main(argv: list[str] | None = None) -> None:
     print(write_table(args.out, jobs[0], failed))
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} methods failed: {'; '.join(failed)}")
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--config", default="configs/birds_lt.yaml", metavar="YAML", help="what methods add to")
-    add("--methods", nargs="+", choices=list(BIRDS), default=list(BIRDS), metavar="M",
-        help=f"beside ce; default: all; known: {', '.join(BIRDS)}")  # fmt: skip
-    add("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
-    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=SET_HELP)
-    add("--table", action="store_true", help="write the table from what is there")
-    add("--out", type=Path, default=RESULTS, metavar="MD", help="default: RESULTS.md")
-    args = parser.parse_args(argv)
-    own_file_for_own_settings(args.set, args.out)
-    return args
 
 
 def job_config(job: Job) -> Config:

@@ -20,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/cifar_lt.py`
 
+from benchmarks import arguments
 from benchmarks.cifar_jobs import Job, job_config, run_job
 from benchmarks.cifar_methods import BUDGETS, METHODS
 from benchmarks.cifar_table import Section, write_section
 from benchmarks.pool import run_all
-from benchmarks.results import RESULTS, SET_HELP, own_file_for_own_settings
 from src import cli
 from src.errors import UserError
 from src.prepare.prepare import prepare
@@ -50,15 +50,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     default = [name for name, method in METHODS.items() if not method.ablation]
+    parser = arguments.parser(__doc__, "configs/cifar10_lt.yaml", METHODS, default)
     add = parser.add_argument
     add("--budget", choices=list(BUDGETS), default="cpu", help="the schedule (default: cpu)")
-    add("--config", default="configs/cifar10_lt.yaml", metavar="YAML", help="what methods add to")
-    add("--methods", nargs="+", choices=list(METHODS), default=default, metavar="M",
-        help=f"default: all but ablations; known: {', '.join(METHODS)}")  # fmt: skip
     add("--ablations", action="store_true", help="the rows of the ablation tables, too")
     add("--profile", choices=["exp", "step"], default="exp", help="shape of the tail")
     add("--ratios", nargs="+", type=float, default=[100.0], metavar="R", help="largest class over "
@@ -66,13 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="default: 0")
     add("--selected", action="store_true", help="also train each method without fold 0 and keep "
         "the epoch that is best on it")  # fmt: skip
-    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=SET_HELP)
-    add("--table", action="store_true", help="write the table from what is there")
-    add("--out", type=Path, default=RESULTS, metavar="MD", help="default: RESULTS.md")
-    args = parser.parse_args(argv)
-    own_file_for_own_settings(args.set, args.out)
-    return args
+    return arguments.parse(parser, argv)
 
 
 def planned(args: argparse.Namespace) -> tuple[list[Job], dict[str, str]]:

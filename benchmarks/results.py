@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from src.artifacts import git_state, read_table, write_table, write_text
-from src.errors import UserError
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -66,18 +65,6 @@ def write_section(name: str, title: str, body: str, path: Path = RESULTS) -> str
         text = f"{text.rstrip()}\n\n{section}\n"
     write_text(path, text)
     return section
-
-
-SET_HELP = "override keys of the config; needs an --out of its own"
-
-
-def own_file_for_own_settings(overrides: list[str], out: Path) -> None:
-    """Errors: UserError when scores of changed settings would stand among those of the schedule."""
-    if overrides and out.resolve() == RESULTS.resolve():
-        raise UserError(
-            f"--set {' '.join(overrides)} changes what {RESULTS.name} says was trained; write "
-            "elsewhere: --out /tmp/results.md"
-        )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Model(Section):
     )
     head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
     cosine_scale: float = Field(
-        16.0, gt=0, description="cosine head: logits lie in [-scale, scale]"
+        16.0, gt=0, description="cosine head: logits lie in [-scale, scale]; LDAM's paper has 30"
     )
     anti_alias: bool = Field(
         False,

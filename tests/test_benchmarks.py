@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from benchmarks import birds_methods, shift_consistency
+from benchmarks import arguments, birds_methods, shift_consistency
 from benchmarks.pool import run_all
-from benchmarks.results import RESULTS, Scores, own_file_for_own_settings
+from benchmarks.results import RESULTS, Scores
 from src import artifacts
 from src.artifacts import git_state, write_text
 from src.config import load_config
@@ -54,10 +54,13 @@ def test_scores_are_kept_and_measuring_again_replaces(tmp_path):
 
 
 def test_changed_settings_do_not_stand_among_those_of_the_schedule(tmp_path):
-    with pytest.raises(UserError, match="--out"):
-        own_file_for_own_settings(["train.epochs=1"], RESULTS)
-    own_file_for_own_settings(["train.epochs=1"], tmp_path / RESULTS.name)
-    own_file_for_own_settings([], RESULTS)
+    parser = arguments.parser("", "some.yaml", ["ce", "bbn"], ["ce"])
+    own = ["--set", "train.epochs=1"]
+    with pytest.raises(UserError, match="--set train.epochs=1 changes .* --out"):
+        arguments.parse(parser, own)
+    elsewhere = arguments.parse(parser, [*own, "--out", str(tmp_path / RESULTS.name)])
+    assert elsewhere.out.parent == tmp_path and elsewhere.methods == ["ce"]
+    assert arguments.parse(parser, []).out == RESULTS
 
 
 def test_every_method_on_birds_is_one_that_the_product_takes():
