@@ -25,6 +25,7 @@ from benchmarks.cifar_methods import HEADS, METHODS, Method, in_order, row_title
 from benchmarks.pool import run_all
 from benchmarks.results import (
     Scores,
+    distinct,
     machine,
     markdown,
     write_section,
@@ -156,8 +157,8 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
     methods = dict.fromkeys(row.split("/")[0] for row in in_order(table.index, BIRDS))
     lines = [
         f"`python benchmarks/birds_methods.py --config {any_job.base} --folds {folds} --methods "
-        f"{' '.join(methods)}` · {', '.join(sorted(set(table['device'])))} · trained at commit "
-        f"{', '.join(sorted(set(', '.join(table['git']).split(', '))))}",
+        f"{' '.join(methods)}` · {' / '.join(sorted(set(table['device'])))} · trained at commit "
+        f"{distinct(table['git'])}",
         "",
         f"{config.model.image_size} px, {train.epochs} epochs, folds {folds} held out ({held_out} "
         "images), %. `against CE`: difference in balanced accuracy ± standard error of the paired "

@@ -7,16 +7,15 @@ finished job is skipped.
 """
 
 import json
-import os
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from benchmarks.cifar_methods import BUDGETS, HEADS, METHODS
+from benchmarks.results import machine
 from src.artifacts import MANIFEST, RUNS, Step, read_json, write_json
 from src.config import dump_config, load_config
 from src.data.cache import keep_images
@@ -174,7 +173,7 @@ def score(job: Job, config: Config, data: Dataset, without: Container[str] = ())
         "split": job.split,
         "seed": job.seed,
         "selected": job.selected,
-        "device": device_name(accelerator),
+        "device": machine(),
     }
     write_json(step.directory / SCORES, tree)
     step.finish([SCORES], tree["rows"])
@@ -223,9 +222,3 @@ def choose_tau(config: Config, data: Dataset, network: Path) -> dict:
     candidates = step.candidates(config)
     scores = [balanced_accuracy(z, held_out.label) for z in step.each(state, candidates)]
     return candidates[int(np.argmax(scores))]
-
-
-def device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"CPU, {os.cpu_count()} cores"

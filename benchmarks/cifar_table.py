@@ -16,7 +16,7 @@ from benchmarks.cifar_methods import (
     in_order,
     row_title,
 )
-from benchmarks.results import Scores
+from benchmarks.results import Scores, distinct
 from src.artifacts import MANIFEST, RUNS, read_json
 from src.config import load_config
 
@@ -105,8 +105,8 @@ def _how(section: Section, table: pd.DataFrame) -> list[str]:
         *(f"    {command}" for command in _commands(section, table)),
     ]
     if len(table):
-        devices, commits = (", ".join(sorted(set(table[key]))) for key in ("device", "git"))
-        lines += ["", f"{devices}; commit {commits}."]
+        devices = " / ".join(sorted(set(table["device"])))
+        lines += ["", f"{devices}; trained at commit {distinct(table['git'])}."]
     return lines
 
 

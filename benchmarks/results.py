@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,11 @@ def markdown(rows: list[dict], digits: int = 3) -> str:
         cells = [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def distinct(cells: Iterable[str]) -> str:
+    """Each commit once, of cells that may name several."""
+    return ", ".join(sorted({name for cell in cells for name in cell.split(", ")}))
 
 
 def write_section(name: str, title: str, body: str, path: Path = RESULTS) -> str:
