@@ -195,6 +195,13 @@ def _check_deferred(train) -> None:
             "train.deferred: weights and sampling both make classes count equally; together they "
             "do it twice, choose one"
         )
+    for key in ("sampler", "second_sampler"):
+        if deferred.weights and getattr(train, key) not in AS_THEY_ARE:
+            raise ValueError(
+                "train.deferred.weights weighs the classes by their images, which is right for "
+                f"images drawn as they are; train.{key}={getattr(train, key)} balances them once "
+                f"more. Set train.{key}=instance, or train.deferred.weights=false"
+            )
     if deferred.weights and train.criterion.name == "class_balanced":
         raise ValueError(
             "train.deferred.weights puts class weights on the criterion, and class_balanced has "
@@ -214,6 +221,14 @@ def _check_deferred(train) -> None:
 
 def _check_mixing(train) -> None:
     mixing = train.mixing
+    for key in mixing.changed():
+        if key.startswith("remix_") and not mixing.remix:
+            raise ValueError(f"train.mixing.{key} is of remix, which is off; set remix=true")
+        if key in ("probability", "off_epochs") and not mixing.alphas:
+            raise ValueError(
+                f"train.mixing.{key} says when images are mixed, and they are not; switch on "
+                f"mixup, cutmix or manifold, or remove {key}"
+            )
     if mixing.remix and not mixing.alphas:
         raise ValueError(
             "train.mixing.remix changes the labels of mixed images; switch on mixup, cutmix or "

@@ -131,6 +131,11 @@ def check_network(model, train) -> None:
                 f"model.{other}.{keys[0]} is used by model.network={other} alone, found {network}; "
                 "remove the key or choose that network"
             )
+    changed = model.changed()
+    if "blur_kernel" in changed and not model.anti_alias:
+        raise ValueError("model.blur_kernel is of anti_alias, which is off; set anti_alias=true")
+    if "cosine_scale" in changed and model.head != "cosine":
+        raise ValueError("model.cosine_scale is of the cosine head; set model.head=cosine")
     names = [auxiliary.name for auxiliary in train.auxiliaries]
     if len(set(names)) < len(names):
         raise ValueError(f"train.auxiliaries: each can be there once, found {names}")

@@ -98,3 +98,5 @@ def test_aa_layer_in_kwargs_points_to_the_key():
         parse_config({"model": {"kwargs": {"aa_layer": "blur"}}})
     with pytest.raises(UserError, match="blur_kernel"):
         parse_config({"model": {"anti_alias": True, "blur_kernel": 4}})
+    with pytest.raises(UserError, match="blur_kernel is of anti_alias, which is off"):
+        parse_config({"model": {"blur_kernel": 5}})

@@ -118,13 +118,38 @@ def test_frequency_resumes_exactly(tmp_path, monkeypatch):
 
 
 def test_memory_starts_at_the_mean_and_then_moves_by_the_formula():
-    memory = torch.zeros(3, 2)
+    memory, met = torch.zeros(3, 2), torch.zeros(3)
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    remember(memory, directions, torch.tensor([0, 0, 2]), momentum=0.1)
+    remember(memory, met, directions, torch.tensor([0, 0, 2]), momentum=0.1)
     torch.testing.assert_close(memory, torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.0, 1.0]]))
-    remember(memory, torch.tensor([[1.0, 0.0]]), torch.tensor([0]), momentum=0.1)
+    remember(memory, met, torch.tensor([[1.0, 0.0]]), torch.tensor([0]), momentum=0.1)
     torch.testing.assert_close(memory[0], torch.tensor([0.55, 0.45]))  # + 0.1 ((1, 0) - (.5, .5))
     torch.testing.assert_close(memory[2], torch.tensor([0.0, 1.0]))
+    assert met.tolist() == [3, 0, 1]
+
+
+def test_without_momentum_the_memory_is_the_mean_of_all_images():
+    memory, met = torch.zeros(2, 2), torch.zeros(2)
+    for rows, labels in ((_four_rows()[0][:3], [0, 0, 1]), (_four_rows()[0][3:], [0])):
+        remember(memory, met, rows, torch.tensor(labels), momentum=None)
+    rows = _four_rows()[0]
+    torch.testing.assert_close(memory, torch.stack([rows[[0, 1, 3]].mean(0), rows[2]]))
+
+
+def test_teaching_begins_with_the_means_of_the_epoch_before():
+    """Not with what an untrained network saw in the first batches."""
+    network = kt(kt=KT(start_epoch=2)).eval()
+    old, new = Batch(*random_batch(seed=1)), Batch(*random_batch(seed=2))
+    network.loss(old, PlainCE(), Progress(0, 0, 0.0, 4))
+    for step in (1, 2):
+        network.loss(new, PlainCE(), Progress(1, step, 0.25, 4))
+    f = F.normalize(network(new.images).features, dim=1).detach()
+    means = torch.stack([f[new.labels == c].mean(0) for c in range(K)])
+    torch.testing.assert_close(network.memory, means)
+    network.loss(old, PlainCE(), Progress(2, 3, 0.5, 4))
+    f = F.normalize(network(old.images).features, dim=1).detach()
+    moved = torch.stack([f[old.labels == c].mean(0) for c in range(K)])
+    torch.testing.assert_close(network.memory, means + 0.1 * (moved - means))
 
 
 def _process(rank, directory):
@@ -132,7 +157,7 @@ def _process(rank, directory):
     directions, labels = _four_rows()
     memory = torch.zeros(3, 2)
     mine = slice(2 * rank, 2 * rank + 2)
-    remember(memory, directions[mine], labels[mine], momentum=0.1)
+    remember(memory, torch.zeros(3), directions[mine], labels[mine], momentum=0.1)
     torch.save(memory, f"{directory}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -145,7 +170,7 @@ def _four_rows():
 def test_memory_of_two_processes_is_that_of_one(tmp_path):
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     memory = torch.zeros(3, 2)
-    remember(memory, *_four_rows(), momentum=0.1)
+    remember(memory, torch.zeros(3), *_four_rows(), momentum=0.1)
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), memory)
 
@@ -229,6 +254,7 @@ def test_class_means_teach_from_start_epoch_on():
         f = F.normalize(network(batch.images).features, dim=1)
         first = {int(y): f[i] for i, y in reversed(list(enumerate(batch.labels)))}
         network.memory.copy_(torch.stack([first[c] for c in range(K)]))
+        network.met.fill_(1)
     late, _ = network.loss(batch, PlainCE(), FIRST)
     assert torch.isfinite(late["second"]) and late["second"].item() != early["second"].item()
 
@@ -243,6 +269,7 @@ def test_the_second_term_by_hand_with_a_memory_that_is_there(phi, temperature):
         network.first.weight.normal_(std=0.1)
         f = network(images).features
         own = F.normalize(f, dim=1)[:K] + 0.1 * torch.randn(K, f.shape[1])
+        network.met.fill_(1)
         network.memory.copy_(own * torch.tensor([9.0, 1, 5, 0.2, 3, 1])[:, None])
         first, second = network.first(f).numpy(), network.classifier(f)
         memory = network.memory.clone().numpy()

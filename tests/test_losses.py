@@ -297,6 +297,18 @@ def test_share_per_image_by_hand():
         ({"deferred": {"weights": True, "sampling": True}}, "choose one"),
         ({"deferred": {"sampling": True}, "sampler": "class_balanced"}, "already is"),
         ({"deferred": {"start": 0.5}}, "both are off"),
+        ({"deferred": {"weights": True}, "sampler": "reversed"}, "train.sampler=reversed balances"),
+        (
+            {
+                "deferred": {"weights": True},
+                "second_sampler": "class_balanced",
+                "mixing": {"manifold": 1.0},
+            },
+            "train.second_sampler=class_balanced balances them once more",
+        ),
+        ({"mixing": {"mixup": 1.0, "remix_ratio": 5}}, "remix_ratio is of remix, which is off"),
+        ({"mixing": {"off_epochs": 2}}, "off_epochs says when images are mixed, and they are not"),
+        ({"mixing": {"probability": 0.5}}, "probability says when"),
         ({"deferred": {"beta": 0.5}}, "set weights=true or remove beta"),
         ({"deferred": {"beta": 0.5, "sampling": True}}, "set weights=true or remove beta"),
         ({"deferred": {"weights": True, "start": 1.0}}, "never reached"),

@@ -304,7 +304,6 @@ def job(home: str, **train) -> stage1.Fold:
             "micro_batch": 4,
             "ema": 0.9,
             "criterion": {"name": "ldam"},
-            "deferred": {"weights": True, "start": 0.5},
             "second_sampler": "progressive",
             "sampler": "square_root",
             "mixing": {"manifold": 1.0, "cutmix": 0.5, "remix": True, "off_epochs": 1},

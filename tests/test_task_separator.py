@@ -67,7 +67,7 @@ def test_shapes_and_what_stage_2_gets(routing):
     assert output.logits.shape == (8, K) and torch.isfinite(output.logits).all()
     torch.testing.assert_close(output.features, network.backbone(images))
     widths = [m.weight.shape for m in network.gate if hasattr(m, "in_features")]
-    assert widths == [(256, K), (128, 256), (3, 128)]
+    assert widths == [(512, K), (256, 512), (128, 256), (3, 128)]
 
 
 def test_hard_routing_follows_the_gate():

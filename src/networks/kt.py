@@ -10,9 +10,11 @@ of z per row.
     L   = L(z, y) + [φ L(z₂, y) + (1 − φ) KL(softmax(z̃_d / T) ‖ softmax(z₂ / T))]_m + L(z₂, y)_¬m
     M_c ← M_c + a (mean of f_i / ‖f_i‖ over the batch's images of class c − M_c)
 
-Each bracket is a mean over its own rows. Until `start_epoch`, z₂ learns from labels alone. A class
-met for the first time starts at its mean in that batch. M is part of the trained network, hence of
-its checkpoint; the moving average of the weights carries one too, which nothing reads.
+Each bracket is a mean over its own rows. Until `start_epoch`, z₂ learns from labels alone, and M_c
+is the plain mean over the class's images of the epoch so far, so that no class is taught by what
+the network saw in its first steps. A class met for the first time starts at its mean in that batch.
+M is part of the trained network, hence of its checkpoint; the moving average of the weights carries
+one too, which nothing reads.
 """
 
 import numpy as np
@@ -40,6 +42,8 @@ class KnowledgeTransfer(Plain):
         width = backbone.num_features
         self.first = build_head(model.head, width, num_classes, model.cosine_scale)
         self.register_buffer("memory", torch.zeros(num_classes, width))
+        self.register_buffer("met", torch.zeros(num_classes))  # images, see `remember`
+        self.gathering = -1  # the epoch whose images are averaged
 
     def forward(self, images: torch.Tensor) -> Output:
         features = self.backbone(images)
@@ -54,13 +58,18 @@ class KnowledgeTransfer(Plain):
         second, labels = output.logits.float(), batch.labels
         with torch.autocast(labels.device.type, enabled=False):  # cosines need float32
             directions = F.normalize(output.features.detach().float(), dim=1)
-            if progress.epoch < self.settings.start_epoch:
+            gather = progress.epoch < self.settings.start_epoch
+            if gather:
                 taught = criterion(second, labels)
+                if progress.epoch > self.gathering:
+                    self.met.zero_()
+                    self.gathering = progress.epoch
             else:
                 teacher = directions @ F.normalize(self.memory, dim=1).T
                 teacher = to_range(teacher, first.detach())
                 taught = transfer(second, teacher, labels, criterion, self.settings)
-            remember(self.memory, directions, labels, self.settings.momentum)
+            momentum = None if gather else self.settings.momentum
+            remember(self.memory, self.met, directions, labels, momentum)
         return {"criterion": criterion(first, labels), "second": taught}, output
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -108,14 +117,24 @@ def to_range(z: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def remember(
-    memory: torch.Tensor, directions: torch.Tensor, labels: torch.Tensor, momentum: float
+    memory: torch.Tensor,
+    met: torch.Tensor,
+    directions: torch.Tensor,
+    labels: torch.Tensor,
+    momentum: float | None,
 ) -> None:
     """Move the class means [K, D] towards the unit features [N, D] of the batches of all processes,
-    which therefore hold the same memory."""
+    which therefore hold the same memory.
+
+    met: images behind each mean, [K], counted on · momentum: a; None: the mean of all these images
+    """
     directions, labels = gather_rows(directions), gather_rows(labels)
     counts = torch.bincount(labels, minlength=len(memory)).to(memory.dtype)
     sums = torch.zeros_like(memory).index_add_(0, labels, directions)
     means = sums / counts.clamp(min=1)[:, None]
-    known = memory.abs().sum(1) > 0
-    step = torch.where(known, momentum, 1.0) * (counts > 0)
+    if momentum is None:
+        step = counts / (met + counts).clamp(min=1)
+    else:
+        step = torch.where(met > 0, momentum, 1.0) * (counts > 0)
     memory += step[:, None] * (means - memory)
+    met += counts

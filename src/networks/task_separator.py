@@ -2,17 +2,17 @@
 
 The baseline is a plain network; every bin (many / medium / few) has an expert, a plain network over
 all K classes that is trained on the images of its bin alone. With z the baseline's logits [N, K],
-g = MLP(sg(z)): K → 256 → 128 → bins, and z^b the logits of expert b:
+g = MLP(sg(z)): K → 512 → 256 → 128 → bins, and z^b the logits of expert b:
 
     L    = L(z, y) + mean over bins of L(z^b, y)_{bin(y) = b} + CE(g, bin(y))
     hard   logits = z^b with b = argmax g
     soft   logits = log Σ_b softmax(g)_b softmax(z^b)
 
-The source trains baseline, experts and gate one after the other, the gate with Adam and steps of
-its own. Here they are one network that is trained at once, so that one config, one checkpoint and
-one optimizer drive all: no gradient passes between the parts, only the gate's input still moves
-while it learns. Normalising that input per image lets any optimizer's lr suit the gate. Inference
-costs a pass through the baseline and one through every expert.
+The source trains baseline, experts and gate one after the other, the gate with Adam and learning
+rate steps of its own. Here they are one network that is trained at once, so that one config, one
+checkpoint and one optimizer drive all: no gradient passes between the parts, only the gate's input
+still moves while it learns. Normalising that input per image lets any optimizer's lr suit the gate.
+Inference costs a pass through the baseline and one through every expert.
 
 In small batches few images belong to the rarest bin. With `train.second_sampler: class_balanced`,
 the experts learn from the second stream, and baseline and gate from the first.
@@ -21,6 +21,7 @@ Features and `classifier` are the baseline's: stage 2 re-balances the baseline.
 """
 
 from copy import deepcopy
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from src.networks.base import Output, Progress, mixed
 from src.networks.plain import Plain
 from src.schema import Model
 
-HIDDEN = (256, 128)
+HIDDEN = (512, 256, 128)
 
 
 class TaskSeparator(Plain):
@@ -53,14 +54,12 @@ class TaskSeparator(Plain):
         self.experts = nn.ModuleList(
             Plain(model, deepcopy(backbone), num_classes) for _ in range(count)
         )
-        wide, narrow = HIDDEN
+        widths = (num_classes, *HIDDEN)
+        hidden = [(nn.Linear(*pair), nn.ReLU()) for pair in pairwise(widths)]
         self.gate = nn.Sequential(
             nn.LayerNorm(num_classes, elementwise_affine=False),
-            nn.Linear(num_classes, wide),
-            nn.ReLU(),
-            nn.Linear(wide, narrow),
-            nn.ReLU(),
-            nn.Linear(narrow, count),
+            *chain.from_iterable(hidden),
+            nn.Linear(HIDDEN[-1], count),
         )
 
     def forward(self, images: torch.Tensor) -> Output:
