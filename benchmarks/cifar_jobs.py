@@ -71,13 +71,15 @@ class Job:
 
 def job_config(job: Job) -> Config:
     """Errors: UserError when the product does not take the method's settings."""
-    method, dataset = METHODS[job.method], load_config(job.base).dataset
+    method, budget = METHODS[job.method], BUDGETS[job.budget]
+    dataset = load_config(job.base).dataset
     profile = job.split.rstrip("0123456789.")
     heads = [HEADS[name][1] | {"name": name} for name in method.heads]
     settings = {
-        **BUDGETS[job.budget].settings,
-        **(BUDGETS[job.budget].search if method.search else {}),
+        **budget.settings,
+        **(budget.search if method.search else {}),
         **method.settings,
+        **budget.adapted.get(method.name, {}),
         "data.name": f"{dataset}_{job.split}",
         "longtail.profile": profile,
         "longtail.ratio": float(job.split.removeprefix(profile)),

@@ -19,14 +19,19 @@ class Budget:
     search it: keys of the config.
 
     held_out: train on four fifths of the images, once, for the last epoch and for the selected one;
-    otherwise on all of them, as was published, and the selected epoch takes a training of its own
+    otherwise on all of them, as was published, and the selected epoch takes a training of its own ·
+    adapted: method → further keys, where a method needs more than fewer epochs to be itself
     """
 
     schedule: str
     settings: dict[str, Any]
     search: dict[str, Any]
     held_out: bool = False
+    adapted: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+
+SHORT_MIXING = {"train.mixing.off_epochs": 4}  # ends with the first drop of the learning rate
+SHORT_BBN = {"model.bbn.t_max": 22}  # α ends above 0, as the authors have it in 90 epochs
 
 BUDGETS = {
     "gpu": Budget(
@@ -37,7 +42,8 @@ BUDGETS = {
     ),
     "cpu": Budget(
         "ResNet-20, 20 epochs, bf16, batch 128, lr 0.1 (1 epoch warm-up, × 0.1 after 16 and 19), "
-        "Nesterov, weight decay 2e-4 on weights",
+        "Nesterov, weight decay 2e-4 on weights; with one sampler, the last 4 epochs are not "
+        "mixed; BBN's T_max is 22",
         {
             "model.backbone": "cifar_resnet20",
             "train.epochs": 20,
@@ -51,6 +57,10 @@ BUDGETS = {
         },
         {"search.trials": 8, "search.epochs": 8},
         held_out=True,
+        adapted={
+            **dict.fromkeys(("mixup", "manifold", "cutmix", "remix"), SHORT_MIXING),
+            **dict.fromkeys(("bbn", "bbn_anti_alias"), SHORT_BBN),
+        },
     ),
 }
 
@@ -80,6 +90,10 @@ HEADS = {
     "ncm": ("NCM", {"head": "ncm"}),
     "cosine": ("cosine head", {"head": "cosine"}),
     "maxnorm": ("MaxNorm, weight decay, CB", {"head": "maxnorm"}),
+    "maxnorm_bce": (
+        "MaxNorm, published loss and epochs",
+        {"head": "maxnorm", "loss": "cb_softmax_bce", "epochs": 10},
+    ),
     "adapter": ("cRT with an adapter", {"head": "crt", "adapter": 64, "lr": 0.02}),
     "multi_task": (
         "multi-task cRT (adapter, frequency head)",

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import cifar_lt, cifar_methods
 from benchmarks.cifar_jobs import Job, job_config
-from benchmarks.cifar_methods import ABLATIONS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
+from benchmarks.cifar_methods import ABLATIONS, BUDGETS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
 from src.artifacts import read_json
 from src.errors import UserError
 from tests.benchmark_kit import row, tiny
@@ -113,6 +113,15 @@ def test_the_published_schedule_is_that_of_the_config():
     assert (train.epochs, train.batch_size, train.lr, train.weight_decay) == (200, 128, 0.1, 2e-4)
     assert (train.milestones, train.gamma, train.warmup_epochs) == ((0.8, 0.9), 0.01, 5)
     assert train.decay_all and not train.nesterov
+
+
+def test_short_trainings_adapt_methods_and_long_ones_do_not():
+    assert all(set(budget.adapted) <= set(METHODS) for budget in BUDGETS.values())
+    short, long = (job_config(Job(str(CIFAR), b, "mixup", "exp100", 0)) for b in ("cpu", "gpu"))
+    assert (short.train.mixing.off_epochs, long.train.mixing.off_epochs) == (4, 0)
+    assert short.train.mixing.mixup == long.train.mixing.mixup == 1.0
+    short, long = (job_config(Job(str(CIFAR), b, "bbn", "exp100", 0)) for b in ("cpu", "gpu"))
+    assert short.model.bbn.t_max > short.train.epochs and long.model.bbn.t_max is None
 
 
 def test_every_row_that_is_named_exists():
