@@ -20,6 +20,12 @@ def network(backbone, **keys):
     return build_network(Model(backbone=backbone, pretrained=False, **keys), 5)[0].eval()
 
 
+@pytest.mark.parametrize("width", [3, 5])
+def test_the_gradient_of_the_blur(width):
+    images = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(BLUR[width](2, stride=2).double(), images)
+
+
 @pytest.mark.parametrize("width, row", [(3, [1, 2, 1]), (5, [1, 4, 6, 4, 1])])
 def test_kernels_are_binomial_and_sum_to_one(width, row):
     kernel = BLUR[width](4, stride=2).filt

@@ -108,7 +108,8 @@ def test_an_auxiliary_is_there_once():
 def test_frequency_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_dataset()
-    config = tiny_config(train={"auxiliaries": [{"name": "frequency"}], "mixing": {"mixup": 0.4}})
+    auxiliaries = [{"name": "frequency"}]
+    config = tiny_config(train={"auxiliaries": auxiliaries, "mixing": {"mixup": 0.4}, "ema": 0.9})
     directory = resumes_exactly(config, monkeypatch)
     table = (directory / "metrics.csv").read_text().splitlines()[0]
     assert "loss_criterion" in table and "loss_frequency" in table

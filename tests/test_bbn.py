@@ -106,6 +106,19 @@ def test_loss_is_weighted_by_alpha_with_any_criterion():
     )
 
 
+def test_the_loss_between_the_ends_by_hand():
+    """α = .25: z = W [2 · .25 f_c ; 2 · .75 f_r] + b, L = .25 CE(z, y_c) + .75 CE(z, y_r)."""
+    network, batch = bbn(alpha=0.25).eval(), two_streams()
+    terms, output = network.loss(batch, F.cross_entropy, FIRST)
+    f_c, f_r = network(batch.images).features[:, :D], network(batch.other.images).features[:, D:]
+    head = network.classifier
+    z = F.linear(torch.cat([0.5 * f_c, 1.5 * f_r], 1), head.weight, head.bias)
+    torch.testing.assert_close(output.logits, z)
+    want = [0.25 * F.cross_entropy(z, batch.labels), 0.75 * F.cross_entropy(z, batch.other.labels)]
+    found = [terms["conventional"], terms["rebalancing"]]
+    torch.testing.assert_close(torch.stack(found), torch.stack(want))
+
+
 def test_the_gradient_of_the_loss_to_the_features_of_both_branches(double):
     network, batch = bbn(alpha=0.3).double(), two_streams()
     network._trunk = network._conventional = network._rebalancing = lambda features: features

@@ -145,6 +145,18 @@ def test_the_loss_of_the_multi_task_form_by_hand(data, monkeypatch):
     assert found == pytest.approx(classes + 0.7 * bins, rel=1e-5)
 
 
+def test_the_gradient_of_the_multi_task_form(data, monkeypatch, double):
+    caught = {}
+    monkeypatch.setattr(crt, "train", lambda heads, loss, *_: caught.update(heads=heads, loss=loss))
+    fit(CRT(adapter=3, frequency_weight=0.7), data)
+    heads, labels = caught["heads"].double(), torch.tensor([0, 5, 2])
+    f = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        heads.adapter.up.weight.normal_()
+    trained = (heads.classes.weight, heads.bins.weight, heads.adapter.up.weight)
+    assert torch.autograd.gradcheck(lambda f, *_: caught["loss"](f, labels), (f, *trained))
+
+
 def test_a_frequency_head_with_nothing_to_tell_apart_is_refused(data):
     one = replace(data, bins=np.full(6, "many"))
     with pytest.raises(UserError, match="crt: frequency_weight needs classes in two bins"):
@@ -269,6 +281,15 @@ def test_the_losses_by_hand():
     first = -np.log(0.5) - 2 * np.log(0.75)
     second = 3 * (-np.log(0.6) - 2 * np.log(0.8))
     assert cb_softmax_bce(z, labels, share).item() == pytest.approx((first + second) / 6, rel=1e-5)
+
+
+def test_equal_shares_are_plain_cross_entropy_and_the_largest_ball_holds_every_row():
+    z, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
+    torch.testing.assert_close(cb_ce(z, labels, torch.full((5,), 0.3)), F.cross_entropy(z, labels))
+    weight = torch.randn(4, 3)
+    before = weight.clone()
+    project_(weight, float(weight.norm(dim=1).max()))
+    torch.testing.assert_close(weight, before)
 
 
 def test_the_gradients_of_the_losses_are_right():

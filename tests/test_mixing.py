@@ -225,6 +225,23 @@ def test_the_objective_trains_through_autocast(point, streams):
     assert all(g is not None and torch.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.parametrize("point", [0, 2])
+@pytest.mark.parametrize("remix", [False, True])
+def test_the_gradient_of_a_mixed_loss(point, remix, double):
+    """To the images, through the mixing of pixels or activations and of labels."""
+    network, criterion = small_network()
+    network.double().eval()
+    batch = images()
+    found = at_point(point, batch, remix=remix)
+
+    def loss(pixels):
+        with hidden_mixing(network, found):
+            return mixed(criterion, network(pixels).logits, found)
+
+    pixels = found.images.double().requires_grad_()
+    assert torch.autograd.gradcheck(loss, pixels, fast_mode=True)
+
+
 def test_an_equal_partner_leaves_everything_as_it_is():
     """Mixing images with themselves, at any point, is training without mixing."""
     network, criterion = small_network()

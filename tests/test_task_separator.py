@@ -129,6 +129,24 @@ def test_the_loss_of_the_gate_by_hand():
     torch.testing.assert_close(seen[0][0], baseline.logits.detach())
 
 
+@pytest.mark.parametrize("term", ["criterion", "experts", "gate"])
+def test_the_gradient_of_every_term(term, double):
+    network = separator().double().eval()
+    images, labels = random_batch()
+    heads = {
+        "criterion": network.classifier,
+        "experts": network.experts[2].classifier,
+        "gate": network.gate[-1],
+    }
+
+    def loss(_):
+        return network.loss(Batch(images.double(), labels), F.cross_entropy, FIRST)[0][term]
+
+    weight = heads[term].weight
+    assert torch.autograd.gradcheck(loss, weight, fast_mode=True)
+    assert torch.autograd.grad(loss(weight), weight)[0].any()
+
+
 def test_experts_learn_from_the_second_stream_where_there_is_one():
     network = separator()
     images, _ = random_batch()
@@ -154,7 +172,7 @@ def test_training_warm_start_and_resume(tmp_path, monkeypatch):
     data = tiny_dataset()
     plain = train_tiny(tiny_config(train={"epochs": 2}), "plain")
     model = {"network": "task_separator", "pretrained": "experiment:plain"}
-    config = tiny_config(model, {"second_sampler": "class_balanced"})
+    config = tiny_config(model, {"second_sampler": "class_balanced", "ema": 0.9})
     network, _ = build_network(config.model, K, BINS)
     load_pretrained(network, config.model, "tiny", "fold0")
     expected, _ = load_network(plain / "weights.safetensors", data)

@@ -141,8 +141,21 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(digits, monkeypatch, se
         ({"anti_alias": True}, {}),
         ({}, {"criterion": {"name": "seesaw"}}),
         ({}, {"criterion": {"name": "lade"}, "deferred": {"weights": True, "start": 0.5}}),
+        ({}, {"criterion": {"name": "focal"}, "sampler": "power", "sampler_power": 0.25}),
+        ({}, {"criterion": {"name": "class_balanced", "form": "sigmoid", "gamma": 1.0}}),
+        ({}, {"criterion": {"name": "balanced_softmax"}, "sampler": "instance"}),
+        ({}, {"sampler": "progressive"}),
     ],
-    ids=["drs", "anti-alias", "seesaw", "lade-drw"],
+    ids=[
+        "drs",
+        "anti-alias",
+        "seesaw",
+        "lade-drw",
+        "focal-power",
+        "cb-focal",
+        "balanced-softmax",
+        "progressive",
+    ],
 )
 def test_a_method_that_was_stopped_ends_with_the_same_bytes(model, train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,88 @@
+"""What holds for every network and second stream: mixed precision, two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.artifacts import read_json
+from src.auxiliaries import build_auxiliaries
+from src.data.dataset import Batch
+from src.losses import build_criterion
+from src.metrics import bin_numbers
+from src.networks import build_network
+from src.networks.base import Progress
+from src.tables import load_predictions
+from src.training.loop import Objective
+from tests.training_kit import COUNTS, random_batch, tiny_config, tiny_dataset, train_tiny
+
+ROOT = Path(__file__).parents[1]
+TWO = {"second_sampler": "class_balanced"}
+METHODS = {
+    "bbn": ({"network": "bbn"}, {"second_sampler": "reversed"}),
+    "kt": ({"network": "kt", "kt": {"start_epoch": 0}}, {}),
+    "paco": (
+        {"network": "paco"},
+        {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},
+    ),
+    "ride": (
+        {"network": "ride", "head": "cosine"},
+        {"criterion": {"name": "ldam"}, "deferred": {"weights": True, "start": 0.5}},
+    ),
+    "task_separator": ({"network": "task_separator"}, TWO),
+    "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
+    "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
+    "blur": ({"anti_alias": True}, {"criterion": {"name": "seesaw"}}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(*METHODS[name])
+    torch.manual_seed(0)
+    numbers = bin_numbers(tiny_dataset().classes["bin"])
+    network, _ = build_network(config.model, len(COUNTS), numbers)
+    width = network.classifier.weight.shape[1]
+    auxiliaries = build_auxiliaries(config.train.auxiliaries, width, numbers)
+    criterion = build_criterion(config, np.array(COUNTS))
+    objective = Objective(network, criterion, auxiliaries).train()
+    others, labels = random_batch(seed=1)
+    batch = Batch(*random_batch(), other=Batch(others, labels.flip(0)))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = objective(batch, Progress(0, 0, 0.25, 2))
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    sum(terms.values()).backward()
+    grads = {n: p.grad for n, p in objective.named_parameters() if p.requires_grad}
+    assert all(g is not None and g.isfinite().all() for g in grads.values())
+    assert any(g.any() for g in grads.values())
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_network_together(tmp_path, monkeypatch):
+    """One launch trains them all; every held-out image is there once."""
+    monkeypatch.chdir(tmp_path)
+    data = tiny_dataset()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__]
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(launch, capture_output=True, text=True, env=os.environ | paths)
+    assert found.returncode == 0, found.stderr
+    for name in METHODS:
+        directory = Path("runs/tiny") / name / "stage1" / "fold0"
+        assert read_json(directory / "manifest.json")["processes"] == 2, name
+        part = load_predictions(directory / "oof.npz", data.num_classes)
+        assert part.image_id.tolist() == data.held_out(0)["image_id"].tolist(), name
+
+
+def main() -> None:
+    """What each of the two processes runs."""
+    for name, (model, train) in METHODS.items():
+        train_tiny(tiny_config(model, train | {"epochs": 2}), name)
+
+
+if __name__ == "__main__":
+    main()
