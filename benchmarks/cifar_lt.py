@@ -1,9 +1,9 @@
 """Long-tailed CIFAR: every method of stages 1 and 2 beside the published figures.
 
     python benchmarks/cifar_lt.py --budget cpu    # exp 1:100, two cores, 2 hours
-    python benchmarks/cifar_lt.py --budget gpu --seeds 0 1 2 --jobs 6    # one GPU, six at a time
-    python benchmarks/cifar_lt.py --budget gpu --ratios 50 10
-    python benchmarks/cifar_lt.py --budget gpu --profile step --ablations
+    python benchmarks/cifar_lt.py --budget gpu --selected --seeds 0 1 2 --jobs 6    # one GPU
+    python benchmarks/cifar_lt.py --budget gpu --selected --ratios 50 10
+    python benchmarks/cifar_lt.py --budget gpu --selected --profile step --ablations
     python benchmarks/cifar_lt.py --budget cpu --methods ce ldam_drw  # these alone
     python benchmarks/cifar_lt.py --budget cpu --table                # nothing is trained
 

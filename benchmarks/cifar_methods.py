@@ -180,6 +180,8 @@ METHODS = {
         ),
         Method("cutmix", "CutMix", {"train.mixing": {"cutmix": 1.0}}, ablation=True),
         Method("remix", "Remix", {"train.mixing": {"mixup": 1.0, "remix": True}}, ablation=True),
+        Method("cb_ce", "class-balanced cross-entropy",
+               {"train.criterion": {"name": "class_balanced"}}, ablation=True),
         Method("seesaw", "seesaw", {"train.criterion": {"name": "seesaw"}}, ablation=True),
         Method("lade", "LADE", {"train.criterion": {"name": "lade"}}, ablation=True),
         Method("anti_alias", "anti-aliasing", {"model.anti_alias": True}, ablation=True),
@@ -202,7 +204,7 @@ ABLATIONS = {  # title → rows of the score files, as method or method/head
     ),
     "τ-norm with and without searched weight decay": ("ce", "ce/tau", "ce_wd", "ce_wd/tau"),
     "samplers": ("ce", "square_root", "class_balanced", "progressive", "reversed"),
-    "more losses and mixing": ("ce", "mixup", "cutmix", "remix", "seesaw", "lade"),
+    "more losses and mixing": ("ce", "cb_ce", "seesaw", "lade", "mixup", "cutmix", "remix"),
     "anti-aliasing": ("ce", "anti_alias", "bbn", "bbn_anti_alias"),
     "experts and contrast": (
         "ce",

@@ -117,10 +117,12 @@ def _commands(section: Section, table: pd.DataFrame) -> list[str]:
         part = table[table["split"] == split]
         methods = dict.fromkeys(METHODS[row.split("/")[0]].name for row in in_order(part["row"]))
         profile = split.rstrip("0123456789.")
+        asked = not BUDGETS[section.budget].held_out and (part["epoch"] == "selected").any()
         commands.append(
             f"python benchmarks/cifar_lt.py --config {section.base} --budget {section.budget} "
             f"--profile {profile} --ratios {split.removeprefix(profile)} "
             f"--seeds {' '.join(sorted(set(part['seed']), key=int))} --methods {' '.join(methods)}"
+            + (" --selected" if asked else "")
         )
     return commands
 

@@ -42,7 +42,9 @@ class Trained(Section):
 
 
 class Switched(Trained):
-    """Heads whose training can also move the statistics of the backbone's batch norm."""
+    """Heads whose training can also move the statistics of the backbone's batch norm, as their
+    authors' code does. The others start from the features as they are: from their class means, or
+    from the norms of the weights that stage 1 gave them."""
 
     bn: Literal["frozen", "train"] = Field(
         "frozen",

@@ -223,46 +223,64 @@ def test_what_is_no_json_is_named(coco):
 
 # ---- torchvision ---------------------------------------------------------------------------------
 
-LABELS = {"data_batch_1": [3, 0, 9, 3], "test_batch": [9, 0, 3]}
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+FINE = ["apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bo"]
+FORMATS = {  # folder, train, test, meta, key of labels, key of names, names
+    "CIFAR10": (
+        "cifar-10-batches-py",
+        *("data_batch_1", "test_batch", "batches.meta", "labels", "label_names"),
+        NAMES,
+    ),
+    "CIFAR100": (
+        "cifar-100-python",
+        *("train", "test", "meta", "fine_labels", "fine_label_names"),
+        FINE,
+    ),
+}
 
 
-def fabricated_cifar10(root: Path, monkeypatch) -> dict[str, np.ndarray]:
-    """CIFAR-10's pickled batches, a few images long. torchvision checks the md5 of its files, so it
+def fabricated_cifar(root: Path, monkeypatch, kind: str = "CIFAR10") -> dict[str, np.ndarray]:
+    """CIFAR's pickled batches, a few images long. torchvision checks the md5 of its files, so it
     is told those of ours; all else is its own loader. Returns the pixels [N, 32, 32, 3]."""
-    home = root / "torchvision" / "cifar-10-batches-py"
+    folder, train, test, meta, labels_key, names_key, names = FORMATS[kind]
+    home = root / "torchvision" / folder
     home.mkdir(parents=True)
     rng, pixels, sums = np.random.default_rng(0), {}, {}
-    files = {"batches.meta": {"label_names": NAMES}}
-    for name, labels in LABELS.items():
+    files = {meta: {names_key: names}}
+    for part, name, labels in (("train", train, [3, 0, 9, 3]), ("test", test, [9, 0, 3])):
         flat = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
-        pixels[name] = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        files[name] = {"data": flat, "labels": labels}
+        pixels[part] = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        files[name] = {"data": flat, labels_key: labels}
     for name, content in files.items():
         (home / name).write_bytes(pickle.dumps(content))
         sums[name] = hashlib.md5((home / name).read_bytes()).hexdigest()
-    cifar = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(cifar, "train_list", [["data_batch_1", sums["data_batch_1"]]])
-    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
-    meta = cifar.meta | {"filename": "batches.meta", "md5": sums["batches.meta"]}
-    monkeypatch.setattr(cifar, "meta", meta)
+    cifar = getattr(torchvision.datasets, kind)
+    assert (cifar.base_folder, cifar.meta["filename"], cifar.meta["key"]) == (
+        folder,
+        meta,
+        names_key,
+    )
+    monkeypatch.setattr(cifar, "train_list", [[train, sums[train]]])
+    monkeypatch.setattr(cifar, "test_list", [[test, sums[test]]])
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": sums[meta]})
     return pixels
 
 
-def test_torchvision_files_become_a_folder_source_once(tmp_path, monkeypatch):
-    root = tmp_path / "cifar"
-    pixels = fabricated_cifar10(root, monkeypatch)
-    source = read(root, source="torchvision")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_torchvision_files_become_a_folder_source_once(kind, tmp_path, monkeypatch):
+    root, names = tmp_path / "cifar", FORMATS[kind][-1]
+    pixels = fabricated_cifar(root, monkeypatch, kind)
+    source = read(root, source="torchvision", torchvision=kind)
     assert source.train["class_id"].tolist() == ["0", "3", "3", "9"]
-    assert source.train["class_name"].tolist() == ["airplane", "cat", "cat", "truck"]
+    assert source.train["class_name"].tolist() == [names[0], names[3], names[3], names[9]]
     assert source.test["image_id"].tolist() == ["000000", "000001", "000002"]
     truth = read_table(source.solution)
     assert truth["class_id"].tolist() == ["9", "0", "3"]
     first = np.asarray(Image.open(source.train["path"][0]))
-    assert np.array_equal(first, pixels["data_batch_1"][1])  # PNG: not a bit is lost
-    assert np.array_equal(np.asarray(Image.open(source.test["path"][2])), pixels["test_batch"][2])
+    assert np.array_equal(first, pixels["train"][1])  # PNG: not a bit is lost
+    assert np.array_equal(np.asarray(Image.open(source.test["path"][2])), pixels["test"][2])
     shutil.rmtree(root / "torchvision")
-    assert read(root, source="torchvision").train.equals(source.train)
+    assert read(root, source="torchvision", torchvision=kind).train.equals(source.train)
     assert sorted(p.name for p in root.iterdir()) == ["solution.csv", "test", "train"]
 
 
@@ -270,7 +288,7 @@ def test_missing_or_damaged_torchvision_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot load CIFAR10 from there.*data.download=true"):
         read(tmp_path / "none", source="torchvision")
     assert not (tmp_path / "none").exists()
-    fabricated_cifar10(tmp_path / "c", monkeypatch)
+    fabricated_cifar(tmp_path / "c", monkeypatch)
     path = tmp_path / "c" / "torchvision" / "cifar-10-batches-py" / "data_batch_1"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="torchvision cannot load CIFAR10"):

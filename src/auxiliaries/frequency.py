@@ -1,7 +1,8 @@
 """Auxiliary frequency classifier: from the same features, which bin is the image's class in?
 
 L = weight · CE(V f + a, bin(y)), with V: [bins, D] beside the classifier. It asks the features to
-tell rare classes from frequent ones. src/rebalance has the same on frozen features.
+tell rare classes from frequent ones. From a report on TransFG for long-tailed food; src/rebalance
+has the same on frozen features.
 """
 
 from dataclasses import replace

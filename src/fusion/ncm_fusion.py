@@ -2,8 +2,8 @@
 
 z_d are the NCM head's logits, by default cos(f, m_c) over the class means m_c; z̃_d is z_d mapped,
 per image, onto the range of z (`src.logits.to_range`), as the two live on different scales; result
-w · z + (1 − w) · z̃_d. w = 1 would leave the step out, w = 0 is pure NCM. Source: methods page,
-section 7 (c), after the NCM classifier of Kang et al. (2020).
+w · z + (1 − w) · z̃_d. w = 1 would leave the step out, w = 0 is pure NCM. Source:
+github.com/Sonseca97/fyp-long-tail-recognition, with the NCM classifier of Kang et al. (2020).
 """
 
 import numpy as np

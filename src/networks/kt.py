@@ -1,4 +1,5 @@
-"""Knowledge transfer (KT) from class means to a second linear head, whose logits are the network's.
+"""Knowledge transfer (KT) from class means to a second linear head, whose logits are the network's
+(github.com/Sonseca97/fyp-long-tail-recognition).
 
 A network and not an auxiliary, because it is the second head that predicts. f: features [N, D] ·
 M: a moving mean of f / ‖f‖ per class, [K, D] · sg: stop-gradient · z̃_d: z_d mapped onto the range

@@ -1,4 +1,5 @@
-"""Task separator: a gate on the baseline's logits sends each image to the expert of a bin.
+"""Task separator: a gate on the baseline's logits sends each image to the expert of a bin (from a
+report on TransFG for long-tailed food).
 
 The baseline is a plain network; every bin (many / medium / few) has an expert, a plain network over
 all K classes that is trained on the images of its bin alone. With z the baseline's logits [N, K],

@@ -1,8 +1,8 @@
 """Classifier re-training, cRT (Kang et al., ICLR 2020, section 4.1), and its multi-task form.
 
 The representation stays; the linear classifier is initialised anew and trained with class-balanced
-sampling. The multi-task form (methods page, source 1) adds a parallel head D → bins that tells
-the frequency bin of the class: L = CE(class) + w · CE(bin).
+sampling. The multi-task form (a report on TransFG for long-tailed food) adds a parallel head
+D → bins that tells the frequency bin of the class: L = CE(class) + w · CE(bin).
 
 On frozen features two linear heads share no parameter, so the second head's gradient never reaches
 the first: the class head would come out the same, bit by bit. The source does not say what its

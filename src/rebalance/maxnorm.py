@@ -5,10 +5,10 @@ After each epoch every w_c with ‖w_c‖ > δ is projected onto the ball: w_c �
 δ = min‖w‖ + ratio · (max‖w‖ − min‖w‖) over stage 1's classifier; the bias is free. Class weights
 are those of the effective number (Cui et al., CVPR 2019): v_c ∝ (1 − β) / (1 − β^N_c), Σ v = K.
 
-Losses: `cb_ce` is Σ_i v_{y_i} CE_i / Σ_i v_{y_i}. `cb_softmax_bce` is what the authors' code does
-(methods page, section 8): binary cross-entropy of the softmax against the one-hot label, times
-v_{y_i}, averaged over images and classes, so gradients are about K times smaller than those of CE
-and a weight decay of 0.1 weighs K times more.
+Losses: `cb_ce` is Σ_i v_{y_i} CE_i / Σ_i v_{y_i}. `cb_softmax_bce` is what the authors' code does:
+binary cross-entropy of the softmax against the one-hot label, times v_{y_i}, averaged over images
+and classes, so gradients are about K times smaller than those of CE and a weight decay of 0.1
+weighs K times more.
 """
 
 import numpy as np
