@@ -50,7 +50,10 @@ SHORT = {
     "train.criterion": {"name": "cross_entropy"},
 }
 SMOOTHED = {"train.criterion": {"name": "balanced_softmax", "smoothing": 0.1}}
-ALSO = ("multi_task", "cutmix", "seesaw", "lade", "anti_alias", "task_separator", "ride", "paco")
+ALSO = (
+    *("multi_task", "cutmix", "seesaw", "lade", "anti_alias", "kt_images", "task_separator"),
+    *("ride", "paco"),
+)
 
 
 def birds_methods() -> dict[str, Method]:

@@ -187,6 +187,8 @@ METHODS = {
         Method("anti_alias", "anti-aliasing", {"model.anti_alias": True}, ablation=True),
         Method("bbn_anti_alias", "BBN, anti-aliasing", BBN | {"model.anti_alias": True},
                ablation=True),
+        Method("kt_images", "KT, every image counts alike",
+               {"model.network": "kt", "model.kt.average": "images"}, ablation=True),
         Method("task_separator", "task separator", SEPARATOR, ablation=True),
         Method("ride", "RIDE", RIDE, ablation=True),
         Method("paco", "GPaCo", PACO, ablation=True),
@@ -206,6 +208,7 @@ ABLATIONS = {  # title → rows of the score files, as method or method/head
     "samplers": ("ce", "square_root", "class_balanced", "progressive", "reversed"),
     "more losses and mixing": ("ce", "cb_ce", "seesaw", "lade", "mixup", "cutmix", "remix"),
     "anti-aliasing": ("ce", "anti_alias", "bbn", "bbn_anti_alias"),
+    "knowledge transfer": ("ce", "ce/ncm", "kt", "kt_images"),
     "experts and contrast": (
         "ce",
         "task_separator",

@@ -200,6 +200,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "kt",
         ),
         Entry(
+            "… every image alike",
+            "as KT, where class means are wrong on few training images",
+            "model: {network: kt, kt: {average: images}}",
+            "ours",
+            "src/networks/kt.py",
+            "kt_images",
+        ),
+        Entry(
             "task separator",
             "bins that differ so much that one classifier cannot serve all",
             "{model: {network: task_separator}, train: {second_sampler: class_balanced}}",
@@ -326,11 +334,11 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
         ),
         Entry(
             "searched weight decay (or any key)",
-            "first with a new backbone: `02_train_stage1.py --search`",
+            "first with a new backbone: `02_train_stage1.py --search`; here with τ-normalisation",
             "search: {keys: {train.weight_decay: {low: 1.0e-5, high: 1.0e-1, log: true}}}",
             "Alshammari et al., CVPR 2022",
             "src/training/search.py",
-            "ce_wd",
+            "ce_wd/tau",
         ),
         Entry(
             "searched heads",

@@ -37,6 +37,12 @@ class KT(Section):
         description="where class means are right: weight of the label against their soft scores",
     )
     temperature: float = Field(1.0, gt=0, description="of the soft scores; above 1 is softer")
+    average: Literal["parts", "images"] = Field(
+        "parts",
+        description="parts: as published, the images that class means get right count together as "
+        "much as those that they get wrong; images: each counts the same, which is better where "
+        "few are wrong",
+    )
     momentum: float = Field(
         0.1, gt=0, le=1, description="step of a class mean towards the features of a batch"
     )

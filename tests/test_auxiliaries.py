@@ -183,7 +183,7 @@ def test_to_range_is_the_one_for_arrays():
     np.testing.assert_allclose(to_range(z, like).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def hand_transfer(logits, teacher, labels, phi, t):
+def hand_transfer(logits, teacher, labels, phi, t, average="parts"):
     """Row by row in numpy."""
 
     def log_softmax(z):
@@ -195,23 +195,23 @@ def hand_transfer(logits, teacher, labels, phi, t):
         p = np.exp(log_softmax(d / t))
         kl = (p * (np.log(p) - log_softmax(z / t))).sum()
         (right if d.argmax() == y else wrong).append((ce, kl))
-    total = 0.0
-    if right:
-        ce, kl = np.mean(right, 0)
-        total += phi * ce + (1 - phi) * kl
-    return total + (np.mean(wrong, 0)[0] if wrong else 0.0)
+    right, wrong = [phi * ce + (1 - phi) * kl for ce, kl in right], [ce for ce, _ in wrong]
+    if average == "images":
+        return np.mean(right + wrong)
+    return sum(np.mean(part) for part in (right, wrong) if part)
 
 
+@pytest.mark.parametrize("average", ["parts", "images"])
 @pytest.mark.parametrize("labels", [[0, 1, 2, 0], [0, 1, 2, 2], [1, 0, 0, 1]])
 @pytest.mark.parametrize("phi, temperature", [(0.2, 1.0), (0.5, 2.0)])
-def test_transfer_by_hand_with_full_mixed_and_empty_masks(labels, phi, temperature):
+def test_transfer_by_hand_with_full_mixed_and_empty_masks(labels, phi, temperature, average):
     torch.manual_seed(0)
     logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([[3.0, 1, 0], [0, 2, 1], [0, 0, 1], [1, 0, 0.5]], dtype=torch.float64)
     labels = torch.tensor(labels)
-    settings = KT(phi=phi, temperature=temperature)
+    settings = KT(phi=phi, temperature=temperature, average=average)
     loss = transfer(logits, teacher, labels, PlainCE(), settings)
-    expected = hand_transfer(logits.detach(), teacher, labels, phi, temperature)
+    expected = hand_transfer(logits.detach(), teacher, labels, phi, temperature, average)
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     assert torch.isfinite(torch.autograd.grad(loss, logits)[0]).all()
     torch.autograd.gradcheck(lambda z: transfer(z, teacher, labels, PlainCE(), settings), logits)
@@ -222,6 +222,12 @@ def test_transfer_with_phi_one_is_the_sum_of_the_two_parts_of_the_criterion():
     settings, labels = KT(phi=1.0), teacher.argmax(1)
     found = transfer(logits, teacher, labels, PlainCE(), settings)
     assert found.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_with_every_image_alike_and_phi_one_it_is_the_criterion_of_the_batch():
+    logits, teacher, labels = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
+    found = transfer(logits, teacher, labels, PlainCE(), KT(phi=1.0, average="images"))
+    assert found.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def kt(**keys):

@@ -11,11 +11,14 @@ of z per row.
     L   = L(z, y) + [φ L(z₂, y) + (1 − φ) KL(softmax(z̃_d / T) ‖ softmax(z₂ / T))]_m + L(z₂, y)_¬m
     M_c ← M_c + a (mean of f_i / ‖f_i‖ over the batch's images of class c − M_c)
 
-Each bracket is a mean over its own rows. Until `start_epoch`, z₂ learns from labels alone, and M_c
-is the plain mean over the class's images of the epoch so far, so that no class is taught by what
-the network saw in its first steps. A class met for the first time starts at its mean in that batch.
-M is part of the trained network, hence of its checkpoint; the moving average of the weights carries
-one too, which nothing reads.
+[·]_m and [·]_¬m are means over their own rows, so that a few wrong images count as much as many
+right ones; those are mostly of frequent classes and look rare, and draw z₂ away from the tail. With
+`average: images`, which is ours, each part counts by its rows.
+
+Until `start_epoch`, z₂ learns from labels alone, and M_c is the plain mean over the class's images
+of the epoch so far, so that no class is taught by what the network saw in its first steps. A class
+met for the first time starts at its mean in that batch. M is part of the trained network, hence of
+its checkpoint; the moving average of the weights carries one too, which nothing reads.
 """
 
 import numpy as np
@@ -91,6 +94,7 @@ def transfer(
     """The second head's loss. logits: z₂ [N, K] · teacher: z̃_d [N, K] · labels: [N]. A part
     without rows counts nothing."""
     right = teacher.argmax(1) == labels
+    by_rows = settings.average == "images"
     loss = logits.new_zeros(())
     if right.any():
         own, taught = logits[right], teacher[right]
@@ -102,9 +106,11 @@ def transfer(
             log_target=True,
         )
         labelled = criterion(own, labels[right])
-        loss = settings.phi * labelled + (1 - settings.phi) * divergence
+        taught = settings.phi * labelled + (1 - settings.phi) * divergence
+        loss = taught * (right.float().mean() if by_rows else 1.0)
     if not right.all():
-        loss = loss + criterion(logits[~right], labels[~right])
+        wrong = criterion(logits[~right], labels[~right])
+        loss = loss + wrong * ((~right).float().mean() if by_rows else 1.0)
     return loss
 
 
