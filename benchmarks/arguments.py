@@ -34,6 +34,6 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     if args.set and args.out.resolve() == RESULTS.resolve():
         raise UserError(
             f"--set {' '.join(args.set)} changes what {RESULTS.name} says was trained; write "
-            "elsewhere: --out /tmp/results.md"
+            "elsewhere, with --out"
         )
     return args

@@ -16,7 +16,7 @@ from benchmarks.cifar_methods import (
     in_order,
     row_title,
 )
-from benchmarks.results import Scores, distinct
+from benchmarks.results import Scores, distinct, table_line
 from src.artifacts import MANIFEST, RUNS, read_json
 from src.config import load_config
 
@@ -135,7 +135,7 @@ def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
         head += [split, "gain over CE", "published", "gain"]
     if (table["epoch"] == "selected").any():
         head.append(f"{splits[0]} selected")
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    lines = [table_line(head), table_line(["---", *["---:"] * (len(head) - 1)])]
     for row in in_order(table["row"]):
         if METHODS[row.split("/")[0]].ablation:
             continue  # in tables of their own
@@ -149,7 +149,7 @@ def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
             cells += ["" if known is None else f"{known:.1f}", _gain(known, base_known, row)]
         if (table["epoch"] == "selected").any():
             cells.append(_spread(_values(table, row, splits[0], epoch="selected")))
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     return lines
 
 
@@ -160,11 +160,11 @@ def _ablation(title: str, rows: tuple[str, ...], table: pd.DataFrame) -> list[st
     if len(there) < 2:
         return []
     bins = [b for b in ("head", "tail", "many", "medium", "few") if b in table and table[b].any()]
-    lines = [f"**{title}**, {split}", "", _line(["method", "all", *bins])]
-    lines.append(_line(["---", *["---:"] * (len(bins) + 1)]))
+    lines = [f"**{title}**, {split}", "", table_line(["method", "all", *bins])]
+    lines.append(table_line(["---", *["---:"] * (len(bins) + 1)]))
     for row in there:
         cells = [_spread(_values(table, row, split, column)) for column in ("accuracy", *bins)]
-        lines.append(_line([row_title(row), *cells]))
+        lines.append(table_line([row_title(row), *cells]))
     return [*lines, ""]
 
 
@@ -203,7 +203,3 @@ def _gain(value: float | None, base: float | None, row: str) -> str:
 
 def _ratio(split: str) -> float:
     return float(split.lstrip("abcdefghijklmnopqrstuvwxyz"))
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

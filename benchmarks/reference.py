@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/ref
 from benchmarks.birds_methods import scores_of
 from benchmarks.cifar_table import Section
 from benchmarks.reference_entries import GROUPS
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, table_line
 from src.artifacts import write_text
 
 DASH = "–"  # not measured
@@ -41,11 +41,11 @@ def render(cifar: pd.DataFrame, birds: pd.DataFrame) -> str:
     lines = [HEAD]
     names = ["method", "when to use it", "config", "CIFAR-10-LT", "birds_lt", "paper", "code"]
     for group, entries in GROUPS.items():
-        lines += [f"## {group}", "", _line(names), _line(["---"] * len(names))]
+        lines += [f"## {group}", "", table_line(names), table_line(["---"] * len(names))]
         for e in entries:
             effects = [cifar_effect(cifar, e.row), birds_effect(birds, e.row)]
             code = f"[{Path(e.code).name}](../{e.code})"
-            lines.append(_line([e.name, e.use, f"`{e.config}`", *effects, e.paper, code]))
+            lines.append(table_line([e.name, e.use, f"`{e.config}`", *effects, e.paper, code]))
         lines.append("")
     return "\n".join(lines)
 
@@ -69,10 +69,6 @@ def birds_effect(scores: pd.DataFrame, row: str | None) -> str:
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     """The lines of CIFAR-10-LT with the CPU budget, and of birds_lt."""
     return Section("configs/cifar10_lt.yaml", "cpu").scores.read(), scores_of("birds_lt").read()
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def provenance() -> str:
-    """Command, commit, machine kind and date of a measurement, as one line."""
-    command = " ".join(["python", *sys.orig_argv[1:]])
+    """Command, commit, machine kind and date of a measurement, as one line. Where the section was
+    written (--out) is no part of what was measured."""
+    command = re.sub(r" --out[ =]\S+", "", " ".join(["python", *sys.orig_argv[1:]]))
     date = datetime.now(UTC).date().isoformat()
     return f"`{command}` · commit {git_state()} · {machine()} · {date}"
 
@@ -47,11 +48,15 @@ def _read(path: str | Path) -> str:
 def markdown(rows: list[dict], digits: int = 3) -> str:
     """Rows with the same keys as a Markdown table."""
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines = [table_line(names), table_line(["---"] * len(names))]
     for row in rows:
         cells = [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_line(cells))
     return "\n".join(lines)
+
+
+def table_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def distinct(cells: Iterable[str]) -> str:

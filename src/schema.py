@@ -234,7 +234,7 @@ class Train(Section):
             )
         if not self.nesterov and self.optimizer != "sgd":
             raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
-        if self.sampler_power != 0.5 and "power" not in (self.sampler, self.second_sampler):
+        if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
         if list(self.milestones) != sorted(self.milestones) or not all(
             0 < m < 1 for m in self.milestones

@@ -90,14 +90,13 @@ class Deferred(Section):
 
 
 PRIOR = "takes the class prior from the counts of the training images"
+WEIGHTS = "weighs the classes by the counts of the training images"
 BALANCING = {  # criteria that make classes count equally by themselves, and how
     "balanced_softmax": PRIOR,
     "logit_adjusted": PRIOR,
     "lade": PRIOR,
-    "class_balanced": "weighs classes by the counts of the training images",
+    "class_balanced": WEIGHTS,
 }
-
-
 AS_THEY_ARE = ("instance", "same", None)  # samplers that leave the classes' shares alone
 
 
@@ -168,17 +167,20 @@ def check_training(train, model) -> None:
 
 
 def _check_balance(train) -> None:
-    """A criterion that balances needs batches that no sampler has balanced before."""
-    how = balancing(train.criterion)
-    if how is None:
+    """A loss that balances needs batches that no sampler has balanced before."""
+    if how := balancing(train.criterion):
+        found, cure = f"criterion {train.criterion.name}", "criterion={name: cross_entropy}"
+    elif train.deferred.weights:
+        how, found, cure = WEIGHTS, "deferred.weights", "deferred.weights=false"
+    else:
         return
     for key in ("sampler", "second_sampler"):
         sampler = getattr(train, key)
         if sampler not in AS_THEY_ARE:
             raise ValueError(
-                f"train.criterion {train.criterion.name} {how}, which is right for images drawn as "
-                f"they are; train.{key}={sampler} balances the classes once more. Set "
-                f"train.{key}=instance, or train.criterion={{name: cross_entropy}}"
+                f"train.{found} {how}, which is right for images drawn as they are; "
+                f"train.{key}={sampler} balances the classes once more. Set "
+                f"train.{key}=instance, or train.{cure}"
             )
 
 
@@ -195,13 +197,6 @@ def _check_deferred(train) -> None:
             "train.deferred: weights and sampling both make classes count equally; together they "
             "do it twice, choose one"
         )
-    for key in ("sampler", "second_sampler"):
-        if deferred.weights and getattr(train, key) not in AS_THEY_ARE:
-            raise ValueError(
-                "train.deferred.weights weighs the classes by their images, which is right for "
-                f"images drawn as they are; train.{key}={getattr(train, key)} balances them once "
-                f"more. Set train.{key}=instance, or train.deferred.weights=false"
-            )
     if deferred.weights and train.criterion.name == "class_balanced":
         raise ValueError(
             "train.deferred.weights puts class weights on the criterion, and class_balanced has "

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import arguments, birds_methods, shift_consistency
+from benchmarks import arguments, birds_methods, results, shift_consistency
 from benchmarks.pool import run_all
 from benchmarks.results import RESULTS, Scores
 from src import artifacts
@@ -123,3 +123,9 @@ def test_a_commit_is_marked_where_code_has_changed_not_where_results_have(tmp_pa
     assert git_state() == clean
     write_text(tmp_path / files[0], "two")
     assert git_state() == f"{clean}+changes"
+
+
+def test_where_a_section_is_written_is_no_part_of_the_command(monkeypatch):
+    command = ["python", "benchmarks/some.py", "--out", "/tmp/a.md", "--fold", "1"]
+    monkeypatch.setattr(results.sys, "orig_argv", command)
+    assert results.provenance().startswith("`python benchmarks/some.py --fold 1` · commit ")

@@ -304,7 +304,7 @@ def test_share_per_image_by_hand():
                 "second_sampler": "class_balanced",
                 "mixing": {"manifold": 1.0},
             },
-            "train.second_sampler=class_balanced balances them once more",
+            "train.second_sampler=class_balanced balances the classes once more",
         ),
         ({"mixing": {"mixup": 1.0, "remix_ratio": 5}}, "remix_ratio is of remix, which is off"),
         ({"mixing": {"off_epochs": 2}}, "off_epochs says when images are mixed, and they are not"),
@@ -330,7 +330,7 @@ BALANCED = ["balanced_softmax", "logit_adjusted", "lade", "class_balanced"]
 @pytest.mark.parametrize("name", BALANCED)
 def test_a_criterion_that_balances_takes_batches_that_no_sampler_has_balanced(name, sampler):
     tree = {"criterion": {"name": name}}
-    words = f"{name} (takes the class prior|weighs classes) .*"
+    words = f"{name} (takes the class prior|weighs the classes) .*"
     with pytest.raises(UserError, match=f"{words}Set train.sampler=instance"):
         parse_config({"train": tree | {"sampler": sampler}})
     second = {"second_sampler": sampler, "mixing": {"manifold": 1.0}}

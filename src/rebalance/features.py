@@ -13,12 +13,11 @@ from accelerate import Accelerator
 
 from src.artifacts import digest, sha256
 from src.config import dump_config
-from src.data.samplers import epoch_order
 from src.data.transforms import EvalTransform, TrainTransform
 from src.errors import UserError
 from src.forward import run_network
 from src.networks.weights import load_network
-from src.rebalance.sgd import Batches, steps_per_epoch
+from src.rebalance.sgd import Batches, rows_of_epoch, steps_per_epoch
 from src.schema import Config
 from src.schema_heads import Trained
 from src.tables import (
@@ -65,15 +64,7 @@ class FeatureSet:
         steps, size = steps_per_epoch(len(labels), spec.batch_size)
 
         def epoch_batches(epoch: int):
-            order = epoch_order(
-                spec.sampler,
-                self.labels,
-                self.num_classes,
-                seed,
-                epoch,
-                spec.epochs,
-                power=spec.sampler_power,
-            )
+            order = rows_of_epoch(spec, self.labels, self.num_classes, seed, epoch)
             view = np.random.default_rng((seed, epoch, 1)).integers(len(views), size=len(order))
             for start in range(0, steps * size, size):
                 rows = torch.from_numpy(order[start : start + size]).to(device)

@@ -15,11 +15,10 @@ import torch
 from accelerate import Accelerator
 
 from src.data.dataset import Epochs, train_loader
-from src.data.samplers import epoch_order
 from src.data.transforms import Preprocessing, TrainTransform
 from src.networks.base import Network
 from src.networks.batchnorm import train_statistics
-from src.rebalance.sgd import Batches
+from src.rebalance.sgd import Batches, rows_of_epoch
 from src.schema import Config
 from src.schema_heads import Trained
 
@@ -56,15 +55,7 @@ class LiveFeatures:
         """Epochs by `spec.sampler`, augmented as in stage 1; the statistics change on the way."""
         labels = self.labels
         epochs = Epochs(
-            lambda epoch: epoch_order(
-                spec.sampler,
-                labels,
-                self.num_classes,
-                seed,
-                epoch,
-                spec.epochs,
-                power=spec.sampler_power,
-            ),
+            lambda epoch: rows_of_epoch(spec, labels, self.num_classes, seed, epoch),
             spec.batch_size,
         )
         transform = TrainTransform(self.prep, self.config.train.augment, seed)

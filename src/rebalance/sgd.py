@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
+from src.data.samplers import epoch_order
 from src.errors import UserError
 from src.schema_heads import Trained
 
@@ -17,6 +19,15 @@ def steps_per_epoch(images: int, batch_size: int) -> tuple[int, int]:
     """Steps, and features per step; what does not fill a step is left out."""
     size = min(batch_size, images)
     return images // size, size
+
+
+def rows_of_epoch(
+    spec: Trained, labels: np.ndarray, num_classes: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Which of the features with `labels` [N] an epoch sees by the head's sampler, [N]."""
+    return epoch_order(
+        spec.sampler, labels, num_classes, seed, epoch, spec.epochs, power=spec.sampler_power
+    )
 
 
 def train(
