@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -24,7 +25,7 @@ from src.training.loop import Objective
 from src.training.optim import build_optimizer, build_schedule
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
-from tests.training_kit import resumes_exactly, tiny_config, tiny_dataset
+from tests.training_kit import resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 STAGE1 = Path("runs/digits/exp/stage1")
 
@@ -294,6 +295,44 @@ def test_the_batch_must_divide_among_the_processes(digits, monkeypatch):
     monkeypatch.setattr(stage1_module, "start", lambda *_: accelerator)
     with pytest.raises(UserError, match="multiple of the number of processes"):
         stage1(digits_config(), "exp", ["0"], False)
+
+
+@pytest.mark.parametrize(
+    "model, train",
+    [
+        ({}, {"ema": 0.9, "auxiliaries": [{"name": "frequency"}]}),
+        ({"network": "kt"}, {}),
+        (
+            {"network": "paco"},
+            {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},
+        ),
+    ],
+)
+def test_a_compiled_network_learns_and_keeps_the_same_weights(model, train, tmp_path, monkeypatch):
+    """Traced, and run with the kernels that are used without compiling."""
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    graphs = []
+
+    def traced_only(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=traced_only))
+    plain = train_tiny(tiny_config(model, train), "plain")
+    traced = train_tiny(tiny_config(model, train | {"compile": True}), "compiled")
+    assert graphs
+    for name in ("weights.safetensors", "head.safetensors", "oof.npz"):
+        assert sha256(plain / name) == sha256(traced / name), name
+
+
+def test_no_compiler_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(UserError, match="C\\+\\+ compiler .* train.compile=false"):
+        train_tiny(tiny_config(train={"compile": True}), "exp")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -94,10 +94,15 @@ class Trainer:
         return {"lr": self._lr(), "loss": total} | terms | rate
 
     def step(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """One optimizer step; returns the loss terms. Out of memory is handled here."""
+        """One optimizer step; returns the loss terms. Out of memory is handled here.
+
+        Errors: UserError when `train.compile` could not compile the network.
+        """
         try:
             terms = self._backward(batch, progress)
         except RuntimeError as error:
+            if self.config.compile:
+                _check_compiled(error)
             if not _out_of_memory(error):
                 raise
             terms = None  # leave the handler first: the traceback keeps the activations alive
@@ -183,3 +188,15 @@ class Trainer:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _check_compiled(error: RuntimeError) -> None:
+    """Errors: UserError when `error` comes from torch.compile, whose own is a page long."""
+    from torch._dynamo.exc import TorchDynamoException  # loaded already, by compiling; else seconds
+
+    if isinstance(error, TorchDynamoException):
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"train.compile: torch.compile gave up: {reason}. It needs a C++ compiler (g++; on a "
+            "GPU Triton, too); set train.compile=false to train without"
+        ) from error
