@@ -115,13 +115,16 @@ def test_the_published_schedule_is_that_of_the_config():
     assert train.decay_all and not train.nesterov
 
 
-def test_short_trainings_adapt_methods_and_long_ones_do_not():
+def test_some_methods_have_a_schedule_of_their_own():
     assert all(set(budget.adapted) <= set(METHODS) for budget in BUDGETS.values())
     short, long = (job_config(Job(str(CIFAR), b, "mixup", "exp100", 0)) for b in ("cpu", "gpu"))
     assert (short.train.mixing.off_epochs, long.train.mixing.off_epochs) == (4, 0)
     assert short.train.mixing.mixup == long.train.mixing.mixup == 1.0
     short, long = (job_config(Job(str(CIFAR), b, "bbn", "exp100", 0)) for b in ("cpu", "gpu"))
     assert short.model.bbn.t_max > short.train.epochs and long.model.bbn.t_max is None
+    others = job_config(Job(str(CIFAR), "cpu", "ce", "exp100", 0))
+    assert short.train.milestones == others.train.milestones
+    assert long.train.milestones == (0.6, 0.8)  # of the authors' 200 epochs
 
 
 def test_every_row_that_is_named_exists():
