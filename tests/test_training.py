@@ -326,6 +326,7 @@ def test_a_compiled_network_learns_and_keeps_the_same_weights(model, train, tmp_
         assert sha256(plain / name) == sha256(traced / name), name
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_compiler_is_said_in_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_dataset()
