@@ -57,13 +57,12 @@ ALSO = (
 
 
 def birds_methods() -> dict[str, Method]:
-    """Those of CIFAR without what belongs to its schedule, and some more."""
+    """Those of CIFAR and some more."""
     found = {}
     for method in METHODS.values():
         alone = method.same_as is None and (not method.ablation or method.name in ALSO)
         if alone and method.name != "best":
-            kept = {k: v for k, v in method.settings.items() if k != "train.milestones"}
-            found[method.name] = replace(method, settings=kept, ablation=False)
+            found[method.name] = replace(method, ablation=False)
     more = (
         Method("smoothed", "balanced softmax, smoothing 0.1", SMOOTHED, tuple(HEADS)),
         Method("smoothed_mixup", "balanced softmax, smoothing 0.1, mixup",
