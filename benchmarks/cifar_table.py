@@ -111,20 +111,30 @@ def _how(section: Section, table: pd.DataFrame) -> list[str]:
 
 
 def _commands(section: Section, table: pd.DataFrame) -> list[str]:
-    """What measures the table again, a line for each split."""
+    """What measures the table again: a line for each split and the methods trained alike."""
     commands = []
     for split in _splits(table):
-        part = table[table["split"] == split]
-        methods = dict.fromkeys(METHODS[row.split("/")[0]].name for row in in_order(part["row"]))
         profile = split.rstrip("0123456789.")
-        asked = not BUDGETS[section.budget].held_out and (part["epoch"] == "selected").any()
-        commands.append(
-            f"python benchmarks/cifar_lt.py --config {section.base} --budget {section.budget} "
-            f"--profile {profile} --ratios {split.removeprefix(profile)} "
-            f"--seeds {' '.join(sorted(set(part['seed']), key=int))} --methods {' '.join(methods)}"
-            + (" --selected" if asked else "")
-        )
+        for options, methods in _trained_alike(section, table[table["split"] == split]).items():
+            commands.append(
+                f"python benchmarks/cifar_lt.py --config {section.base} --budget {section.budget} "
+                f"--profile {profile} --ratios {split.removeprefix(profile)} "
+                f"--methods {' '.join(methods)} {options}"
+            )
     return commands
+
+
+def _trained_alike(section: Section, table: pd.DataFrame) -> dict[str, list[str]]:
+    """The options that say which seeds and whether selected, with the methods of each."""
+    found: dict[str, list[str]] = {}
+    methods = table["row"].str.partition("/")[0]
+    for method in in_order(methods):
+        part = table[methods == method]
+        options = f"--seeds {' '.join(sorted(set(part['seed']), key=int))}"
+        if not BUDGETS[section.budget].held_out and (part["epoch"] == "selected").any():
+            options += " --selected"
+        found.setdefault(options, []).append(method)
+    return found
 
 
 def _main_table(section: Section, table: pd.DataFrame) -> list[str]:

@@ -85,6 +85,9 @@ def test_seeds_are_averaged_and_the_selected_epoch_stands_beside_the_last(result
     assert homes == [f"gpu-balanced_softmax-s{end}" for end in ("0", "0-selected", "1")]
     assert not (home / "gpu-balanced_softmax-s0-selected/stage1/full").exists()
     assert not (home / "gpu-balanced_softmax-s0/stage1/fold0").exists()
+    commands = run(results, "--methods", "focal", budget="gpu").splitlines()
+    for asked in ("balanced_softmax logit_adjusted --seeds 0 1 --selected", "focal --seeds 0"):
+        assert any(line.endswith(f"--methods {asked}") for line in commands)
 
 
 def test_a_job_that_breaks_ends_neither_the_others_nor_the_table(results, monkeypatch):
