@@ -29,8 +29,8 @@ reason. Written by `python benchmarks/reference.py`.
 
 Effects are gains over cross-entropy in points, from
 [benchmarks/RESULTS.md](../benchmarks/RESULTS.md), which says how they were measured. CIFAR-10-LT:
-test accuracy at 1:100, a short training from scratch, one seed unless it says more; another seed
-moves it by about a point, so that only larger differences mean something. birds_lt: balanced
+test accuracy at 1:100, a short training from scratch, of as many seeds as are named there; another
+seed moves it by about a point, so that only larger differences mean something. birds_lt: balanced
 accuracy out of fold ± its standard error, a short fine-tuning of `mobilenetv2_100`. A dash: not
 measured there.
 """
