@@ -29,10 +29,10 @@ reason. Written by `python benchmarks/reference.py`.
 
 Effects are gains over cross-entropy in points, from
 [benchmarks/RESULTS.md](../benchmarks/RESULTS.md), which says how they were measured. CIFAR-10-LT:
-test accuracy at 1:100, a short training from scratch, of as many seeds as are named there; another
-seed moves it by about a point, so that only larger differences mean something. birds_lt: balanced
-accuracy out of fold ± its standard error, a short fine-tuning of `mobilenetv2_100`. A dash: not
-measured there.
+test accuracy at 1:100, a short training from scratch, ± its standard deviation over three seeds;
+without one, of a single seed, where only differences of several points mean something. birds_lt:
+balanced accuracy out of fold ± its standard error, a short fine-tuning of `mobilenetv2_100`.
+A dash: not measured there.
 """
 
 
@@ -51,10 +51,14 @@ def render(cifar: pd.DataFrame, birds: pd.DataFrame) -> str:
 
 
 def cifar_effect(scores: pd.DataFrame, row: str | None) -> str:
-    """Gain over cross-entropy at 1:100 in points, the mean of the seeds; a dash: not measured."""
+    """Gain over cross-entropy at 1:100 in points, of the means over seeds, ± the standard deviation
+    of the method's seeds where it has several; a dash: not measured."""
     there = scores[(scores["split"] == "exp100") & (scores["epoch"] == "last")]
-    own, base = (there.loc[there["row"] == name, "accuracy"] for name in (row, "ce"))
-    return f"{100 * (own.mean() - base.mean()):+.1f}" if len(own) and len(base) else DASH
+    own, base = (100 * there.loc[there["row"] == name, "accuracy"] for name in (row, "ce"))
+    if not (len(own) and len(base)):
+        return DASH
+    spread = f" ± {own.std():.1f}" if len(own) > 1 else ""
+    return f"{own.mean() - base.mean():+.1f}{spread}"
 
 
 def birds_effect(scores: pd.DataFrame, row: str | None) -> str:

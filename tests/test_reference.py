@@ -41,12 +41,15 @@ def test_effects_are_gains_over_cross_entropy():
             ("exp100", "ce", "last", 0.60),
             ("exp100", "focal", "last", 0.605),
             ("exp100", "focal", "selected", 0.9),
+            ("exp100", "kt", "last", 0.5),
+            ("exp100", "kt", "last", 0.52),
             ("exp10", "focal", "last", 0.9),
             ("exp10", "bbn", "last", 0.9),
         ],
         columns=columns,
     )
     assert cifar_effect(cifar, "focal") == "+1.5"  # 60.5 − 59.0
+    assert cifar_effect(cifar, "kt") == "-8.0 ± 1.4"
     assert cifar_effect(cifar, "bbn") == cifar_effect(cifar, None) == "–"
     columns = ["row", "folds", "gain", "noise"]
     birds = pd.DataFrame([("kt", "0 1", -0.02, 0.01), ("kt", "0", 0.3, 0.2)], columns=columns)
