@@ -31,7 +31,7 @@ class Budget:
 
 
 SHORT_MIXING = {"train.mixing.off_epochs": 4}  # ends with the first drop of the learning rate
-SHORT_BBN = {"model.bbn.t_max": 22}  # α ends above 0, as the authors have it in 90 epochs
+SHORT_BBN = {"model.bbn.t_max": 27}  # α ends at 1/2: the branches count alike
 BBNS = ("bbn", "bbn_alpha0", "bbn_alpha1", "bbn_anti_alias")
 
 BUDGETS = {
@@ -45,7 +45,7 @@ BUDGETS = {
     "cpu": Budget(
         "ResNet-20, 20 epochs, bf16, batch 128, lr 0.1 (1 epoch warm-up, × 0.1 after 16 and 19), "
         "Nesterov, weight decay 2e-4 on weights; with one sampler, the last 4 epochs are not "
-        "mixed; BBN's T_max is 22",
+        "mixed; BBN's T_max is 27",
         {
             "model.backbone": "cifar_resnet20",
             "train.epochs": 20,
