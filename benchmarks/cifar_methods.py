@@ -44,8 +44,9 @@ BUDGETS = {
     ),
     "cpu": Budget(
         "ResNet-20, 20 epochs, bf16, batch 128, lr 0.1 (1 epoch warm-up, × 0.1 after 16 and 19), "
-        "Nesterov, weight decay 2e-4 on weights; with one sampler, the last 4 epochs are not "
-        "mixed; BBN's T_max is 27",
+        "Nesterov, weight decay 2e-4 on weights; with one sampler, the last "
+        f"{SHORT_MIXING['train.mixing.off_epochs']} epochs are not mixed; "
+        f"BBN's T_max is {SHORT_BBN['model.bbn.t_max']}",
         {
             "model.backbone": "cifar_resnet20",
             "train.epochs": 20,

@@ -149,8 +149,8 @@ def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
     for row in _main_rows(table):
         cells = [row_title(row)]
         for split in splits:
-            ours = _values(table, row, split)
-            base = _values(table, "ce", split)
+            ours = values(table, row, split)
+            base = values(table, "ce", split)
             cells += [_spread(ours), _gain(ours.mean(), base.mean(), row)]
             if not _is_published(published, split):
                 continue
@@ -175,8 +175,8 @@ def _selected_table(table: pd.DataFrame) -> list[str]:
     lines.append(table_line(["method", *splits]))
     lines.append(table_line(["---", *["---:"] * len(splits)]))
     for row in _main_rows(table):
-        values = (_values(table, row, split, epoch="selected") for split in splits)
-        lines.append(table_line([row_title(row), *map(_spread, values)]))
+        cells = (values(table, row, split, epoch="selected") for split in splits)
+        lines.append(table_line([row_title(row), *map(_spread, cells)]))
     return [*lines, ""]
 
 
@@ -188,14 +188,14 @@ def _main_rows(table: pd.DataFrame) -> list[str]:
 def _ablation(title: str, rows: tuple[str, ...], table: pd.DataFrame) -> list[str]:
     """All classes, the head half and the tail half, on the split with the longest tail."""
     split = max(set(table["split"]), key=lambda s: (_ratio(s), s.startswith("exp")))
-    there = [row for row in rows if len(_values(table, row, split))]
+    there = [row for row in rows if len(values(table, row, split))]
     if len(there) < 2:
         return []
     bins = [b for b in ("head", "tail", "many", "medium", "few") if b in table and table[b].any()]
     lines = [f"**{title}**, {split}", "", table_line(["method", "all", *bins])]
     lines.append(table_line(["---", *["---:"] * (len(bins) + 1)]))
     for row in there:
-        cells = [_spread(_values(table, row, split, column)) for column in ("accuracy", *bins)]
+        cells = [_spread(values(table, row, split, column)) for column in ("accuracy", *bins)]
         lines.append(table_line([row_title(row), *cells]))
     return [*lines, ""]
 
@@ -214,18 +214,23 @@ def _splits(table: pd.DataFrame) -> list[str]:
     return sorted(set(table["split"]), key=lambda s: (s.startswith("step"), -_ratio(s)))
 
 
-def _values(
-    table: pd.DataFrame, row: str, split: str, column: str = "accuracy", epoch: str = "last"
+def values(
+    table: pd.DataFrame, row: str | None, split: str, column: str = "accuracy", epoch: str = "last"
 ) -> pd.Series:
+    """One per seed, in %."""
     wanted = (table["row"] == row) & (table["split"] == split) & (table["epoch"] == epoch)
     return 100 * table.loc[wanted, column].dropna()
 
 
-def _spread(values: pd.Series) -> str:
-    if not len(values):
+def _spread(found: pd.Series) -> str:
+    if not len(found):
         return ""
-    deviation = f" ± {values.std():.1f}" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{deviation} ({len(values)})"
+    return f"{found.mean():.1f}{deviation(found)} ({len(found)})"
+
+
+def deviation(found: pd.Series) -> str:
+    """± the standard deviation over seeds, where there are several."""
+    return f" ± {found.std():.1f}" if len(found) > 1 else ""
 
 
 def _gain(value: float | None, base: float | None, row: str) -> str:

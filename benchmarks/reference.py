@@ -14,7 +14,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/reference.py`
 
 from benchmarks.birds_methods import scores_of
-from benchmarks.cifar_table import Section
+from benchmarks.cifar_table import Section, deviation, values
 from benchmarks.reference_entries import GROUPS
 from benchmarks.results import RESULTS, table_line
 from src.artifacts import write_text
@@ -29,10 +29,10 @@ reason. Written by `python benchmarks/reference.py`.
 
 Effects are gains over cross-entropy in points, from
 [benchmarks/RESULTS.md](../benchmarks/RESULTS.md), which says how they were measured. CIFAR-10-LT:
-test accuracy at 1:100, a short training from scratch, ± its standard deviation over three seeds;
-without one, of a single seed, where only differences of several points mean something. birds_lt:
-balanced accuracy out of fold ± its standard error, a short fine-tuning of `mobilenetv2_100`.
-A dash: not measured there.
+test accuracy at 1:100, a short training from scratch, ± its standard deviation over seeds; without
+one, of a single seed, where only differences of several points mean something. birds_lt: balanced
+accuracy out of fold ± its standard error, a short fine-tuning of `mobilenetv2_100`. A dash: not
+measured there.
 """
 
 
@@ -53,12 +53,10 @@ def render(cifar: pd.DataFrame, birds: pd.DataFrame) -> str:
 def cifar_effect(scores: pd.DataFrame, row: str | None) -> str:
     """Gain over cross-entropy at 1:100 in points, of the means over seeds, ± the standard deviation
     of the method's seeds where it has several; a dash: not measured."""
-    there = scores[(scores["split"] == "exp100") & (scores["epoch"] == "last")]
-    own, base = (100 * there.loc[there["row"] == name, "accuracy"] for name in (row, "ce"))
+    own, base = (values(scores, name, "exp100") for name in (row, "ce"))
     if not (len(own) and len(base)):
         return DASH
-    spread = f" ± {own.std():.1f}" if len(own) > 1 else ""
-    return f"{own.mean() - base.mean():+.1f}{spread}"
+    return f"{own.mean() - base.mean():+.1f}{deviation(own)}"
 
 
 def birds_effect(scores: pd.DataFrame, row: str | None) -> str:
