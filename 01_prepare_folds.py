@@ -19,7 +19,7 @@ A killed run continues where it was. All experiments on one dataset share its fo
 """
 
 from src.cli import parser, run
-from src.config import load_config
+from src.config.read import load_config
 from src.prepare.describe import describe
 from src.prepare.prepare import prepare
 

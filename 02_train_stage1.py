@@ -24,7 +24,7 @@ take the values in best.json, and say so, unless search.use=false.
 from pathlib import Path
 
 from src import cli
-from src.config import load_config
+from src.config.read import load_config
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     config = load_config(args.config, args.set)
 
     if args.search:
-        from src.training.search import search
+        from src.training.trials import search
 
         table = search(config, Path(args.config).stem, args.overwrite)
         cli.print_table(table, "Trials, scored on the inner split")

@@ -20,7 +20,7 @@ search.stage2.use=false.
 from pathlib import Path
 
 from src import cli
-from src.config import load_config
+from src.config.read import load_config
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     config = load_config(args.config, args.set)
 
     if args.search:
-        from src.rebalance.search import search_heads
+        from src.rebalance.trials import search_heads
 
         for name, table in search_heads(config, Path(args.config).stem, args.overwrite).items():
             table = table.sort_values("score", ascending=False, kind="stable").head(10)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
-from src.artifacts import RUNS, read_json
-from src.config import load_config
+from src.artifacts.files import read_json
+from src.artifacts.work import RUNS
+from src.config.read import load_config
 from src.posthoc.calibrate import posthoc
 
 SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}

@@ -12,7 +12,7 @@ Writes  predict/stage1.npz, predict/<head>.npz, predict/posthoc.npz, manifest.js
 from pathlib import Path
 
 from src import cli
-from src.config import load_config
+from src.config.read import load_config
 
 
 def main() -> None:

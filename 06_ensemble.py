@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
-from src.artifacts import RUNS
-from src.config import load_config
+from src.artifacts.oof import optimism
+from src.artifacts.work import RUNS
+from src.config.read import load_config
 from src.ensemble.ensemble import Result, ensemble
-from src.oof import optimism
 from src.report.page import write_report
 from src.report.stages import format_table, stage_table
 

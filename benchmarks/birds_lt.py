@@ -15,11 +15,13 @@ from matplotlib.axes import Axes
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_lt.py`
 
 from benchmarks.results import markdown, provenance, write_section
-from src.artifacts import RUNS, read_json, read_table
-from src.config import load_config
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import read_json, read_table
+from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.work import RUNS
+from src.config.read import load_config
 from src.metrics import summary
-from src.report.figures import BIN_COLORS, legend_above, png
-from src.tables import Predictions, load_dataset, load_predictions
+from src.plots.style import BIN_COLORS, legend_above, png
 
 CONFIG = "configs/birds_lt.yaml"
 SCRIPTS = {

@@ -31,15 +31,18 @@ from benchmarks.results import (
     write_section,
 )
 from src import cli
-from src.artifacts import MANIFEST, RUNS, read_json
-from src.config import load_config
+from src.artifacts.dataset import Dataset, fold_name, load_dataset
+from src.artifacts.files import read_json
+from src.artifacts.heads import load_head
+from src.artifacts.predictions import load_predictions
+from src.artifacts.work import MANIFEST, RUNS
+from src.config.read import load_config
+from src.config.schema import Config
 from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import State
 from src.logits import head_logits
 from src.metrics import paired_gain, predicted, summary
-from src.schema import Config
-from src.tables import Dataset, load_dataset, load_head, load_predictions
 from src.training.stage1 import stage1
 
 SHORT = {
@@ -92,7 +95,7 @@ class Job:
         return RUNS / load_config(self.base, [*self.overrides]).dataset / self.experiment
 
     def manifests(self) -> list[Path]:
-        return [self.home / "stage1" / f"fold{k}" / MANIFEST for k in self.folds]
+        return [self.home / "stage1" / fold_name(k) / MANIFEST for k in self.folds]
 
 
 def scores_of(dataset: str) -> Scores:
@@ -211,18 +214,18 @@ def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:
         parts.setdefault(f"{job.method}/{extra}".rstrip("/"), []).append(logits)
 
     for k in job.folds:
-        network = job.home / "stage1" / f"fold{k}"
+        network = job.home / "stage1" / fold_name(k)
         held_out = load_predictions(network / "oof.npz", data.num_classes)
         held_out = held_out.take(np.sort(held_out.image_id))
         add("", held_out.logits)
         for name in method.heads:
-            path = job.home / "stage2" / name / f"fold{k}" / "head.safetensors"
+            path = job.home / "stage2" / name / fold_name(k) / "head.safetensors"
             if path.is_file():
                 kind, arrays = load_head(path)
                 add(name, head_logits(held_out.features, arrays, kind))
         if "tau" in method.posthoc and len(job.folds) > 1:
             other = next(n for n in job.folds if n != k)  # τ is chosen on another fold
-            params = choose_tau(config, data, network.parent / f"fold{other}")
+            params = choose_tau(config, data, network.parent / fold_name(other))
             own = {"stage1": load_head(network / "head.safetensors")}
             state = State(held_out.logits, held_out.features, "stage1", own)
             add("tau", STEPS["tau_norm"].apply(state, params))

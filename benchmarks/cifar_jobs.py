@@ -16,8 +16,14 @@ from accelerate import Accelerator
 
 from benchmarks.cifar_methods import BUDGETS, HEADS, METHODS
 from benchmarks.results import machine
-from src.artifacts import MANIFEST, RUNS, Step, read_json, write_json
-from src.config import dump_config, load_config
+from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
+from src.artifacts.files import read_json, write_json
+from src.artifacts.heads import load_head
+from src.artifacts.predictions import load_predictions
+from src.artifacts.work import MANIFEST, RUNS, Work
+from src.config.read import load_config
+from src.config.schema import Config
+from src.config.tree import dump_config
 from src.data.cache import keep_images
 from src.ensemble.submission import find_solution, score_solution
 from src.errors import UserError
@@ -28,8 +34,6 @@ from src.logits import head_logits
 from src.metrics import balanced_accuracy
 from src.rebalance.stage2 import stage2
 from src.runtime import start
-from src.schema import Config
-from src.tables import Dataset, load_dataset, load_head, load_predictions
 from src.training.checkpoint import NAME as CHECKPOINT
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.stage1 import stage1
@@ -61,12 +65,12 @@ class Job:
     def folds(self) -> list[str]:
         if self.selected or BUDGETS[self.budget].held_out:
             return [HELD_OUT]
-        return ["full", HELD_OUT] if "tau" in METHODS[self.method].posthoc else ["full"]
+        return [FULL, HELD_OUT] if "tau" in METHODS[self.method].posthoc else [FULL]
 
     @property
     def network(self) -> str:
         """Directory in stage1/ of the network whose test score is reported."""
-        return "full" if "full" in self.folds else f"fold{HELD_OUT}"
+        return FULL if FULL in self.folds else fold_name(HELD_OUT)
 
 
 def job_config(job: Job) -> Config:
@@ -105,7 +109,7 @@ def run_job(job: Job) -> dict[str, str]:
     if config.data.cache != "none":  # one process runs many jobs
         keep_images([*data.images["path"], *data.test["path"]], config.data.workers)
     if METHODS[job.method].search:
-        from src.training.search import search  # Optuna is needed by these methods alone
+        from src.training.trials import search  # Optuna is needed by these methods alone
 
         search(config, job.experiment, overwrite=False)
     stage1(config, job.experiment, job.folds, overwrite=False)
@@ -154,12 +158,12 @@ def score(job: Job, config: Config, data: Dataset, without: Container[str] = ())
         raise UserError(f"{data.directory}: the test images have no labels; nothing to score")
     files = {"weights": network / "weights.safetensors", "solution": solution}
     if HELD_OUT in job.folds:
-        files["held_out"] = home / "stage1" / f"fold{HELD_OUT}" / "oof.npz"
+        files["held_out"] = home / "stage1" / fold_name(HELD_OUT) / "oof.npz"
     names = [spec.name for spec in config.stage2 if spec.name not in without]
     heads = {n: home / "stage2" / n / network.name / "head.safetensors" for n in names}
     posthoc = () if job.selected else METHODS[job.method].posthoc
     settings = {"posthoc": list(posthoc), "predict": dump_config(config.predict)}
-    step = Step(home / "score", settings, files | heads)
+    step = Work(home / "score", settings, files | heads)
     if step.finished():
         return read_json(step.directory / SCORES)
     accelerator = start(config.train.precision)
@@ -200,7 +204,7 @@ def test_logits(
         rows[name] = head_logits(found.features, arrays, kind)
     if "tau" in posthoc:
         own = {"stage1": load_head(network / "head.safetensors")}
-        chosen = choose_tau(config, data, network.parent / f"fold{HELD_OUT}")
+        chosen = choose_tau(config, data, network.parent / fold_name(HELD_OUT))
         state = State(found.logits, found.features, "stage1", own)
         rows["tau"] = STEPS["tau_norm"].apply(state, chosen)
     if "prior" in posthoc:

@@ -17,8 +17,9 @@ from benchmarks.cifar_methods import (
     row_title,
 )
 from benchmarks.results import Scores, distinct, table_line
-from src.artifacts import MANIFEST, RUNS, read_json
-from src.config import load_config
+from src.artifacts.files import read_json
+from src.artifacts.work import MANIFEST, RUNS
+from src.config.read import load_config
 
 TRAINED = {
     False: "all training images, last epoch; τ is chosen on fold 0 by a network that never saw it, "

@@ -17,7 +17,7 @@ from benchmarks.birds_methods import scores_of
 from benchmarks.cifar_table import Section, deviation, values
 from benchmarks.reference_entries import GROUPS
 from benchmarks.results import RESULTS, table_line
-from src.artifacts import write_text
+from src.artifacts.files import write_text
 
 DASH = "–"  # not measured
 OUT = RESULTS.parents[1] / "configs" / "METHODS.md"

@@ -337,7 +337,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "first with a new backbone: `02_train_stage1.py --search`; here with τ-normalisation",
             "search: {keys: {train.weight_decay: {low: 1.0e-5, high: 1.0e-1, log: true}}}",
             "Alshammari et al., CVPR 2022",
-            "src/training/search.py",
+            "src/training/trials.py",
             "ce_wd/tau",
         ),
         Entry(
@@ -345,7 +345,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "after 02: `03_train_stage2.py --search`, seconds per trial",
             "{stage2: [{head: maxnorm}], search: {stage2: {trials: 100}}}",
             "Alshammari et al., CVPR 2022",
-            "src/rebalance/search.py",
+            "src/rebalance/trials.py",
         ),
     ),
 }

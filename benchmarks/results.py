@@ -18,7 +18,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from src.artifacts import git_state, read_table, write_table, write_text
+from src.artifacts.files import read_table, write_table, write_text
+from src.artifacts.work import git_state
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -30,16 +30,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/shi
 
 from benchmarks.results import RESULTS, markdown, provenance, write_section
 from src import cli
-from src.artifacts import RUNS
-from src.config import load_config
+from src.artifacts.dataset import Dataset, fold_name, load_dataset
+from src.artifacts.work import RUNS
+from src.config.read import load_config
+from src.config.schema import Config
 from src.data.images import load_image
 from src.data.transforms import EvalTransform, Preprocessing
 from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Network
 from src.networks.weights import load_network
-from src.schema import Config
-from src.tables import Dataset, load_dataset
 from src.training.stage1 import stage1
 
 QUICK = ["train.epochs=2", "train.warmup_epochs=0", "train.eval_every=100"]
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def trained(config: Config, experiment: str, fold: int) -> tuple[Network, Preprocessing]:
-    path = RUNS / config.dataset / experiment / "stage1" / f"fold{fold}" / "weights.safetensors"
+    path = RUNS / config.dataset / experiment / "stage1" / fold_name(fold) / "weights.safetensors"
     return load_network(path, load_dataset(config.dataset))
 
 

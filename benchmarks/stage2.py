@@ -21,8 +21,10 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/stage2.py`
 
 from benchmarks.results import markdown, provenance, write_section
-from src.artifacts import RUNS
-from src.config import load_config
+from src.artifacts.dataset import load_dataset
+from src.artifacts.predictions import load_predictions
+from src.artifacts.work import RUNS
+from src.config.read import load_config
 from src.data.dataset import Epochs, train_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import EvalTransform
@@ -34,7 +36,6 @@ from src.rebalance.crt import fit_crt
 from src.rebalance.features import feature_set
 from src.runtime import start
 from src.schema import CRT
-from src.tables import load_dataset, load_predictions
 
 
 def cached(spec: CRT, config, data, stage1: Path, seeds: int, accelerator):

@@ -25,10 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/throughput.py`
 
 from benchmarks.results import markdown, provenance, write_section
-from src.config import load_config
+from src.artifacts.dataset import load_dataset
+from src.config.read import load_config
 from src.networks.base import Progress
 from src.runtime import start
-from src.tables import load_dataset
 from src.training.job import Fold, build_trainer
 from src.training.loop import Trainer
 

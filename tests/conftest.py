@@ -8,7 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from src.config import Config, load_config
+from src.config.read import load_config
+from src.config.schema import Config
 from src.prepare.prepare import prepare
 
 ROOT = Path(__file__).parents[1]

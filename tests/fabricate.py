@@ -13,10 +13,13 @@ import pandas as pd
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from src.artifacts import MANIFEST, RUNS, sha256, write_json, write_table
-from src.config import Config, parse_config
+from src.artifacts.files import sha256, write_json, write_table
+from src.artifacts.heads import save_head
+from src.artifacts.predictions import Predictions
+from src.artifacts.work import MANIFEST, RUNS
+from src.config.read import parse_config
+from src.config.schema import Config
 from src.logits import class_means, head_logits
-from src.tables import Predictions, save_head
 
 DATASET = "digits"
 # ids that a careless reader turns into numbers or holes

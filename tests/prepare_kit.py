@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from src.config import parse_config
+from src.config.read import parse_config
 
 PHOTO = np.concatenate([load_sample_image("china.jpg"), load_sample_image("flower.jpg")])
 

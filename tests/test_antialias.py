@@ -5,12 +5,12 @@ import pytest
 import torch
 from timm.layers import BlurPool2d
 
-from src.config import parse_config
+from src.config.model import Model
+from src.config.read import parse_config
 from src.errors import UserError
 from src.networks import build_network
 from src.networks.anti_alias import BLUR
 from src.networks.cifar_resnet import Block, CifarResNet
-from src.schema import Model
 
 NETS = ["cifar_resnet20", "resnet18", "resnet50", "mobilenetv2_100"]
 

@@ -7,22 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.artifacts import (
-    Step,
+from src.artifacts.files import (
     read_arrays,
     read_json,
     read_table,
-    require,
     write_arrays,
     write_atomic,
     write_json,
     write_table,
     write_text,
 )
+from src.artifacts.ids import check_same_ids
+from src.artifacts.predictions import Predictions, load_predictions, stack
+from src.artifacts.work import Work, require
+from src.config.losses import BalancedSoftmax
+from src.config.training import Train
 from src.errors import UserError
-from src.schema import Train
-from src.schema_losses import BalancedSoftmax
-from src.tables import Predictions, check_same_ids, load_predictions, stack
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -84,16 +84,16 @@ def test_a_bad_table_is_named(tmp_path):
         read_arrays(tmp_path / "x.npz")
 
 
-def step(tmp_path, settings=None, **options) -> Step:
+def step(tmp_path, settings=None, **options) -> Work:
     source = tmp_path / "input.csv"
     if not source.exists():
         source.write_text("1")
-    return Step(
+    return Work(
         tmp_path / "out", settings or {"train": {"lr": 1}}, {"input.csv": source}, **options
     )
 
 
-def finish(work: Step) -> None:
+def finish(work: Work) -> None:
     write_text(work.directory / "a.txt", "a")
     work.finish(["a.txt"], {"score": 1.0})
 

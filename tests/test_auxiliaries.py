@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from src import logits as arrays
 from src.auxiliaries import build_auxiliaries
+from src.config.model import Model
+from src.config.networks import KT, Frequency
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.metrics import bin_numbers
@@ -15,8 +17,6 @@ from src.networks import build_network
 from src.networks.base import Output, Progress
 from src.networks.kt import remember, to_range, transfer
 from src.networks.weights import load_network
-from src.schema import Model
-from src.schema_networks import KT, Frequency
 from src.training.loop import Objective
 from tests.training_kit import random_batch, resumes_exactly, tiny_config, tiny_dataset, train_tiny
 

@@ -5,19 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from src.artifacts import read_arrays, read_json
-from src.config import parse_config
+from src.artifacts.files import read_arrays, read_json
+from src.artifacts.heads import load_head
+from src.artifacts.predictions import load_predictions
+from src.config.read import parse_config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
-from src.forward import run_network
 from src.inference.predict import predict
 from src.logits import head_logits
 from src.networks.batchnorm import FILE, load_statistics, statistics, train_statistics
+from src.networks.forward import run_network
 from src.networks.weights import load_network
 from src.posthoc.calibrate import posthoc
 from src.rebalance.stage2 import stage2
 from src.runtime import start
-from src.tables import load_head, load_predictions
 from src.training.stage1 import stage1
 from tests.training_kit import tiny_config, tiny_dataset
 

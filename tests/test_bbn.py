@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.config import dump_config, parse_config
+from src.config.model import Model
+from src.config.networks import BBN
+from src.config.read import parse_config
+from src.config.tree import dump_config
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.bbn import alpha
 from src.networks.weights import load_network, load_pretrained
-from src.schema import Model
-from src.schema_networks import BBN
 from tests.training_kit import (
     random_batch,
     resumes_exactly,

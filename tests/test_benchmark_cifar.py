@@ -7,7 +7,7 @@ import pytest
 from benchmarks import cifar_lt, cifar_methods
 from benchmarks.cifar_jobs import Job, job_config
 from benchmarks.cifar_methods import ABLATIONS, BUDGETS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
-from src.artifacts import read_json
+from src.artifacts.files import read_json
 from src.errors import UserError
 from tests.benchmark_kit import row, tiny
 

@@ -4,15 +4,16 @@ import subprocess
 
 import pytest
 
+import src.artifacts.work as artifacts
 from benchmarks import arguments, birds_methods, results, shift_consistency
 from benchmarks.pool import run_all
 from benchmarks.results import RESULTS, Scores
-from src import artifacts
-from src.artifacts import git_state, write_text
-from src.config import load_config
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import write_text
+from src.artifacts.work import git_state
+from src.config.read import load_config
 from src.errors import UserError
 from src.prepare.prepare import prepare
-from src.tables import load_dataset
 from tests.benchmark_kit import row, tiny, work
 
 SCORES = Scores("some", ("row", "seed"), ("accuracy",), ("git",))
@@ -109,7 +110,7 @@ def test_shift_consistency_takes_experiments_that_are_there(prepared):
 
 
 def test_a_commit_is_marked_where_code_has_changed_not_where_results_have(tmp_path, monkeypatch):
-    files = ("src/artifacts.py", "benchmarks/RESULTS.md", "benchmarks/scores/some.csv")
+    files = ("src/artifacts/work.py", "benchmarks/RESULTS.md", "benchmarks/scores/some.csv")
     for name in files:
         write_text(tmp_path / name, "one")
     author = ("-c", "user.name=a", "-c", "user.email=a@b.c")

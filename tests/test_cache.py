@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import parse_config
+from src.config.data import Data
+from src.config.read import parse_config
+from src.config.training import Augment
 from src.data import cache
 from src.data.dataset import Epochs
 from src.data.loader import DeviceLoader, training_loader
@@ -17,7 +19,6 @@ from src.data.samplers import epoch_order
 from src.data.shift import margin, moves
 from src.data.transforms import Preprocessing, TrainTransform
 from src.errors import UserError
-from src.schema import Augment, Data
 from tests.prepare_kit import photo
 
 CPU = torch.device("cpu")

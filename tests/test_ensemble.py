@@ -12,14 +12,16 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
-from src.artifacts import MANIFEST, read_json, read_table, write_arrays, write_json, write_table
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import read_json, read_table, write_arrays, write_json, write_table
+from src.artifacts.predictions import load_predictions
+from src.artifacts.work import MANIFEST
 from src.ensemble.ensemble import ensemble, oof_table, submission_name
 from src.ensemble.members import Member, average, log_probabilities
 from src.ensemble.submission import check_submission
 from src.ensemble.weights import Weights, choose
 from src.errors import UserError
 from src.posthoc.calibrate import posthoc
-from src.tables import load_dataset, load_predictions
 from tests.fabricate import (
     CLASS_IDS,
     DATASET,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from src.artifacts import read_json
+from src.artifacts.files import read_json
+from src.artifacts.predictions import load_predictions
 from src.auxiliaries import build_auxiliaries
 from src.data.dataset import Batch
 from src.losses import build_criterion
 from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Progress
-from src.tables import load_predictions
 from src.training.loop import Objective
 from tests.training_kit import COUNTS, random_batch, tiny_config, tiny_dataset, train_tiny
 

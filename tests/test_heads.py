@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.config import parse_config
+from src.artifacts.heads import load_head, save_head
+from src.config.heads import CRT, LWS, NCM, CosineHead, MaxNorm
+from src.config.read import parse_config
 from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import State
@@ -18,8 +20,6 @@ from src.rebalance import HEADS, crt, maxnorm
 from src.rebalance.features import FeatureSet
 from src.rebalance.lws import Scale
 from src.rebalance.maxnorm import cb_ce, cb_softmax_bce, project_
-from src.schema_heads import CRT, LWS, NCM, CosineHead, MaxNorm
-from src.tables import load_head, save_head
 
 CPU = torch.device("cpu")
 COUNTS = [240, 120, 60, 30, 12, 6]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from src.artifacts import sha256
+from src.artifacts.files import sha256
 from tests.conftest import QUICK, ROOT
 
 CONFIG = str(ROOT / "configs" / "digits.yaml")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from src.artifacts.heads import load_head, save_head
 from src.errors import UserError
 from src.logits import class_means, cosine_logits, head_logits, linear_logits, to_range, unit
-from src.tables import load_head, save_head
 
 F = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
 W = np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]], np.float32)

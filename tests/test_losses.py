@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.config import dump_config, parse_config
+from src.config.read import parse_config
+from src.config.tree import dump_config
 from src.data.dataset import Batch
 from src.data.samplers import SAMPLERS
 from src.errors import UserError

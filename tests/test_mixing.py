@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import parse_config
+from src.artifacts.dataset import load_dataset
+from src.config.losses import Mixing
+from src.config.read import parse_config
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.losses import build_criterion
 from src.networks import build_network
 from src.networks.base import Progress, mixed
 from src.prepare import prepare as prepare_module
-from src.schema_losses import Mixing
-from src.tables import load_dataset
 from src.training import stage1
 from src.training.loop import Objective
 from src.training.mixing import Mixer, _paste, hidden_mixing

@@ -5,14 +5,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from src.artifacts import sha256
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import sha256
+from src.config.model import Model
 from src.errors import UserError
 from src.networks import build_network, check_image_size
 from src.networks.cifar_resnet import DEPTHS, Block, CifarResNet
 from src.networks.heads import build_head
 from src.networks.weights import load_network, load_pretrained, save_network
-from src.schema import Model
-from src.tables import load_dataset
 
 SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)
 TIMM = {"backbone": "resnet18", "pretrained": False, "image_size": 32}

@@ -8,6 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.heads import load_head
+from src.artifacts.predictions import load_predictions
+from src.config.data import Data
+from src.config.losses import BalancedSoftmax
+from src.config.model import Model
+from src.config.networks import PaCo
+from src.config.training import Augment
 from src.data.dataset import Batch
 from src.data.loader import training_loader
 from src.data.transforms import Preprocessing, TrainTransform
@@ -18,10 +25,6 @@ from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.paco import EMPTY, contrast
 from src.networks.weights import load_network, load_pretrained
-from src.schema import Augment, Data, Model
-from src.schema_losses import BalancedSoftmax
-from src.schema_networks import PaCo
-from src.tables import load_head, load_predictions
 from src.training.job import build_epochs
 from tests.training_kit import (
     COUNTS,

@@ -11,16 +11,18 @@ import pandas as pd
 import pytest
 
 from src import metrics
-from src.artifacts import MANIFEST, read_json, read_table, write_arrays, write_json, write_table
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import read_json, read_table, write_arrays, write_json, write_table
+from src.artifacts.oof import optimism
+from src.artifacts.predictions import load_predictions
+from src.artifacts.work import MANIFEST
 from src.errors import UserError
 from src.fusion import STEPS, apply_recipe
 from src.fusion.step import State, Step
 from src.metrics import balanced_accuracy, nll
-from src.oof import optimism
 from src.posthoc.calibrate import posthoc
+from src.posthoc.crossfit import cross_fitted, no_steps, try_step
 from src.posthoc.inputs import Start
-from src.posthoc.search import cross_fitted, no_steps, try_step
-from src.tables import load_dataset, load_predictions
 from tests.fabricate import (
     DATASET,
     FOLDS,

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.config.data import Bins, Longtail
 from src.errors import UserError
 from src.prepare.classes import assign_bins, class_lines, class_order, class_table
 from src.prepare.longtail import cut_tail, tail_counts
-from src.schema import Bins, Longtail
 
 
 def test_numeric_ids_come_first_and_by_number():

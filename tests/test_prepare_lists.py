@@ -11,12 +11,13 @@ import pytest
 import torchvision
 from PIL import Image
 
-from src.artifacts import MANIFEST, read_json, read_table
-from src.config import load_config
+from src.artifacts.files import read_json, read_table
+from src.artifacts.work import MANIFEST
+from src.config.read import load_config
 from src.errors import UserError
 from src.prepare import prepare as module
 from src.prepare.longtail import tail_counts
-from src.prepare.sources import read_source
+from src.prepare.read import read_source
 from tests.prepare_kit import config, folder_source, photo, write_csv
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.artifacts import MANIFEST, read_json, read_table
-from src.config import load_config
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import read_json, read_table
+from src.artifacts.work import MANIFEST
+from src.config.read import load_config
 from src.errors import UserError
 from src.prepare import prepare as module
 from src.prepare.describe import describe
 from src.prepare.prepare import prepare
-from src.tables import load_dataset
 from tests.prepare_kit import config, folder_source, photo, write_csv
 
 REPOSITORY = Path(__file__).parents[1]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from src.artifacts import read_table
+from src.artifacts.files import read_table
 from src.errors import UserError
-from src.prepare.sources import read_source
+from src.prepare.read import read_source
 from tests.prepare_kit import config, folder_source, photo, write_csv
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks.reference import OUT, birds_effect, cifar_effect, render, tables
 from benchmarks.reference_entries import GROUPS
-from src.config import load_config
+from src.config.read import load_config
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = [entry for entries in GROUPS.values() for entry in entries]

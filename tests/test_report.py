@@ -13,13 +13,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score
 
-from src.artifacts import sha256, write_json, write_table
-from src.config import parse_config
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import sha256, write_json, write_table
+from src.artifacts.predictions import Predictions
+from src.config.read import parse_config
+from src.plots.curves import curve_panels, draw_curves
 from src.report.confusions import worst_pairs
-from src.report.curves import curve_panels, draw_curves
 from src.report.page import SECTIONS, write_report
 from src.report.stages import format_table, score_stages, stage_table
-from src.tables import Predictions, load_dataset
 
 COUNTS = [40, 30, 22, 16, 12, 9, 7, 5, 4, 3]  # images of digit 0 … 9
 FOLDS, K, EPOCHS = 3, len(COUNTS), 4

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.heads import HEAD_ARRAYS, load_head
+from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.logits import head_logits
@@ -12,8 +14,6 @@ from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.ride import divergence
 from src.networks.weights import load_network, load_pretrained
-from src.schema import Model
-from src.tables import HEAD_ARRAYS, load_head
 from tests.training_kit import random_batch, resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 K = 6

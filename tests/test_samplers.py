@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import parse_config
+from src.config.read import parse_config
 from src.data.dataset import Epochs, collate
 from src.data.samplers import SAMPLERS, WEIGHTS, epoch_order, whole_draws
 from src.training.job import build_epochs

@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 import yaml
 
-import src.training.search as searching
 import src.training.stage1 as training
-from src.artifacts import read_json, read_table, write_table
-from src.config import load_config, parse_config, with_values
+import src.training.trials as searching
+from src.artifacts.dataset import Dataset, load_dataset
+from src.artifacts.files import read_json, read_table, write_table
+from src.config.read import load_config, parse_config, with_values
+from src.config.search import Search
 from src.errors import UserError
 from src.metrics import METRICS
 from src.rebalance.stage2 import stage2
-from src.schema_search import Search
-from src.study import Worker, first_values, locked, open_study, table, winner, work
-from src.tables import Dataset, load_dataset
+from src.search.study import Worker, first_values, locked, open_study, table, winner, work
 from src.training.inner_split import hold_out, inner_split
 from src.training.stage1 import stage1
 from tests.training_kit import DATASET, tiny_config, tiny_dataset
@@ -161,8 +161,8 @@ def test_whole_numbers_choices_and_values_out_of_range():
 WORKER = """
 import sys, time
 from pathlib import Path
-from src.schema_search import Search
-from src.study import Worker, locked, open_study, work
+from src.config.search import Search
+from src.search.study import Worker, locked, open_study, work
 def slow(trial, values):
     print("trial", flush=True)
     time.sleep(float(sys.argv[1]))

@@ -9,16 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import src.rebalance.search as searching
-from src.artifacts import MANIFEST, digest, read_json, read_table, sha256, write_json, write_table
-from src.config import load_config, parse_config
+import src.rebalance.trials as searching
+from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
+from src.artifacts.heads import save_head
+from src.artifacts.predictions import Predictions, load_predictions, save_features
+from src.artifacts.work import MANIFEST, digest
+from src.config.head_keys import head_ranges
+from src.config.read import load_config, parse_config
+from src.config.schema import Config
 from src.errors import UserError
-from src.head_keys import head_ranges
 from src.metrics import balanced_accuracy
-from src.rebalance.search import search_heads
 from src.rebalance.stage2 import stage2
-from src.schema import Config
-from src.tables import Predictions, load_predictions, save_features, save_head
+from src.rebalance.trials import search_heads
 
 COUNTS, WIDTH, FOLDS = [60, 30, 12, 6], 8, 3
 HOME = Path("runs/made/exp")
@@ -226,7 +228,7 @@ def test_an_unfinished_search_is_not_used_and_03_says_so(monkeypatch, capsys):
 WORKER = """
 import os, sys, time
 from pathlib import Path
-import src.rebalance.search as searching
+import src.rebalance.trials as searching
 from tests.test_search_stage2 import config
 fit = searching.fit
 def slow(*args):

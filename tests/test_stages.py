@@ -10,7 +10,12 @@ import torch
 
 import src.inference.predict as predict_module
 import src.rebalance.features as features_module
-from src.artifacts import sha256
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import sha256
+from src.artifacts.heads import load_head
+from src.artifacts.predictions import load_features, load_predictions
+from src.config.heads import CRT
+from src.config.outputs import TTA
 from src.errors import UserError
 from src.inference.predict import predict
 from src.inference.views import tta_views
@@ -19,9 +24,6 @@ from src.posthoc.calibrate import posthoc
 from src.rebalance.crt import fit_crt
 from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
-from src.schema_heads import CRT
-from src.schema_outputs import TTA
-from src.tables import load_dataset, load_features, load_head, load_predictions
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
 
@@ -29,7 +31,7 @@ HOME = Path("runs/digits/exp")
 
 
 def config(*overrides: str):
-    from src.config import parse_config
+    from src.config.read import parse_config
 
     tree = {"stage2": [{"head": "crt", "epochs": 5, "batch_size": 64}, {"head": "ncm"}]}
     base = digits_config(*overrides).model_dump()
@@ -69,7 +71,7 @@ def test_features_are_computed_once_per_network_and_view(trained, monkeypatch):
 def test_augmented_views_are_cached_and_used(trained, monkeypatch):
     passes = count_passes(monkeypatch, features_module)
     tree = config().model_dump() | {"stage2": [{"head": "crt", "views": 2, "epochs": 2}]}
-    from src.config import parse_config
+    from src.config.read import parse_config
 
     stage2(parse_config(tree), "exp", False)
     assert len(passes) == 12

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.task_separator import route
 from src.networks.weights import load_network, load_pretrained
-from src.schema import Model
 from tests.training_kit import random_batch, resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 K = 6

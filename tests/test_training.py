@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 import src.training.stage1 as stage1_module
-from src.artifacts import read_json, sha256
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import read_json, sha256
+from src.artifacts.predictions import load_predictions
+from src.config.model import Model
+from src.config.training import Train
 from src.errors import UserError
 from src.networks import build_network
 from src.networks.base import Progress
 from src.runtime import start
-from src.schema import Model, Train
-from src.tables import load_dataset, load_predictions
 from src.training.job import Fold, build_trainer
 from src.training.loop import Objective
 from src.training.optim import build_optimizer, build_schedule

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 import src.training.stage1 as stage1
-from src.artifacts import RUNS, write_json, write_table
-from src.config import parse_config
+from src.artifacts.dataset import Dataset, load_dataset
+from src.artifacts.files import write_json, write_table
+from src.artifacts.work import RUNS
+from src.config.read import parse_config
 from src.runtime import start
-from src.tables import Dataset, load_dataset
 
 DATASET = "tiny"
 COUNTS = [12, 10, 6, 6, 4, 2]  # two classes in each bin

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.networks import Frequency
 from src.data.dataset import Batch
 from src.metrics import need_bins
 from src.networks.base import Output, Progress, mixed
 from src.networks.heads import build_head
-from src.schema_networks import Frequency
 
 
 class FrequencyLoss(nn.Module):

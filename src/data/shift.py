@@ -2,12 +2,12 @@
 
 Its random numbers come from a counter: those of one image are a function of (seed, epoch, position)
 and are had for any range of positions at once. So one image on the CPU and a whole batch on the
-device (src/data/device.py) give the same bytes.
+device (src/data/loader.py) give the same bytes.
 """
 
 import numpy as np
 
-from src.schema import Augment
+from src.config.training import Augment
 
 WORDS = 4  # 64-bit numbers per image: one block of Philox4x64 (Salmon et al., SC 2011)
 

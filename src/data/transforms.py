@@ -15,9 +15,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for newer versions of itself
     import albumentations as A
 
+from src.config.training import Augment
 from src.data.shift import moved, moves
 from src.errors import UserError
-from src.schema import Augment
 
 cv2.setNumThreads(0)  # workers are the parallelism
 INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}

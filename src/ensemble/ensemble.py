@@ -8,19 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.artifacts import (
-    RUNS,
-    Step,
-    digest,
-    git_state,
-    read_json,
-    sha256,
-    versions,
-    write_bytes,
-    write_json,
-    write_table,
-)
-from src.config import Config
+from src.artifacts.dataset import Dataset, load_dataset
+from src.artifacts.files import read_json, sha256, write_bytes, write_json, write_table
+from src.artifacts.predictions import UNKNOWN, Predictions
+from src.artifacts.work import RUNS, Work, digest, git_state, versions
+from src.config.schema import Config
 from src.ensemble.members import Member, average, load_members
 from src.ensemble.submission import (
     check_submission,
@@ -31,7 +23,6 @@ from src.ensemble.submission import (
 from src.ensemble.weights import Weights, choose
 from src.errors import UserError
 from src.metrics import summary
-from src.tables import UNKNOWN, Dataset, Predictions, load_dataset
 
 LONGEST = 120  # letters of a submission's name
 
@@ -74,7 +65,7 @@ def ensemble(
     truth = find_solution(dataset, solution)
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
     members = load_members(configs, experiments, dataset)
-    step = Step(directory, _settings(configs, experiments), _inputs(members, dataset))
+    step = Work(directory, _settings(configs, experiments), _inputs(members, dataset))
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
         step.check_settings(read_json(manifest)["settings"], manifest)
@@ -168,7 +159,7 @@ def _inputs(members: list[Member], dataset: Dataset) -> dict[str, Path]:
 
 
 def _facts(
-    step: Step,
+    step: Work,
     began: float,
     name: str,
     members: list[Member],

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from src.artifacts import MANIFEST, RUNS, read_json, require, sha256
-from src.config import Config
+from src.artifacts.dataset import Dataset, check_same_folds, fold_name
+from src.artifacts.files import read_json, sha256
+from src.artifacts.ids import check_same_ids
+from src.artifacts.oof import check_held_out, load_oof
+from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.work import MANIFEST, RUNS, require
+from src.config.schema import Config
 from src.errors import UserError
 from src.metrics import chunks
-from src.oof import check_held_out, load_oof
-from src.tables import Dataset, Predictions, check_same_folds, check_same_ids, load_predictions
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def _oof(home: Path, head: str, dataset: Dataset) -> tuple[Predictions, list[Pat
     directory = home / "stage1" if stage1 else home / "stage2" / head
     script = "02_train_stage1.py" if stage1 else "03_train_stage2.py"
     oof = load_oof(directory, dataset, script)
-    return oof, [directory / f"fold{fold}" / "oof.npz" for fold in dataset.folds]
+    return oof, [directory / fold_name(fold) / "oof.npz" for fold in dataset.folds]
 
 
 def _check_recipe(manifest: dict, recipe: Path, origin: Path) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.artifacts import MANIFEST, read_json, read_table
+from src.artifacts.dataset import Dataset
+from src.artifacts.files import read_json, read_table
+from src.artifacts.ids import check_same_ids, check_unique
+from src.artifacts.work import MANIFEST
 from src.errors import UserError, some
 from src.metrics import summary
-from src.tables import Dataset, check_same_ids, check_unique
 
 
 def submission_table(logits: np.ndarray, image_id: np.ndarray, dataset: Dataset) -> pd.DataFrame:

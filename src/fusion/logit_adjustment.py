@@ -13,9 +13,9 @@ that test images do not give.
 
 import numpy as np
 
+from src.config.losses import balanced_by
 from src.fusion import tau_norm
 from src.fusion.step import State, Step
-from src.schema_losses import balanced_by
 
 
 def candidates(config):

@@ -13,7 +13,7 @@ from src.logits import head_logits, to_range
 
 
 def ncm_heads(config) -> list[str]:
-    return [head.name or head.head for head in config.stage2 if head.head == "ncm"]
+    return [head.title for head in config.stage2 if head.head == "ncm"]
 
 
 def candidates(config):

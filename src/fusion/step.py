@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from src.schema import Config
+from src.config.schema import Config
 
 Params = dict  # plain data: numbers, texts, lists of them
 

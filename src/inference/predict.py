@@ -12,27 +12,22 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from src.artifacts import MANIFEST, RUNS, Step, digest, read_json, require, sha256
+from src.artifacts.dataset import Dataset, finished_networks, load_dataset
+from src.artifacts.files import read_json, sha256
+from src.artifacts.heads import load_head
+from src.artifacts.predictions import UNKNOWN, Predictions, load_predictions
+from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
+from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
-from src.forward import run_network
 from src.fusion import apply_recipe
 from src.inference.views import tta_views
 from src.logits import head_logits
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import load_statistics
+from src.networks.forward import run_network
 from src.networks.weights import load_network
 from src.runtime import start
-from src.schema import Config
-from src.tables import (
-    UNKNOWN,
-    Dataset,
-    Predictions,
-    finished_networks,
-    load_dataset,
-    load_head,
-    load_predictions,
-)
 
 
 def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]:
@@ -46,7 +41,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         raise UserError(f"{data.directory / 'test.csv'} lists no images; set data.test, run 01")
     home = RUNS / config.dataset / experiment
     accelerator = start(config.train.precision)
-    names = [spec.name or spec.head for spec in config.stage2]
+    names = [spec.title for spec in config.stage2]
     networks = [path.name for path in finished_networks(home, data)]
     heads = {n: {name: _head_file(home, name, n) for name in ("stage1", *names)} for n in networks}
     recipe_path = require(home / "posthoc" / "posthoc.json", "04_posthoc_calibrate.py")
@@ -58,7 +53,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         inputs |= {f"{network}/{n}/{STATISTICS}": p for n, p in _statistics(files).items()}
     main = accelerator.is_main_process
     with accelerator.main_process_first():
-        step = Step(home / "predict", config.predict, inputs, overwrite=overwrite and main)
+        step = Work(home / "predict", config.predict, inputs, overwrite=overwrite and main)
         finished = step.finished(main=main)
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:

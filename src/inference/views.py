@@ -2,8 +2,8 @@
 
 from itertools import product
 
+from src.config.outputs import TTA
 from src.data.transforms import View
-from src.schema_outputs import TTA
 
 CENTRE = (0.5, 0.5)
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))

@@ -5,6 +5,7 @@ One file each; `src/losses/base.py` says what they have in common.
 
 import numpy as np
 
+from src.config.schema import Config
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
 from src.losses.base import Criterion
 from src.losses.class_balanced import ClassBalancedLoss, effective_weights
@@ -13,7 +14,6 @@ from src.losses.focal import FocalLoss
 from src.losses.lade import LADELoss
 from src.losses.ldam import LDAMLoss
 from src.losses.seesaw import SeesawLoss
-from src.schema import Config
 
 CRITERIA: dict[str, type[Criterion]] = {
     "balanced_softmax": BalancedSoftmaxLoss,

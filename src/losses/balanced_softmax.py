@@ -5,8 +5,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.config.losses import BalancedSoftmax
 from src.losses.base import Criterion
-from src.schema_losses import BalancedSoftmax
 
 
 class BalancedSoftmaxLoss(Criterion):

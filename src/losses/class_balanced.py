@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from src.config.losses import ClassBalanced
 from src.losses.base import Criterion
 from src.losses.focal import sigmoid_focal, softmax_focal
-from src.schema_losses import ClassBalanced
 
 
 def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import torch
 
+from src.config.losses import LADE, BalancedSoftmax
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
 from src.losses.base import Criterion
-from src.schema_losses import LADE, BalancedSoftmax
 
 
 class LADELoss(Criterion):

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.config.losses import Seesaw
 from src.losses.base import Criterion
-from src.schema_losses import Seesaw
 
 
 class SeesawLoss(Criterion):

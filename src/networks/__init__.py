@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from src.config.model import Model
 from src.errors import UserError
 from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
@@ -12,7 +13,6 @@ from src.networks.paco import PaCo
 from src.networks.plain import Plain
 from src.networks.ride import RIDE
 from src.networks.task_separator import TaskSeparator
-from src.schema import Model
 
 NETWORKS = {
     "plain": Plain,

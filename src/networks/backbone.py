@@ -5,11 +5,11 @@ import difflib
 import timm
 from torch import nn
 
+from src.config.model import Model
 from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks.anti_alias import BLUR, check_blurred, no_place
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
-from src.schema import Model
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

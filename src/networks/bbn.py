@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
+from src.config.networks import BBN as Settings
 from src.data.dataset import Batch
 from src.networks.base import Network, Output, Progress
 from src.networks.cut import before_last_block, copied
 from src.networks.heads import build_head
-from src.schema import Model
-from src.schema_networks import BBN as Settings
 
 
 def alpha(settings: Settings, progress: Progress) -> float:

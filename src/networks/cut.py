@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from src.errors import UserError
 from src.networks.cifar_resnet import CifarResNet
 
-Step = Callable[[torch.Tensor], torch.Tensor]
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Cut(NamedTuple):
     """trunk: from images to the map at the cut · branch: names of the modules that follow, which
     run one after the other · pool: from the last map to features [N, D]"""
 
-    trunk: list[Step]
+    trunk: list[Layer]
     branch: list[str]
-    pool: Step
+    pool: Layer
 
 
 def before_last_block(backbone: nn.Module) -> Cut:
@@ -56,10 +56,10 @@ def copied(state: dict[str, torch.Tensor], branch: list[str], to: str) -> dict[s
 class _Parts(NamedTuple):
     """stages and tail: names · own: how many stages have the two smallest sizes of maps"""
 
-    stem: list[Step]
+    stem: list[Layer]
     stages: list[str]
     tail: list[str]
-    pool: Step
+    pool: Layer
     own: int
 
 

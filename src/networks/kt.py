@@ -26,13 +26,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
+from src.config.networks import KT
 from src.data.dataset import Batch
 from src.networks.base import Output, Progress
 from src.networks.heads import build_head
 from src.networks.plain import Plain
 from src.runtime import gather_rows
-from src.schema import Model
-from src.schema_networks import KT
 
 
 class KnowledgeTransfer(Plain):

@@ -29,12 +29,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
+from src.config.networks import PaCo as Settings
 from src.data.dataset import Batch
 from src.networks.base import Output, Progress
 from src.networks.plain import Plain
 from src.runtime import gather_rows
-from src.schema import Model
-from src.schema_networks import PaCo as Settings
 
 EMPTY = -1  # label of a place in the queue that holds nothing yet
 

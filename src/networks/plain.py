@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
 from src.networks.backbone import stages
 from src.networks.base import Network, Output
 from src.networks.heads import build_head
-from src.schema import Model
 
 
 class Plain(Network):

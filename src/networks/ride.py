@@ -31,6 +31,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.networks.backbone import build_backbone, stages
@@ -38,7 +39,6 @@ from src.networks.base import Network, Output, Progress, mixed
 from src.networks.cifar_resnet import DEPTHS
 from src.networks.cut import before_last_scales, copied
 from src.networks.heads import Cosine, Linear, build_head
-from src.schema import Model
 
 NARROW = 0.75
 

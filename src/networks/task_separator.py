@@ -29,11 +29,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
 from src.data.dataset import Batch
 from src.metrics import need_bins
 from src.networks.base import Output, Progress, mixed
 from src.networks.plain import Plain
-from src.schema import Model
 
 HIDDEN = (512, 256, 128)
 

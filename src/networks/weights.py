@@ -12,15 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
 
-from src.artifacts import RUNS, require, sha256, write_bytes
-from src.config import dump_config
+from src.artifacts.dataset import FULL, Dataset
+from src.artifacts.files import sha256, write_bytes
+from src.artifacts.work import RUNS, require
+from src.config.model import Model
+from src.config.tree import dump_config
 from src.data.transforms import Preprocessing, preprocessing_from
 from src.errors import UserError, some
 from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Network
-from src.schema import Model
-from src.tables import Dataset
 
 HEADER = "longtail"  # one key: several would be written in a random order
 
@@ -103,7 +104,7 @@ def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
     found = sorted(stage1.glob("*/weights.safetensors"))
     if not found:
         raise UserError(f"model.pretrained: no weights under {stage1}; run 02 of it first")
-    return next((p for p in found if p.parent.name == "full"), found[0])
+    return next((p for p in found if p.parent.name == FULL), found[0])
 
 
 def _fill(target: Network, state: dict[str, torch.Tensor], path: Path) -> str:

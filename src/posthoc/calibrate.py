@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.artifacts import RUNS, Step, write_json, write_table
-from src.config import Config
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import write_json, write_table
+from src.artifacts.oof import optimism
+from src.artifacts.predictions import Predictions
+from src.artifacts.work import RUNS, Work
+from src.config.schema import Config
 from src.fusion import STEPS
 from src.metrics import summary
-from src.oof import optimism
+from src.posthoc.crossfit import Recipes, Trial, cross_fitted, no_steps, try_step
 from src.posthoc.inputs import (
     Start,
     head_dir,
@@ -26,8 +30,6 @@ from src.posthoc.inputs import (
     start_names,
 )
 from src.posthoc.results import facts, load_table, numbers, search_log, table_of, trial_row
-from src.posthoc.search import Recipes, Trial, cross_fitted, no_steps, try_step
-from src.tables import Predictions, load_dataset
 
 OUTPUTS = ("posthoc.json", "search.csv", "table.csv", "oof.npz")
 
@@ -55,7 +57,7 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     home = RUNS / config.dataset / experiment
     settings = {"posthoc": config.posthoc, "metric": config.metric}
     files = input_files(home, dataset, config)
-    step = Step(home / "posthoc", settings, inputs=files, overwrite=overwrite)
+    step = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
     if step.finished():
         return load_table(step.directory / "table.csv")
     stage1 = load_stage1(home, dataset)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifacts import MANIFEST, read_json
-from src.config import Config
+from src.artifacts.dataset import Dataset, fold_name
+from src.artifacts.files import read_json
+from src.artifacts.heads import load_head
+from src.artifacts.oof import check_finished, load_folds
+from src.artifacts.predictions import Predictions
+from src.artifacts.work import MANIFEST
+from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.step import State
-from src.oof import check_finished, load_folds
-from src.tables import Dataset, Predictions, load_head
 
 SCRIPTS = {"stage1": "02_train_stage1.py", "stage2": "03_train_stage2.py"}
 
@@ -26,7 +29,7 @@ class Start:
 
 def head_names(config: Config) -> list[str]:
     """`stage1` and the heads of stage 2, in the order of the config."""
-    return ["stage1", *(head.name or head.head for head in config.stage2)]
+    return ["stage1", *(head.title for head in config.stage2)]
 
 
 def start_names(config: Config) -> list[str]:
@@ -53,7 +56,7 @@ def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str,
         check_finished(directory, dataset, script_of(name))
         for fold in dataset.folds:
             for file in ("oof.npz", "head.safetensors"):
-                path = directory / f"fold{fold}" / file
+                path = directory / fold_name(fold) / file
                 if path.is_file():  # some networks have no single head
                     files[path.relative_to(experiment).as_posix()] = path
     return files
@@ -68,7 +71,7 @@ def load_all_heads(experiment: Path, dataset: Dataset, config: Config) -> dict[i
     heads: dict[int, dict] = {fold: {} for fold in dataset.folds}
     for name in head_names(config):
         for fold in dataset.folds:
-            path = head_dir(experiment, name) / f"fold{fold}" / "head.safetensors"
+            path = head_dir(experiment, name) / fold_name(fold) / "head.safetensors"
             if path.is_file():
                 heads[fold][name] = load_head(path)
     return heads
@@ -85,7 +88,7 @@ def load_start(
     found = stage1
     if name != "stage1":
         found = load_folds(head_dir(experiment, name), dataset, script_of(name))
-        for fold in (f"fold{k}" for k in dataset.folds):
+        for fold in map(fold_name, dataset.folds):
             _check_weights(head_dir(experiment, name) / fold, experiment / "stage1" / fold)
     counts = dataset.counts(dataset.images)
     states = {

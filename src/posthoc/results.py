@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.artifacts import read_table
-from src.posthoc.search import Recipe, Recipes, Trial
+from src.artifacts.files import read_table
+from src.posthoc.crossfit import Recipe, Recipes, Trial
 
 TEXT = ("start", "step", "kept", "params", "reason")
 FIRST = ["start", "step", "kept", "gain"]

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from src.config.data import Bins
 from src.metrics import BINS
-from src.schema import Bins
 
 
 def class_order(class_ids) -> list[str]:

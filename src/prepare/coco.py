@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from src.artifacts.ids import check_unique
+from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.sources import (
     Source,
@@ -23,8 +25,6 @@ from src.prepare.sources import (
     source_file,
     source_of_tables,
 )
-from src.schema import Data
-from src.tables import check_unique
 
 
 def read_coco(data: Data) -> Source:

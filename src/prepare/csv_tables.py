@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.artifacts import read_table
+from src.artifacts.files import read_table
+from src.artifacts.ids import check_unique
+from src.config.data import Data
 from src.prepare.sources import (
     Source,
     Submission,
@@ -19,8 +21,6 @@ from src.prepare.sources import (
     source_file,
     source_of_tables,
 )
-from src.schema import Data
-from src.tables import check_unique
 
 
 def read_csv_tables(data: Data) -> Source:

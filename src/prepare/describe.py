@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.artifacts import read_table
+from src.artifacts.dataset import ALWAYS_TRAIN
+from src.artifacts.files import read_table
 from src.errors import some
 from src.metrics import bin_names
-from src.tables import ALWAYS_TRAIN
 
 LARGE = 20  # images; a larger group of "one photo" deserves a look
 

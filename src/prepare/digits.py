@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from src.artifacts import write_table
+from src.artifacts.files import write_table
 from src.prepare.longtail import tail_counts
 
 CLASSES = (  # class id and name of digits 0 … 9; gaps, and another order than the digits'

@@ -1,27 +1,20 @@
 """Pictures of a dataset: how long its tail is, what its bins and its duplicates look like."""
 
+from functools import partial
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from PIL import Image
 
-from src.artifacts import write_atomic
+from src.artifacts.files import write_atomic
 from src.data.images import load_image
 from src.metrics import bin_names
+from src.plots.distribution import distribution_panel
+from src.plots.style import STYLE, bin_color, png
 
-COLOURS = {
-    "many": "#33608f",
-    "medium": "#d08a2e",
-    "few": "#b5423c",
-    "head": "#33608f",
-    "tail": "#b5423c",
-}
 TILE = 160  # pixels
 COLUMNS = 8  # images per bin
 PAIRS = 8  # duplicate pairs shown
@@ -35,51 +28,37 @@ def draw_figures(
     images: folds.csv · classes: classes.csv · pairs: duplicates.csv · paths: (split, image_id) →
     file of every image.
     """
-    figures = {"class_distribution.png": _distribution(classes)}
-    figures["bins.png"] = _bins(images, classes)
-    if len(pairs):
-        figures["duplicates.png"] = _duplicates(pairs, paths)
-    for name, figure in figures.items():
-        write_atomic(directory / "figures" / name, lambda file, f=figure: f.savefig(file, dpi=110))
-        plt.close(figure)
-    if not len(pairs):
-        (directory / "figures" / "duplicates.png").unlink(missing_ok=True)
-    return [f"figures/{name}" for name in figures]
+    home = directory / "figures"
+    png([partial(distribution_panel, classes=classes)], home / "class_distribution.png", 1)
+    with rc_context(STYLE):
+        _save(_bins(images, classes), home / "bins.png")
+        if len(pairs):
+            _save(_duplicates(pairs, paths), home / "duplicates.png")
+        else:
+            (home / "duplicates.png").unlink(missing_ok=True)
+    names = ["class_distribution.png", "bins.png", *(["duplicates.png"] if len(pairs) else [])]
+    return [f"figures/{name}" for name in names]
 
 
-def _distribution(classes: pd.DataFrame):
-    """Images per class, largest first, on a logarithmic axis."""
-    ranked = classes.sort_values(["count", "label"], ascending=[False, True], kind="stable")
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    rank = np.arange(len(ranked))
-    for name in bin_names(classes["bin"].to_numpy()):
-        inside = (ranked["bin"] == name).to_numpy()
-        label = f"{name}: {inside.sum()} classes, {ranked['count'][inside].sum()} images"
-        axes.bar(rank[inside], ranked["count"][inside], 1.0, color=COLOURS[name], label=label)
-    axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images")
-    axes.set_xlim(-0.5, len(ranked) - 0.5)
-    axes.set_ylim(bottom=0.7)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
+def _save(figure: Figure, path: Path) -> None:
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def _bins(images: pd.DataFrame, classes: pd.DataFrame):
     """One row per bin: an image each of classes spread over the bin."""
     names = bin_names(classes["bin"].to_numpy())
     size = (COLUMNS * 1.5, len(names) * 1.9)
-    figure, grid = plt.subplots(len(names), COLUMNS, figsize=size, squeeze=False)
-    figure.set_layout_engine("constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(names), COLUMNS, squeeze=False)
     for row, name in zip(grid, names, strict=True):
         for axes in row:
             axes.axis("off")
         for axes, shown in zip(row, _spread(images, classes[classes["bin"] == name]), strict=False):
             axes.imshow(_tile(shown.path))
             axes.set_title(
-                f"{_short(shown.class_name.replace('_', ' '))}\n{shown.images}", fontsize=7
+                f"{_short(shown.class_name.replace('_', ' '))}\n{shown.images}", fontsize=7, pad=3
             )
-        row[0].text(-0.06, 0.5, name, rotation=90, va="center", ha="right", color=COLOURS[name])
+        row[0].text(-0.06, 0.5, name, rotation=90, va="center", ha="right", color=bin_color(name))
         row[0].texts[-1].set_transform(row[0].transAxes)
     return figure
 
@@ -102,14 +81,14 @@ def _duplicates(pairs: pd.DataFrame, paths: dict):
         ["rank", "distance"], ascending=[True, False], kind="stable"
     )[:PAIRS]
     size = (max(len(shown), 3) * 1.6, 4.2)
-    figure, grid = plt.subplots(2, len(shown), figsize=size, squeeze=False)
-    figure.set_layout_engine("constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(2, len(shown), squeeze=False)
     for column, (_, pair) in zip(grid.T, shown.iterrows(), strict=True):
         for axes, side in zip(column, "ab", strict=True):
             split, image_id = pair[f"split_{side}"], pair[f"image_id_{side}"]
             axes.imshow(_tile(paths[split, image_id]))
             axes.axis("off")
-            axes.set_title(f"{split}\n{_short(image_id)}", fontsize=7)
+            axes.set_title(f"{split}\n{_short(image_id)}", fontsize=7, pad=3)
         note = "two labels, " if pair["conflict"] == "yes" else ""
         column[1].text(0.5, -0.1, f"{note}{pair['kind']}, {pair['distance']} bits", fontsize=7)
         column[1].texts[-1].set(transform=column[1].transAxes, ha="center")

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.sources import Source, Submission, optional_file, portable, read_submission
-from src.schema import Data
 
 ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split()

@@ -6,8 +6,8 @@ images and 8,142 classes of iNaturalist 2018) and knows no rare classes.
 
 import numpy as np
 
+from src.artifacts.dataset import ALWAYS_TRAIN
 from src.errors import UserError
-from src.tables import ALWAYS_TRAIN
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray, k: int, seed: int) -> np.ndarray:

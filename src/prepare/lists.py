@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from src.artifacts.ids import check_unique
+from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.folder import ENDINGS
 from src.prepare.sources import (
@@ -22,8 +24,6 @@ from src.prepare.sources import (
     source_file,
     source_of_tables,
 )
-from src.schema import Data
-from src.tables import check_unique
 
 LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\S+)")
 EXPECTED = "`path label` per line, for example `train/n01440764/n01440764_190.JPEG 0`"

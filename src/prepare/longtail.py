@@ -5,8 +5,8 @@ from bisect import bisect_left
 import numpy as np
 import pandas as pd
 
+from src.config.data import Longtail
 from src.errors import UserError
-from src.schema import Longtail
 
 
 def tail_counts(profile: str, largest: int, num_classes: int, ratio: float) -> list[int]:

@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.artifacts import MANIFEST, Step, read_json, write_table, write_text
+from src.artifacts.dataset import dataset_dir
+from src.artifacts.files import read_json, write_table, write_text
+from src.artifacts.work import MANIFEST, Work
+from src.config.schema import Config
 from src.errors import UserError, some
 from src.prepare.classes import class_lines, class_order, class_table
 from src.prepare.duplicates import find_duplicates
 from src.prepare.figures import draw_figures
 from src.prepare.folds import make_folds
 from src.prepare.longtail import cut_tail
+from src.prepare.read import read_source
 from src.prepare.scan import clean_up, scan_images
-from src.prepare.sources import Source, read_source
-from src.schema import Config
-from src.tables import dataset_dir
+from src.prepare.sources import Source
 
 FACTS = ["width", "height", "sha1", "phash"]
 
@@ -31,7 +33,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     source = read_source(config.data)
     settings = {key: getattr(config, key) for key in ("data", "longtail", "bins", "folds")}
     directory = dataset_dir(config.dataset)
-    step = Step(directory, settings, source.tables, overwrite=overwrite)
+    step = Work(directory, settings, source.tables, overwrite=overwrite)
     listing = _listing(source)
     if step.finished():
         _check_listing(directory, listing)

@@ -21,11 +21,11 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from src.artifacts import read_table, write_atomic, write_table
+from src.artifacts.files import read_table, write_atomic, write_table
+from src.config.data import Data
 from src.data.images import to_rgb
 from src.errors import UserError
 from src.prepare.sources import portable
-from src.schema import Data
 
 PARTS = "scan"  # directory of finished chunks; removed when 01 has finished
 CHUNK = 32  # images per task

@@ -1,20 +1,21 @@
 """Where the images come from. Every source ends in the same two plain tables.
 
-One file per kind of source, one line in `read_source`. Ids are text from first to last.
+One file per kind of source, one line in the table of src/prepare/read.py. Ids are text from first
+to last.
 """
 
 import difflib
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from src.artifacts import read_table
+from src.artifacts.files import read_table
+from src.artifacts.ids import check_same_ids, check_unique
+from src.config.data import Data
 from src.errors import UserError, some
-from src.schema import Data
-from src.tables import check_same_ids, check_unique
 
 
 @dataclass(frozen=True)
@@ -46,36 +47,6 @@ class Submission:
     path: Path | None
     ids: list[str] | None
     columns: tuple[str, str]
-
-
-def read_source(data: Data) -> Source:
-    """Read the tables of the source that `data.source` names.
-
-    Errors: UserError for missing directories or files, classes without an id or without images,
-    ids that occur twice, ids of the sample submission or the solution that match nothing.
-    """
-    from src.prepare.coco import read_coco
-    from src.prepare.csv_tables import read_csv_tables
-    from src.prepare.digits import write_digits
-    from src.prepare.folder import read_folder
-    from src.prepare.lists import read_lists
-    from src.prepare.torchvision_sets import write_torchvision
-
-    if data.source == "digits":
-        write_digits(Path(data.root))
-    if data.source == "torchvision":
-        write_torchvision(data)
-    readers = {"csv": read_csv_tables, "list": read_lists, "coco": read_coco}
-    source = readers.get(data.source, read_folder)(data)
-    if source.solution or data.solution is None:
-        source = replace(source, truth=None)
-    check_unique(source.train["image_id"], f"train images of {data.root}")
-    check_unique(source.test["image_id"], f"test images of {data.root}")
-    if source.solution:
-        _check_solution(source, read_table(source.solution), source.solution)
-    elif source.truth is not None:
-        _check_solution(source, source.truth, f"labelled test images of {data.root}")
-    return source
 
 
 def optional_file(data: Data, key: str) -> Path | None:
@@ -219,20 +190,3 @@ def portable(directory: str | Path) -> str:
     """A directory as tables store it: posix, relative to the current directory when below it."""
     relative = os.path.relpath(directory)
     return Path(os.path.abspath(directory) if relative.startswith("..") else relative).as_posix()
-
-
-def _check_solution(source: Source, table: pd.DataFrame, path: Path | str) -> None:
-    require_columns(
-        table, {"sample_submission": source.columns[0], "label_column": source.columns[1]}, path
-    )
-    check_unique(table[source.columns[0]], path)
-    for column, known, whose in (
-        (source.columns[0], source.test["image_id"], "test images"),
-        (source.columns[1], source.train["class_id"], "train classes"),
-    ):
-        unknown = sorted(set(table[column]) - set(known))
-        if unknown:
-            raise UserError(
-                f"{path}: {len(unknown)} values of {column!r} are not among the {whose}: "
-                f"{some(unknown)}. Correct them, or set data.solution=null."
-            )

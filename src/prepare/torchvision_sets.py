@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from src.artifacts import write_table
+from src.artifacts.files import write_table
+from src.config.data import Data
 from src.errors import UserError
-from src.schema import Data
 
 FLAG = ({"train": True}, {"train": False})
 SPLIT = ({"split": "train"}, {"split": "test"})

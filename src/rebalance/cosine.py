@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.config.heads import CosineHead
 from src.logits import class_means, unit
 from src.networks.heads import Cosine, build_head
 from src.rebalance.features import FeatureSet
 from src.rebalance.sgd import train
-from src.schema_heads import CosineHead
 
 
 def fit_cosine(

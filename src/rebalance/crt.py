@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.heads import CRT
 from src.metrics import bin_names, need_bins
 from src.networks.heads import Linear, build_head
 from src.rebalance.features import FeatureSet
 from src.rebalance.sgd import train
-from src.schema_heads import CRT
 
 
 class Adapter(nn.Module):
@@ -62,7 +62,7 @@ def fit_crt(
     """
     names = bin_names(data.bins)
     if spec.frequency_weight:
-        need_bins(len(names), f"stage2 head {spec.name or spec.head}: frequency_weight")
+        need_bins(len(names), f"stage2 head {spec.title}: frequency_weight")
     bin_of = torch.tensor([names.index(name) for name in data.bins], device=device)
     torch.manual_seed(seed)
     heads = Heads(spec, data.width, data.num_classes, len(names)).to(device)

@@ -11,23 +11,20 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from src.artifacts import digest, sha256
-from src.config import dump_config
+from src.artifacts.dataset import Dataset, fold_of
+from src.artifacts.files import sha256
+from src.artifacts.heads import load_head
+from src.artifacts.ids import check_same_ids
+from src.artifacts.predictions import load_features, save_features
+from src.artifacts.work import digest
+from src.config.heads import Trained
+from src.config.schema import Config
+from src.config.tree import dump_config
 from src.data.transforms import EvalTransform, TrainTransform
 from src.errors import UserError
-from src.forward import run_network
+from src.networks.forward import run_network
 from src.networks.weights import load_network
 from src.rebalance.sgd import Batches, rows_of_epoch, steps_per_epoch
-from src.schema import Config
-from src.schema_heads import Trained
-from src.tables import (
-    Dataset,
-    check_same_ids,
-    fold_of,
-    load_features,
-    load_head,
-    save_features,
-)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from src.config.heads import Trained
+from src.config.schema import Config
 from src.data.dataset import Epochs, train_loader
 from src.data.transforms import Preprocessing, TrainTransform
 from src.networks.base import Network
 from src.networks.batchnorm import train_statistics
 from src.rebalance.sgd import Batches, rows_of_epoch
-from src.schema import Config
-from src.schema_heads import Trained
 
 
 @dataclass(frozen=True)

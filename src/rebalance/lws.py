@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.heads import LWS
 from src.rebalance.features import FeatureSet, stage1_classifier
 from src.rebalance.sgd import train
-from src.schema_heads import LWS
 
 
 class Scale(nn.Module):

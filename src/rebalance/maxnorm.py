@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.config.heads import MaxNorm
 from src.losses.class_balanced import effective_weights
 from src.networks.heads import build_head
 from src.rebalance.features import FeatureSet, stage1_classifier
 from src.rebalance.sgd import train
-from src.schema_heads import MaxNorm
 
 
 def fit_maxnorm(

@@ -12,9 +12,9 @@ class means that fusion (04) and knowledge transfer compare with, too.
 import numpy as np
 import torch
 
+from src.config.heads import NCM
 from src.logits import means_by_class, unit
 from src.rebalance.features import FeatureSet
-from src.schema_heads import NCM
 
 
 def fit_ncm(

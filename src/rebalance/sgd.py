@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from src.config.heads import Trained
 from src.data.samplers import epoch_order
 from src.errors import UserError
-from src.schema_heads import Trained
 
 # epoch → batches of features [B, D] and labels [B], on the device
 Batches = Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor]]]
@@ -60,6 +60,5 @@ def train(
         after_epoch()
     if not all(torch.isfinite(p).all() for p in module.parameters()):
         raise UserError(
-            f"stage2 head {spec.name or spec.head}: the weights are no longer finite; lower its lr "
-            f"({spec.lr})"
+            f"stage2 head {spec.title}: the weights are no longer finite; lower its lr ({spec.lr})"
         )

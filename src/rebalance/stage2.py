@@ -7,30 +7,24 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from src.artifacts import RUNS, Step
+from src.artifacts.dataset import FULL, Dataset, finished_networks, fold_of, load_dataset
+from src.artifacts.heads import save_head
+from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.work import RUNS, Work
+from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
-from src.forward import run_network
 from src.logits import head_logits
 from src.metrics import summary
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import save_statistics
+from src.networks.forward import run_network
 from src.networks.weights import load_network
 from src.rebalance import HEADS
 from src.rebalance.features import FeatureSet, feature_set
 from src.rebalance.live import LiveFeatures
 from src.runtime import seed_all, start
-from src.schema import Config
-from src.search_result import describe, describe_head, with_head_winners, with_winner
-from src.tables import (
-    Dataset,
-    Predictions,
-    finished_networks,
-    fold_of,
-    load_dataset,
-    load_predictions,
-    save_head,
-)
+from src.search.winner import describe, describe_head, with_head_winners, with_winner
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     for stage1 in finished_networks(home, data):
         features: FeatureSet | None = None
         for spec in config.stage2:
-            name = spec.name or spec.head
+            name = spec.title
             step = head_step(work, spec, name, stage1, overwrite)
             if step.finished(main=work.accelerator.is_main_process):
                 metrics = step.manifest()["metrics"]
@@ -82,7 +76,7 @@ def _live(spec) -> bool:
     return getattr(spec, "bn", "frozen") == "train"
 
 
-def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) -> Step:
+def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) -> Work:
     inputs = {
         "folds.csv": work.data.directory / "folds.csv",
         "weights.safetensors": stage1 / "weights.safetensors",
@@ -91,7 +85,7 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process
     with work.accelerator.main_process_first():
-        return Step(directory, settings, inputs, overwrite=overwrite and main)
+        return Work(directory, settings, inputs, overwrite=overwrite and main)
 
 
 def head_settings(config: Config, spec) -> dict:
@@ -103,7 +97,7 @@ def head_settings(config: Config, spec) -> dict:
 
 
 def fit_head(
-    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet | None, step: Step
+    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet | None, step: Work
 ) -> dict[str, float]:
     """Fit one head on one fold, on the main process, and write its artifacts."""
     metrics: dict[str, float] = {}
@@ -116,7 +110,7 @@ def fit_head(
     if live is not None:
         save_statistics(step.directory / STATISTICS, live.network)
         outputs.append(STATISTICS)
-    if stage1.name != "full":
+    if stage1.name != FULL:
         oof = load_predictions(stage1 / "oof.npz", work.data.num_classes)
         if live is not None:
             oof = held_out_features(work, live, stage1)

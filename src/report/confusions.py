@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from src.artifacts.dataset import Dataset
 from src.data.images import load_image
 from src.errors import UserError
 from src.report.stages import Scored
-from src.tables import Dataset
 
 THUMBNAIL = 104  # pixels, square
 

@@ -4,13 +4,14 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.artifacts import MANIFEST, read_json
+from src.artifacts.dataset import Dataset, load_dataset
+from src.artifacts.files import read_json
+from src.artifacts.oof import optimism
+from src.artifacts.work import MANIFEST
+from src.config.schema import Config
 from src.errors import UserError
-from src.oof import optimism
-from src.report.curves import Metrics, load_curves
+from src.plots.curves import Metrics, load_curves
 from src.report.stages import Scored, fold_dirs, load_submissions, score_rows, score_stages
-from src.schema import Config
-from src.tables import Dataset, load_dataset
 
 
 @dataclass(frozen=True)

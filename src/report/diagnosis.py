@@ -2,10 +2,10 @@
 
 import pandas as pd
 
+from src.plots.style import svg
 from src.report.charts import confidence_panel, reliability_panel
 from src.report.confusions import Confusion, thumbnail, worst_pairs
 from src.report.context import Experiment, Report
-from src.report.figures import svg
 from src.report.markup import esc, missing, note, panels, section, swatch
 from src.report.overview import title
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.report.figures import BIN_COLORS, bin_color
+from src.plots.style import BIN_COLORS, bin_color
 
 CSS = Path(__file__).with_name("page.css")
 

@@ -1,10 +1,11 @@
 """The page's first part: what the dataset is."""
 
-from src.artifacts import read_table
+from src.artifacts.files import read_table
+from src.config.schema import Config
 from src.metrics import bin_names
-from src.report.charts import distribution_panel
+from src.plots.distribution import distribution_panel
+from src.plots.style import bin_color, svg
 from src.report.context import Experiment, Report
-from src.report.figures import bin_color, svg
 from src.report.markup import (
     details,
     esc,
@@ -17,7 +18,6 @@ from src.report.markup import (
     table,
     thousands,
 )
-from src.schema import Config
 
 DUPLICATES_SHOWN = 12
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from src.artifacts import write_text
+from src.artifacts.files import write_text
+from src.config.schema import Config
 from src.report import diagnosis, overview, provenance, results, submissions
 from src.report.context import Report, gather
 from src.report.markup import document, esc
-from src.report.search import searches
-from src.schema import Config
+from src.report.searches import searches
 
 SECTIONS = (
     ("distribution", "Distribution", overview.distribution),

@@ -2,7 +2,7 @@
 
 import yaml
 
-from src.config import dump_config
+from src.config.tree import dump_config
 from src.report.context import Experiment, Report
 from src.report.markup import details, duration, esc, note, section, table
 from src.report.overview import title

@@ -2,10 +2,10 @@
 
 import pandas as pd
 
+from src.plots.curves import curve_panels
+from src.plots.style import svg
 from src.report.charts import stages_panel
 from src.report.context import Experiment, Report, unfinished_folds
-from src.report.curves import curve_panels
-from src.report.figures import svg
 from src.report.markup import (
     column_name,
     esc,

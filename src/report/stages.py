@@ -11,17 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from src.artifacts import MANIFEST, read_json
+from src.artifacts.dataset import ALWAYS_TRAIN, Dataset, check_same_folds, load_dataset
+from src.artifacts.files import read_json
+from src.artifacts.predictions import Predictions, load_predictions, stack
+from src.artifacts.work import MANIFEST
 from src.metrics import bin_names, calibration, chunks, summary
-from src.tables import (
-    ALWAYS_TRAIN,
-    Dataset,
-    Predictions,
-    check_same_folds,
-    load_dataset,
-    load_predictions,
-    stack,
-)
 
 LOWER_IS_BETTER = ("nll", "ece")
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")

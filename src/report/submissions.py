@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from src.artifacts import read_json, read_table
-from src.config import flatten
+from src.artifacts.files import read_json, read_table
+from src.config.tree import flatten
+from src.plots.style import BIN_COLORS
 from src.report.context import Experiment, Report
-from src.report.figures import BIN_COLORS
 from src.report.markup import (
     cell,
     column_name,

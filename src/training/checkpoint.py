@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from src.artifacts import write_bytes
+from src.artifacts.files import write_bytes
 from src.errors import UserError
 
 NAME = "last.pt"

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from src.artifacts.dataset import ALWAYS_TRAIN, Dataset
+from src.config.search import Search
 from src.errors import UserError
-from src.schema_search import Search
-from src.tables import ALWAYS_TRAIN, Dataset
 
 
 def inner_split(data: Dataset, spec: Search) -> Dataset:

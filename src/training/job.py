@@ -9,7 +9,9 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 
+from src.artifacts.dataset import Dataset, fold_name
 from src.auxiliaries import build_auxiliaries
+from src.config.schema import Config
 from src.data.cache import keep_images
 from src.data.dataset import Epochs
 from src.data.loader import training_loader
@@ -20,13 +22,9 @@ from src.metrics import bin_numbers
 from src.networks import build_network, check_image_size
 from src.networks.weights import load_pretrained
 from src.runtime import seed_all
-from src.schema import Config
-from src.tables import Dataset
 from src.training.loop import Objective, Trainer
 from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
-
-FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Fold:
 
     @property
     def name(self) -> str:
-        return FULL if self.fold is None else f"fold{self.fold}"
+        return fold_name(self.fold)
 
 
 def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:

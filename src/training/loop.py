@@ -11,12 +11,12 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from src.config.training import Train
 from src.data.dataset import Batch
 from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.losses.base import Criterion
 from src.networks.base import Network, Progress
-from src.schema import Train
 from src.training.mixing import Mixer, hidden_mixing
 
 

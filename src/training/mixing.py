@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from src.config.losses import Mixing
 from src.data.dataset import Batch, HiddenMix
 from src.errors import UserError
 from src.networks.base import Network
-from src.schema_losses import Mixing
 
 
 class Mixer:

@@ -6,8 +6,8 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from src.config.training import Train
 from src.errors import UserError
-from src.schema import Train
 
 
 def build_optimizer(

@@ -10,22 +10,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from src.artifacts import RUNS, Step, write_table
-from src.config import dump_config, flatten
+from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
+from src.artifacts.files import write_table
+from src.artifacts.heads import save_head
+from src.artifacts.predictions import Predictions
+from src.artifacts.work import RUNS, Work
+from src.config.schema import Config
+from src.config.tree import dump_config, flatten
 from src.data.dataset import Epochs
 from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError
-from src.forward import run_network
 from src.metrics import METRICS, summary
 from src.networks.base import Network
+from src.networks.forward import run_network
 from src.networks.weights import save_network
-from src.report.curves import draw_curves, load_curves
+from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
-from src.schema import Config
-from src.search_result import describe, with_winner, write_config
-from src.tables import Dataset, Predictions, load_dataset, save_head
+from src.search.winner import describe, with_winner, write_config
 from src.training.checkpoint import load_checkpoint, save_checkpoint
-from src.training.job import FULL, Fold, build_trainer
+from src.training.job import Fold, build_trainer
 from src.training.loop import Trainer
 
 
@@ -55,7 +58,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         accelerator.init_trackers(config.dataset, simple)
     rows = []
     for fold in wanted:
-        name = FULL if fold is None else f"fold{fold}"
+        name = fold_name(fold)
         job = Fold(config, data, fold, home / "stage1" / name, accelerator, searched)
         rows.append({"fold": name} | train_fold(job, overwrite))
         if accelerator.is_main_process:
@@ -77,7 +80,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         inputs["pretrained"] = Path(config.model.pretrained)
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # the main process clears the directory on --overwrite
-        step = Step(
+        step = Work(
             job.directory,
             settings,
             inputs,
@@ -151,7 +154,7 @@ def fit(
 
 
 def finish(
-    job: Fold, trainer: Trainer, history: list[dict], found: Predictions | None, step: Step
+    job: Fold, trainer: Trainer, history: list[dict], found: Predictions | None, step: Work
 ) -> dict[str, float]:
     """Write what later stages read, manifest last. found: held-out predictions, if already made"""
     network, directory = trainer.evaluated, job.directory

@@ -17,14 +17,15 @@ import pandas as pd
 from accelerate import Accelerator
 from optuna.trial import Trial
 
-from src.artifacts import RUNS
-from src.config import dump_config, flatten, with_values
+from src.artifacts.dataset import Dataset, load_dataset
+from src.artifacts.work import RUNS
+from src.config.read import with_values
+from src.config.schema import Config
+from src.config.tree import dump_config, flatten
 from src.errors import UserError
 from src.runtime import start
-from src.schema import Config
-from src.search import Plan, check_alone, run_search
-from src.study import origin
-from src.tables import Dataset, load_dataset
+from src.search.run import Plan, check_alone, run_search
+from src.search.study import origin
 from src.training.checkpoint import NAME as CHECKPOINT
 from src.training.checkpoint import load_checkpoint
 from src.training.inner_split import inner_split

@@ -2,9 +2,9 @@
 
 import difflib
 
+from src.config.schema import Config
+from src.config.search import HEAD_RANGES, Range
 from src.errors import UserError
-from src.schema import Config
-from src.schema_search import HEAD_RANGES, Range
 
 
 def head_key(config: Config, key: str, origin: str) -> str:
@@ -13,7 +13,7 @@ def head_key(config: Config, key: str, origin: str) -> str:
     Errors: UserError for a head that stage2 has not, or a key that its search cannot set.
     """
     name, _, last = key.rpartition(".")
-    names = [head.name or head.head for head in config.stage2]
+    names = [head.title for head in config.stage2]
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]}.{last}?" if near else ""
@@ -38,7 +38,7 @@ def head_ranges(config: Config) -> dict[str, dict[str, Range]]:
     """By name of a head: where 03 searches its keys (`<head>.<key>`), if any."""
     found: dict[str, dict[str, Range]] = {}
     for head in config.stage2:
-        name = head.name or head.head
+        name = head.title
         if (asked := config.search.stage2.keys) is not None:
             found[name] = {k: span for k, span in asked.items() if k.rpartition(".")[0] == name}
         else:

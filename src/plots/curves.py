@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from src.artifacts import read_table
-from src.report.figures import INK, MUTED, TERM_COLORS, Panel, bin_color, legend_above, png
+from src.artifacts.dataset import FULL
+from src.artifacts.files import read_table
+from src.plots.style import INK, MUTED, TERM_COLORS, Panel, bin_color, legend_above, png
 
 BINS = ("many", "medium", "few", "head", "tail")
 Metrics = dict[str, pd.DataFrame]
@@ -18,7 +19,7 @@ def load_curves(stage1: Path) -> Metrics:
     """metrics.csv of every fold (and `full`) under a stage1 directory, by the fold's name."""
     order = sorted(stage1.glob("*/metrics.csv"), key=lambda p: (len(p.parent.name), p.parent.name))
     found = {path.parent.name: numeric(read_table(path)) for path in order}
-    full = {name: found.pop(name) for name in ("full",) if name in found}
+    full = {name: found.pop(name) for name in (FULL,) if name in found}
     return found | full
 
 
@@ -73,7 +74,7 @@ def _panel(ax: Axes, metrics: Metrics, lines: dict, title: str, limits) -> None:
     elif all(line.get_ydata().min(initial=0) >= 0 for line in ax.get_lines()):
         ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    if len(lines) > 1 or "full" in metrics:
+    if len(lines) > 1 or FULL in metrics:
         legend_above(ax)
 
 
@@ -85,7 +86,7 @@ def _lines(ax: Axes, metrics: Metrics, column: str, label: str, color: str) -> N
         if column in table
     }
     every = {name: values for name, values in every.items() if len(values)}
-    full = every.pop("full", None)
+    full = every.pop(FULL, None)
     if len(every) > 1:
         for values in every.values():
             ax.plot(values.index, values.to_numpy(), color=color, lw=0.7, alpha=0.35)

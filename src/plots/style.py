@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.artifacts import write_atomic
+from src.artifacts.files import write_atomic
 
 # Blue, amber, brick: apart in hue and in lightness, also for colour-blind readers.
 BIN_COLORS = {"many": "#2f6db5", "medium": "#e0a030", "few": "#c0492b"}

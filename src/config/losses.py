@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from src.section import Section
+from src.config.section import Section
 
 Sampler = Literal["instance", "class_balanced", "square_root", "power", "progressive", "reversed"]
 SecondSampler = Literal[Sampler, "same"]

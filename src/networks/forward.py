@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from src.artifacts.predictions import UNKNOWN, Predictions
 from src.data.dataset import eval_loader
 from src.data.transforms import Preprocessing
 from src.networks.base import Network
 from src.runtime import gather_arrays
-from src.tables import UNKNOWN, Predictions
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from src.config import Config
+from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, State, Step
 from src.metrics import OUTCOMES, SCORES, chunks

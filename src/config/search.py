@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from src.section import Section
+from src.config.section import Section
 
 Choice = int | float | bool | str | None
 

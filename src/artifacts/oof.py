@@ -5,21 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifacts import MANIFEST, read_json
+from src.artifacts.dataset import Dataset, check_same_folds, fold_name
+from src.artifacts.files import read_json
+from src.artifacts.ids import check_same_ids
+from src.artifacts.predictions import Predictions, load_predictions, stack
+from src.artifacts.work import MANIFEST
 from src.errors import UserError, some
-from src.tables import (
-    Dataset,
-    Predictions,
-    check_same_folds,
-    check_same_ids,
-    load_predictions,
-    stack,
-)
 
 
 def check_finished(directory: Path, dataset: Dataset, script: str) -> None:
     """Errors: UserError that names the folds that `script` has not finished."""
-    unfinished = [k for k in dataset.folds if not (directory / f"fold{k}" / MANIFEST).is_file()]
+    unfinished = [k for k in dataset.folds if not (directory / fold_name(k) / MANIFEST).is_file()]
     if unfinished:
         numbers = " ".join(map(str, unfinished))
         raise UserError(
@@ -37,7 +33,7 @@ def load_folds(directory: Path, dataset: Dataset, script: str) -> dict[int, Pred
     check_finished(directory, dataset, script)
     found = {}
     for fold in dataset.folds:
-        path = directory / f"fold{fold}" / "oof.npz"
+        path = directory / fold_name(fold) / "oof.npz"
         check_same_folds(read_json(path.with_name(MANIFEST)), dataset, path)
         found[fold] = load_predictions(path, dataset.num_classes)
         check_held_out(found[fold], dataset, path, fold)

@@ -22,9 +22,9 @@ import pandas as pd
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
-from src.artifacts import write_table
+from src.artifacts.files import write_table
+from src.config.search import Range, Search
 from src.errors import UserError
-from src.schema_search import Range, Search
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 Objective = Callable[[Trial, dict], float]

@@ -12,12 +12,13 @@ import optuna
 import pandas as pd
 from accelerate import Accelerator
 
-from src.artifacts import MANIFEST, Step, read_json, read_table, sha256, write_json, write_table
+from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
+from src.artifacts.work import MANIFEST, Work
+from src.config.search import Search
 from src.errors import UserError
-from src.report.search import draw_history
-from src.schema_search import Search
-from src.search_result import BEST
-from src.study import Objective, Worker, locked, open_study, table, winner, work
+from src.plots.history import draw_history
+from src.search.study import Objective, Worker, locked, open_study, table, winner, work
+from src.search.winner import BEST
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def run_search(
     with Worker(directory) as worker:
         if overwrite and worker.others():
             raise UserError(f"{directory}: {worker.others()} still work on it; stop them first")
-        step = Step(directory, plan.settings, plan.inputs, redo_on_new_inputs=False)
+        step = Work(directory, plan.settings, plan.inputs, redo_on_new_inputs=False)
         if overwrite:
             _clear(directory)
         if _finished(step, plan.spec.trials):
@@ -89,7 +90,7 @@ def _clear(directory: Path) -> None:
         path.unlink()
 
 
-def _finished(step: Step, trials: int) -> bool:
+def _finished(step: Work, trials: int) -> bool:
     """A finished search goes on when more trials are asked for."""
     path = step.directory / MANIFEST
     if path.is_file() and read_json(path)["trials"] < trials:
@@ -99,7 +100,7 @@ def _finished(step: Step, trials: int) -> bool:
     return step.finished()
 
 
-def _finish(step: Step, study: optuna.Study, plan: Plan, judge: Callable[[dict], dict]) -> None:
+def _finish(step: Work, study: optuna.Study, plan: Plan, judge: Callable[[dict], dict]) -> None:
     """Write what the search found, unless another worker has."""
     if (step.directory / MANIFEST).is_file():
         return

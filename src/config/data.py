@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from src.section import VOLATILE, Section
+from src.config.section import VOLATILE, Section
 
 
 class Data(Section):

@@ -22,22 +22,25 @@ import optuna
 import pandas as pd
 from optuna.trial import Trial
 
-from src.artifacts import RUNS, read_json
-from src.config import dump_config, flatten, with_values
+from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
+from src.artifacts.files import read_json
+from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.work import RUNS
+from src.config.head_keys import head_key, head_ranges
+from src.config.heads import Head
+from src.config.read import with_values
+from src.config.schema import Config
+from src.config.search import Range, Search
+from src.config.tree import dump_config, flatten
 from src.errors import UserError
-from src.head_keys import head_key, head_ranges
 from src.logits import head_logits
 from src.metrics import OUTCOMES, SCORES, paired_gain
 from src.rebalance.features import FeatureSet, feature_set
 from src.rebalance.stage2 import Experiment, fit, head_settings
 from src.runtime import start
-from src.schema import Config
-from src.schema_heads import Head
-from src.schema_search import Range, Search
-from src.search import Plan, check_alone, run_search
-from src.search_result import BEST, describe, found_text, head_directory, with_winner
-from src.study import locked
-from src.tables import Predictions, finished_networks, fold_of, load_dataset, load_predictions
+from src.search.run import Plan, check_alone, run_search
+from src.search.study import locked
+from src.search.winner import BEST, describe, found_text, head_directory, with_winner
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
         print(note)
     ranges = {name: keys for name, keys in head_ranges(config).items() if keys}
     if not ranges:
-        names = [head.name or head.head for head in config.stage2]
+        names = [head.title for head in config.stage2]
         raise UserError(
             "search.stage2.keys: there is nothing to search. Give <head>.<key> with a head of "
             f"stage2, which has {names}"
@@ -89,7 +92,7 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
 def _networks(work: Experiment) -> list[Path]:
     """Directories of the folds' networks, `search.fold` last."""
     outer = work.config.search.fold
-    found = [path for path in finished_networks(work.home, work.data) if path.name != "full"]
+    found = [path for path in finished_networks(work.home, work.data) if path.name != FULL]
     found.sort(key=lambda path: (fold_of(path) == outer, fold_of(path)))
     if fold_of(found[-1]) != outer or len(found) < 2:
         raise UserError(
@@ -103,7 +106,7 @@ def _networks(work: Experiment) -> list[Path]:
 def _load(work: Experiment, networks: list[Path], ranges: dict) -> list[Fold]:
     views = 0
     for spec in work.config.stage2:
-        name = spec.name or spec.head
+        name = spec.title
         if name in ranges:
             span = ranges[name].get(f"{name}.views")
             views = max(views, spec.views, *(span.ends if span else ()))
@@ -141,7 +144,7 @@ class Searched:
         """The head's config with other values."""
         values = {self.places[key]: value for key, value in values.items()}
         config = with_values(self.work.config, values, "search.stage2.keys")
-        return next(spec for spec in config.stage2 if (spec.name or spec.head) == self.name)
+        return next(spec for spec in config.stage2 if spec.title == self.name)
 
     def plan(self, networks: list[Path]) -> Plan:
         config, search = self.work.config, self.work.config.search

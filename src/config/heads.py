@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from src.schema_losses import Sampler
-from src.section import Section
+from src.config.losses import Sampler
+from src.config.section import Section
 
 NAME = "directory under stage2/; null: the head's kind"
 EPOCHS = "passes of N features"
@@ -13,11 +13,21 @@ LR = "peak learning rate of SGD, cosine to 0"
 SCALE = "logits lie in [-scale, scale]"
 
 
-class Trained(Section):
-    """What heads that are trained on features have in common."""
+class AnyHead(Section):
+    """What all heads have in common."""
 
     head: str
     name: str | None = Field(None, description=NAME)
+
+    @property
+    def title(self) -> str:
+        """The head's name everywhere: its directory, its column, what others call it by."""
+        return self.name or self.head
+
+
+class Trained(AnyHead):
+    """What heads that are trained on features have in common."""
+
     sampler: Sampler = Field("class_balanced", description="which features an epoch sees")
     sampler_power: float = Field(
         0.5, ge=-2, le=2, description="sampler power: classes by their images to this power"
@@ -132,9 +142,8 @@ class CosineHead(Trained):
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 
 
-class NCM(Section):
+class NCM(AnyHead):
     head: Literal["ncm"] = "ncm"
-    name: str | None = Field(None, description=NAME)
     views: int = Field(0, ge=0, le=64, description="augmented views to average; 0: the plain one")
     features: Literal["un", "l2n", "cl2n"] = Field(
         "l2n",

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from src.artifacts import MANIFEST, read_json, sha256, write_text
-from src.config import dump_config, flatten, with_values
+from src.artifacts.dataset import Dataset
+from src.artifacts.files import read_json, sha256, write_text
+from src.artifacts.work import MANIFEST
+from src.config.head_keys import head_key, head_ranges
+from src.config.read import with_values
+from src.config.schema import Config
+from src.config.tree import dump_config, flatten
 from src.errors import UserError
-from src.head_keys import head_key, head_ranges
-from src.schema import Config
-from src.tables import Dataset
 
 BEST = "best.json"
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from src.section import Section
+from src.config.section import Section
 
 Network = Literal["plain", "bbn", "kt", "paco", "ride", "task_separator"]
 

@@ -1,0 +1,114 @@
+"""A prepared dataset: the tables that 01 wrote, and the folds that later stages go by.
+
+folds.csv    image_id, path, class_id, label, fold, group_id, width, height, sha1, phash
+classes.csv  label, class_id, class_name, count, bin; row i is label i
+test.csv     image_id, path, … in submission order
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from src.artifacts.files import read_json, read_table, sha256
+from src.artifacts.ids import check_unique
+from src.artifacts.work import MANIFEST, RUNS, require
+from src.errors import UserError, some
+
+ALWAYS_TRAIN = -1
+FULL = "full"  # name of the network that is trained on every image
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The tables that 01 wrote. `images` is sorted by image_id, `classes` by label."""
+
+    directory: Path
+    images: pd.DataFrame
+    classes: pd.DataFrame
+    test: pd.DataFrame
+
+    @property
+    def num_classes(self) -> int:
+        """K, from classes.csv and never from the labels present."""
+        return len(self.classes)
+
+    @property
+    def folds(self) -> list[int]:
+        return sorted(set(self.images["fold"]) - {ALWAYS_TRAIN})
+
+    def training(self, fold: int | None) -> pd.DataFrame:
+        """Images that fold `fold` trains on; None: all of them (`full`)."""
+        return self.images if fold is None else self.images[self.images["fold"] != fold]
+
+    def held_out(self, fold: int) -> pd.DataFrame:
+        return self.images[self.images["fold"] == fold]
+
+    def counts(self, images: pd.DataFrame) -> np.ndarray:
+        """Images per label in a subset, [K]."""
+        return np.bincount(images["label"].to_numpy(), minlength=self.num_classes)
+
+
+def dataset_dir(name: str) -> Path:
+    return RUNS / name / "folds"
+
+
+def load_dataset(name: str) -> Dataset:
+    """Errors: UserError when 01 has not finished, or its tables contradict each other."""
+    directory = dataset_dir(name)
+    require(directory / MANIFEST, "01_prepare_folds.py")
+    numbers = ("label", "fold", "width", "height")
+    images = read_table(directory / "folds.csv", numbers).sort_values("image_id", kind="stable")
+    classes = read_table(directory / "classes.csv", ("label", "count")).sort_values("label")
+    test = read_table(directory / "test.csv")
+    if classes["label"].tolist() != list(range(len(classes))):
+        raise UserError(f"{directory / 'classes.csv'}: labels must be 0 … K-1; run 01 again")
+    outside = images[~images["label"].between(0, len(classes) - 1)]
+    if len(outside):
+        raise UserError(
+            f"{directory / 'folds.csv'}: labels must be 0 … {len(classes) - 1}; images "
+            f"{some(outside['image_id'])} have {some(outside['label'].unique())}. Run 01 again."
+        )
+    for table, file in ((images, "folds.csv"), (test, "test.csv")):
+        check_unique(table["image_id"], directory / file)
+    return Dataset(directory, images.reset_index(drop=True), classes.reset_index(drop=True), test)
+
+
+def check_same_folds(manifest: dict, dataset: Dataset, origin: Path) -> None:
+    """Errors: UserError when an artifact was made from another folds.csv than the one there now."""
+    now = sha256(dataset.directory / "folds.csv")
+    if manifest["inputs"].get("folds.csv") != now:
+        raise UserError(
+            f"{origin}: made from a different folds.csv than {dataset.directory / 'folds.csv'}; "
+            "images it calls held-out may have been trained on. Run 02 again with --overwrite, or "
+            "bring back the old folds."
+        )
+
+
+def fold_name(fold: int | None) -> str:
+    """Of a fold's directory; None: of `full`."""
+    return FULL if fold is None else f"fold{fold}"
+
+
+def fold_of(stage1: Path) -> int | None:
+    """The fold that a network's directory is named after; None for `full`."""
+    return None if stage1.name == FULL else int(stage1.name.removeprefix("fold"))
+
+
+def finished_networks(home: Path, data: Dataset) -> list[Path]:
+    """Directories stage1/fold<k> and stage1/full of an experiment that 02 finished, in that order.
+
+    Errors: UserError when there is none, or one was made from another folds.csv.
+    """
+    names = [fold_name(fold) for fold in (*data.folds, None)]
+    found = [home / "stage1" / name for name in names]
+    found = [path for path in found if (path / MANIFEST).is_file()]
+    if not found:
+        raise UserError(
+            f"{home / 'stage1'} has no finished network. Run `python 02_train_stage1.py` with the "
+            "same --config first."
+        )
+    for path in found:
+        check_same_folds(read_json(path / MANIFEST), data, path / MANIFEST)
+    return found

@@ -1,0 +1,59 @@
+"""pydantic's errors in the words of the config file."""
+
+import difflib
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from src.config.schema import Config
+from src.config.walk import all_keys, choices_in, sections_below, sections_in, tags_of
+
+
+def explain(error: dict) -> str:
+    """One pydantic error in the words of the config file."""
+    location = error["loc"]
+    tags = {tag for m in sections_below(Config) for tag in tags_of(m)}
+    key = ".".join(str(p) for p in location if p not in tags)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{key}`; {_nearest_key(location)}"
+    if error["type"] == "value_error":
+        return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    field = _field_at(location)
+    meaning = f" ({field.description})" if field is not None and field.description else ""
+    options, found = [], error["input"]
+    if error["type"] == "literal_error" and field is not None:
+        options = [str(value) for value in choices_in(field.annotation)]
+    elif error["type"] == "union_tag_invalid":
+        found = found.get(error["ctx"]["discriminator"].strip("'"))
+        options = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
+    near = difflib.get_close_matches(str(found), options, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"`{key}`: found {found!r}; {error['msg']}{hint}{meaning}"
+
+
+def _nearest_key(location: tuple) -> str:
+    unknown = str(location[-1])
+    siblings = [key for s in _sections_at(location[:-1]) for key in s.model_fields]
+    near = difflib.get_close_matches(unknown, siblings, 1, 0.5)
+    near = near or [k for k in all_keys() if k.rsplit(".", 1)[-1] == unknown]
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(siblings)}"
+
+
+def _sections_at(location: tuple) -> list[type[BaseModel]]:
+    sections: list[type[BaseModel]] = [Config]
+    for part in location:
+        inside = [
+            m
+            for s in sections
+            if part in s.model_fields
+            for m in sections_in(s.model_fields[part].annotation)
+        ]
+        sections = inside or [s for s in sections if part in tags_of(s)] or sections
+    return sections
+
+
+def _field_at(location: tuple) -> FieldInfo | None:
+    for section in _sections_at(location[:-1]):
+        if location and location[-1] in section.model_fields:
+            return section.model_fields[location[-1]]
+    return None

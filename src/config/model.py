@@ -1,0 +1,62 @@
+"""Keys of stage 1's network."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from src.config.networks import BBN, KT, RIDE, Network, PaCo, TaskSeparator
+from src.config.section import Section
+
+
+class Model(Section):
+    network: Network = Field(
+        "plain",
+        description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
+        "branches for two samplers; kt: a second head learns from class means; paco: classes and "
+        "samples are contrasted at once; ride: the mean of diverse experts on shared early stages; "
+        "task_separator: a gate between experts for many, medium and few images",
+    )
+    backbone: str = Field(
+        "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
+    )
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of timm.create_model"
+    )
+    pretrained: bool | str = Field(
+        True,
+        description="true: timm's weights from the hub; false: random; a path: a local weights "
+        "file; experiment:<name>: stage 1 of another experiment on any dataset "
+        "(<dataset>/<name> for another one than this), same fold where it has it",
+    )
+    head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
+    cosine_scale: float = Field(
+        16.0, gt=0, description="cosine head: logits lie in [-scale, scale]; LDAM's paper has 30"
+    )
+    anti_alias: bool = Field(
+        False,
+        description="blur feature maps before taking every second pixel: ResNets, EfficientNets, "
+        "MobileNets and others with timm's aa_layer, and the CIFAR ResNets",
+    )
+    blur_kernel: Literal[3, 5] = Field(3, description="anti_alias: pixels, width of the blur")
+    bbn: BBN = Field(default_factory=BBN, description="the network bbn")
+    kt: KT = Field(default_factory=KT, description="the network kt")
+    paco: PaCo = Field(default_factory=PaCo, description="the network paco")
+    task_separator: TaskSeparator = Field(
+        default_factory=TaskSeparator, description="the network task_separator"
+    )
+    ride: RIDE = Field(default_factory=RIDE, description="the network ride")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
+    image_size: int = Field(
+        224, ge=8, description="pixels, height and width of the network's input"
+    )
+    crop_pct: float = Field(
+        0.875, gt=0, le=1, description="evaluation: centre crop's share of the resized short side"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="when resizing")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="of pixels in 0..1; null: what the backbone was pretrained with"
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="of pixels in 0..1; null: what the backbone was pretrained with"
+    )

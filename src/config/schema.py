@@ -1,0 +1,86 @@
+"""Every key of a config: default, range, unit and meaning.
+
+One file per section stands beside this one; what stands there is the reference, from which
+`configs/folder_template.yaml` is generated. Nothing here imports torch.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from src.config.data import Bins, Data, Folds, Longtail
+from src.config.heads import CRT, NCM, Head
+from src.config.losses import check_training
+from src.config.model import Model
+from src.config.networks import check_network
+from src.config.outputs import Ensemble, Posthoc, Predict
+from src.config.search import Search
+from src.config.section import Section
+from src.config.training import Train
+from src.errors import some
+
+RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
+
+
+class Config(Section):
+    data: Data = Field(default_factory=Data, description="where the images are")
+    longtail: Longtail = Field(default_factory=Longtail, description="optional artificial tail")
+    bins: Bins = Field(default_factory=Bins, description="frequency bands of the classes")
+    folds: Folds = Field(default_factory=Folds, description="cross-validation")
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "top5"] = Field(
+        "balanced_accuracy", description="the competition's metric: what 04 and 06 tune for"
+    )
+    model: Model = Field(default_factory=Model, description="stage 1: the network")
+    train: Train = Field(default_factory=Train, description="stage 1: its training")
+    search: Search = Field(default_factory=Search, description="02 and 03: `--search` for settings")
+    stage2: tuple[Head, ...] = Field(
+        (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
+    )
+    posthoc: Posthoc = Field(default_factory=Posthoc, description="calibration and fusion on OOF")
+    predict: Predict = Field(default_factory=Predict, description="test logits")
+    ensemble: Ensemble = Field(default_factory=Ensemble, description="the submission")
+    seed: int = Field(0, ge=0, description="of everything random in stages 1 and 2")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        names = [head.title for head in self.stage2]
+        taken = sorted({n for n in names if names.count(n) > 1 or n in RESERVED})
+        if taken:
+            raise ValueError(
+                f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "
+                "add `name: …` to one of them"
+            )
+        from_stage1 = [head.head for head in self.stage2 if head.head in ("lws", "maxnorm")]
+        if from_stage1 and self.model.head != "linear":
+            raise ValueError(
+                f"stage2 head {from_stage1[0]} starts from stage 1's classifier, which must be "
+                f"linear; model.head is {self.model.head}. Use crt, cosine or ncm"
+            )
+        check_network(self.model, self.train)
+        check_training(self.train, self.model)
+        for known in self.posthoc.heads or ():
+            if known not in ("stage1", *names):
+                raise ValueError(f"posthoc.heads names {known!r}, but stage2 has only {names}")
+        for member in self.ensemble.members:
+            if member not in ("posthoc", "stage1", *names):
+                raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
+        _check_device_cache(self)
+        return self
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's directory under runs/."""
+        return self.data.name or Path(self.data.root).name
+
+
+def _check_device_cache(config: Config) -> None:
+    augment = config.train.augment
+    others = [key for key in ("rotate", "color_jitter", "erase") if getattr(augment, key)]
+    if config.data.cache == "device" and (augment.crop != "padded" or others):
+        found = ", ".join([f"crop {augment.crop}", *others])
+        raise ValueError(
+            "data.cache: device shifts and mirrors images on the device and does nothing else: it "
+            f"needs train.augment {{crop: padded}} with rotate, color_jitter and erase 0, found "
+            f"{found}; use data.cache: memory"
+        )

@@ -1,0 +1,162 @@
+"""Keys of stage 1's training."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
+from src.config.networks import Auxiliary
+from src.config.section import VOLATILE, Section
+
+
+class Augment(Section):
+    crop: Literal["random_resized", "padded", "none"] = Field(
+        "random_resized",
+        description="random_resized: a random part of the image; padded: the whole image, "
+        "shifted by up to 1/8 (the CIFAR recipe); none: as in evaluation",
+    )
+    scale: tuple[float, float] = Field(
+        (0.35, 1.0), description="random_resized: share of the image's area, from 0 to 1"
+    )
+    hflip: bool = Field(True, description="mirror left-right half of the time")
+    vflip: bool = Field(False, description="mirror up-down half of the time")
+    rotate: float = Field(0.0, ge=0, le=180, description="up to this many degrees either way")
+    color_jitter: float = Field(
+        0.2, ge=0, le=1, description="relative change of brightness, contrast and saturation"
+    )
+    erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale must be 0 < low <= high <= 1, found {self.scale}")
+        return self
+
+
+class Train(Section):
+    epochs: int = Field(30, ge=1, description="passes of N images, for every sampler")
+    batch_size: int = Field(
+        64, ge=2, description="images per optimizer step, over all processes and micro-batches"
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images per forward pass and process; smaller than the batch means gradient "
+        "accumulation; null: batch_size / processes",
+    )
+    on_oom: Literal["stop", "accumulate"] = Field(
+        "stop",
+        description="out of memory: stop and say which micro_batch fits, or halve it and go on",
+    )
+    sampler: Sampler = Field(
+        "instance",
+        description="which images an epoch sees: as they are; classes equally often; classes by "
+        "the root or another power of their size; from instance to class_balanced over the "
+        "epochs; small classes most often",
+    )
+    sampler_power: float = Field(
+        0.5,
+        ge=-2,
+        le=2,
+        description="power: a class is drawn in proportion to its images to this power",
+    )
+    second_sampler: SecondSampler | None = Field(
+        None,
+        description="draws a second batch beside each; same: the same images again, augmented "
+        "anew; null: there is none",
+    )
+    criterion: Criterion = Field(
+        default_factory=CrossEntropy, description="logits and labels to a number"
+    )
+    deferred: Deferred = Field(
+        default_factory=Deferred,
+        description="what makes classes count equally late in training; over a criterion that "
+        "does so all along (balanced_softmax, logit_adjusted, lade), it is done twice from then on",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with momentum")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd; adamw's beta1")
+    nesterov: bool = Field(True, description="sgd: with Nesterov's momentum; false: classical")
+    weight_decay: float = Field(
+        0.05, ge=0, description="not applied to biases and norm layers, unless decay_all is on"
+    )
+    decay_all: bool = Field(
+        False, description="weight_decay also for biases and norm layers, as torch.optim does"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the lr from each layer to the one below it"
+    )
+    head_lr_factor: float = Field(1.0, gt=0, description="factor on the lr of the fresh head")
+    schedule: Literal["cosine", "multistep"] = Field("cosine", description="of the lr, per step")
+    min_lr: float = Field(1e-6, ge=0, description="cosine: the lr at the end")
+    milestones: tuple[float, ...] = Field(
+        (0.6, 0.8), description="multistep: fractions of the training at which the lr drops"
+    )
+    gamma: float = Field(0.1, gt=0, lt=1, description="multistep: factor at each milestone")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up from lr / 100")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    auxiliaries: tuple[Auxiliary, ...] = Field(
+        (),
+        description="losses beside the criterion; frequency: a second head learns the bin of the "
+        "image's class",
+    )
+    mixing: Mixing = Field(default_factory=Mixing, description="of images within a batch")
+    augment: Augment = Field(default_factory=Augment, description="of single images")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step of the moving average of the weights that is kept; null: no",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="autocast; auto: bf16 on a GPU that has it, fp32 on a CPU"
+    )
+    channels_last: bool = Field(True, description="memory format of images and convolutions")
+    compile: bool = Field(
+        False, description="torch.compile the network", json_schema_extra=VOLATILE
+    )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="which epoch's weights are kept. best: by the metric on the held-out fold, "
+        "which makes OOF scores optimistic; it is marked as such everywhere",
+    )
+    eval_batch_size: int = Field(
+        128,
+        ge=1,
+        description="images per forward pass without gradients",
+        json_schema_extra=VOLATILE,
+    )
+    eval_every: int = Field(
+        1,
+        ge=1,
+        description="epochs between validations; the last epoch always is",
+        json_schema_extra=VOLATILE,
+    )
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none", description="experiment tracker, through accelerate", json_schema_extra=VOLATILE
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch "
+                f"({self.micro_batch})"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})"
+            )
+        if not self.nesterov and self.optimizer != "sgd":
+            raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
+        if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
+            raise ValueError("sampler_power is used by the sampler `power` alone")
+        if list(self.milestones) != sorted(self.milestones) or not all(
+            0 < m < 1 for m in self.milestones
+        ):
+            raise ValueError(
+                "milestones must be rising fractions of the training between 0 and 1, "
+                f"found {list(self.milestones)}"
+            )
+        return self

@@ -1,0 +1,87 @@
+"""Configs as plain data: nested for YAML, flat for comparing key by key."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from src.errors import UserError
+
+
+def dump_config(config: BaseModel, *, volatile: bool = True) -> dict:
+    """The resolved config as plain data for YAML, if asked without the keys that only set speed."""
+    out = {}
+    for key, field in type(config).model_fields.items():
+        if not volatile and (field.json_schema_extra or {}).get("volatile"):
+            continue
+        out[key] = plain(getattr(config, key), volatile=volatile)
+    return out
+
+
+def plain(value: Any, *, volatile: bool = True) -> Any:
+    """Sections anywhere inside `value` as plain data, tuples as lists."""
+    if isinstance(value, BaseModel):
+        return dump_config(value, volatile=volatile)
+    if isinstance(value, (tuple, list)):
+        return [plain(v, volatile=volatile) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v, volatile=volatile) for k, v in value.items()}
+    return value
+
+
+def defaults_like(value: Any) -> Any:
+    """The same structure with every key of every section at its default: what a run meant that was
+    made before a key existed."""
+    if isinstance(value, BaseModel):
+        tree = {}
+        for key, field in type(value).model_fields.items():
+            now = getattr(value, key)
+            inside = defaults_like(now)
+            default = plain(field.get_default(call_default_factory=True))
+            tree[key] = inside if _has_sections(now) else default
+        return tree
+    if isinstance(value, (tuple, list)):
+        return [defaults_like(v) for v in value]
+    if isinstance(value, dict):
+        return {k: defaults_like(v) for k, v in value.items() if _has_sections(v)}
+    return value
+
+
+def _has_sections(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_sections(v) for v in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_has_sections(v) for v in value)
+    return isinstance(value, BaseModel)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} → {"train.lr": 1}, for comparing configs key by key."""
+    if isinstance(tree, dict) and tree:
+        pairs = tree.items()
+    elif isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
+        pairs = enumerate(tree)
+    else:
+        return {prefix: tree}
+    flat = {}
+    for key, value in pairs:
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def put(tree: dict, key: str, value: Any, origin: str) -> None:
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        index = _index(node, part, origin)
+        if isinstance(node, dict) and not isinstance(node.get(index), dict | list):
+            node[index] = {}
+        node = node[index]
+    node[_index(node, last, origin)] = value
+
+
+def _index(node: dict | list, part: str, origin: str) -> str | int:
+    if isinstance(node, dict):
+        return part
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"{origin}: the list has items 0 … {len(node) - 1}, not {part!r}")
+    return int(part)

@@ -1,0 +1,40 @@
+"""What the types of a config's sections say: its sections, keys and choices."""
+
+from typing import Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from src.config.schema import Config
+
+
+def sections_in(annotation) -> list[type[BaseModel]]:
+    """The section classes mentioned anywhere in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in get_args(annotation) for m in sections_in(a)]
+
+
+def sections_below(section: type[BaseModel]) -> list[type[BaseModel]]:
+    """The section and all sections below it."""
+    below = [m for f in section.model_fields.values() for m in sections_in(f.annotation)]
+    return [section] + [n for m in below for n in sections_below(m)]
+
+
+def tags_of(section: type[BaseModel]) -> list[str]:
+    """What names a member of a union of sections, such as `crt` for stage2 heads."""
+    fields = section.model_fields.values()
+    return [f.default for f in fields if f.description is None and isinstance(f.default, str)]
+
+
+def choices_in(annotation) -> list:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [v for a in get_args(annotation) for v in choices_in(a)]
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for key, field in section.model_fields.items():
+        below = [k for m in sections_in(field.annotation) for k in all_keys(m, f"{prefix}{key}.")]
+        keys += below or [prefix + key]
+    return keys
