@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from src.artifacts.files import read_json, sha256, write_json
 from src.config.tree import defaults_like, flatten, plain
+from src.config.upgrade import upgraded
 from src.errors import UserError, some
 
 RUNS = Path("runs")
@@ -100,7 +101,7 @@ class Work:
 
         A key that did not exist when `found` was written counts as its default.
         """
-        old, new = flatten(found), flatten(self.settings)
+        old, new = flatten(upgraded(found)), flatten(self.settings)
         old |= {k: self.defaults[k] for k in new.keys() - old.keys() if k in self.defaults}
         keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if keys:

@@ -73,6 +73,8 @@ def put(tree: dict, key: str, value: Any, origin: str) -> None:
     node: Any = tree
     for part in parents:
         index = _index(node, part, origin)
+        if isinstance(node, dict) and isinstance(node.get(index), str):
+            node[index] = {"name": node[index]}  # `network: bbn`, and now one of its keys
         if isinstance(node, dict) and not isinstance(node.get(index), dict | list):
             node[index] = {}
         node = node[index]

@@ -18,7 +18,6 @@ from src.data.loader import training_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import TrainTransform
 from src.losses import build_criterion
-from src.metrics import bin_numbers
 from src.networks import build_network, check_image_size
 from src.networks.weights import load_pretrained
 from src.runtime import seed_all
@@ -50,11 +49,10 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     """Network, data and optimizer of one fold, seeded."""
     config, train, accelerator = job.config, job.config.train, job.accelerator
     images = job.data.training(job.fold)
-    counts = job.data.counts(images)
+    classes = job.data.classes_of(images)
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
-    bins = bin_numbers(job.data.classes["bin"])
-    network, prep = build_network(config.model, job.data.num_classes, bins, pretrained=hub)
+    network, prep = build_network(config.model, classes, pretrained=hub)
     check_image_size(network, config.model)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
@@ -64,13 +62,12 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()
-    width = network.classifier.weight.shape[1]
-    auxiliaries = build_auxiliaries(train.auxiliaries, width, bins)
-    objective = Objective(network, build_criterion(config, counts), auxiliaries)
+    auxiliaries = build_auxiliaries(train.auxiliaries, network.width, classes)
+    objective = Objective(network, build_criterion(config, classes), auxiliaries)
     epochs = build_epochs(job, images["label"].to_numpy())
     optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
-    mixer = Mixer(train.mixing, counts, len(network.mix_points()))
+    mixer = Mixer(train.mixing, classes.counts, len(network.mix_points()))
     objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
     share = train.batch_size // accelerator.num_processes
     trainer = Trainer(

@@ -12,7 +12,7 @@ import torch
 
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import write_table
-from src.artifacts.heads import save_head
+from src.artifacts.heads import head_file, save_head
 from src.artifacts.predictions import Predictions
 from src.artifacts.work import RUNS, Work
 from src.config.schema import Config
@@ -167,9 +167,10 @@ def finish(
         save_network(
             directory / "weights.safetensors", network, job.config.model, trainer.prep, job.data
         )
-        head = {k: v.float().cpu().numpy() for k, v in network.classifier.arrays().items()}
-        save_head(directory / "head.safetensors", network.classifier.kind, head)
-        outputs = ["weights.safetensors", "head.safetensors", "metrics.csv"]
+        outputs = ["weights.safetensors", "metrics.csv"]
+        for branch, (kind, arrays) in network.heads().items():
+            outputs.append(head_file(branch))
+            save_head(directory / outputs[-1], kind, arrays)
         if found is not None:
             found.save(directory / "oof.npz")
             outputs.append("oof.npz")
