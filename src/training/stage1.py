@@ -14,6 +14,7 @@ from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import write_table
 from src.artifacts.heads import head_file, save_head
 from src.artifacts.predictions import Predictions
+from src.artifacts.trained import write_config
 from src.artifacts.work import RUNS, Work
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
@@ -26,7 +27,7 @@ from src.networks.forward import run_network
 from src.networks.weights import save_network
 from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
-from src.search.winner import describe, with_winner, write_config
+from src.search.winner import describe, with_winner
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.job import Fold, build_trainer
 from src.training.loop import Trainer
@@ -95,7 +96,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         step.check_settings(checkpoint["settings"], job.directory / "last.pt")
         step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
-        write_config(job.directory.parents[1] / "config.yaml", config, job.searched)
+        write_config(job.directory.parents[1], config, job.searched)
     trainer, loader, epochs = build_trainer(job)
     state = {"settings": step.settings, "inputs": step.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
