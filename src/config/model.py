@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from src.config.initialisers import HeadInit, RandomInit
 from src.config.networks import Network, Plain
 from src.config.section import Section
 
@@ -31,6 +32,11 @@ class Model(Section):
     head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
     cosine_scale: float = Field(
         16.0, gt=0, description="cosine head: logits lie in [-scale, scale]; LDAM's paper has 30"
+    )
+    head_init: HeadInit = Field(
+        default_factory=RandomInit,
+        description="where the head starts; random: near zero, all classes equal; class_means: at "
+        "the means of the pretrained features of each class's training images",
     )
     anti_alias: bool = Field(
         False,

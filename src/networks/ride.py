@@ -167,6 +167,12 @@ class MeanOfHeads(nn.Module):
         bias = torch.stack([_linear(head)[1] for head in self.heads]).mean(0)
         return {"weight": self.weight.detach(), "bias": bias.detach()}
 
+    def start_from(self, arrays: dict[str, torch.Tensor]) -> None:
+        """Each expert from its part of the weight [K, E D], so that their mean is the whole."""
+        count = len(self.heads)
+        for head, part in zip(self.heads, arrays["weight"].chunk(count, 1), strict=True):
+            head.start_from(arrays | {"weight": count * part})
+
 
 def _linear(head: Linear | Cosine) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [K, D] and bias [K] for features as `MeanOfHeads.seen` gives them."""

@@ -21,6 +21,7 @@ from src.losses import build_criterion
 from src.networks import build_network, check_image_size
 from src.networks.weights import load_pretrained
 from src.runtime import seed_all
+from src.training.initial import initialise_heads
 from src.training.loop import Objective, Trainer
 from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
@@ -45,8 +46,9 @@ class Fold:
         return fold_name(self.fold)
 
 
-def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
-    """Network, data and optimizer of one fold, seeded."""
+def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Epochs]:
+    """Network, data and optimizer of one fold, seeded. fresh: False where a checkpoint will say
+    what the weights are."""
     config, train, accelerator = job.config, job.config.train, job.accelerator
     images = job.data.training(job.fold)
     classes = job.data.classes_of(images)
@@ -59,6 +61,8 @@ def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
     network.to(accelerator.device)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
+    if fresh:
+        initialise_heads(network, prep, images, classes, config, accelerator)
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()

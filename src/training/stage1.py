@@ -97,7 +97,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
         write_config(job.directory.parents[1], config, job.searched)
-    trainer, loader, epochs = build_trainer(job)
+    trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
     state = {"settings": step.settings, "inputs": step.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
     return finish(job, trainer, history, found, step)

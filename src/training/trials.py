@@ -114,7 +114,9 @@ def run_trial(
         checkpoint = load_checkpoint(home)
         for row in () if checkpoint is None else checkpoint["history"]:
             report(row)
-        history, _ = fit(job, *build_trainer(job), state, checkpoint, report)
+        history, _ = fit(
+            job, *build_trainer(job, fresh=checkpoint is None), state, checkpoint, report
+        )
     except UserError as error:
         trial.set_user_attr("note", str(error))
         print(f"trial {trial.number}: {error}", flush=True)
