@@ -6,7 +6,7 @@ before a kill are not done again. For linear heads the mean of the features give
 of the logits.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from src.artifacts.dataset import Dataset, finished_networks, load_dataset
 from src.artifacts.files import read_json, sha256
 from src.artifacts.heads import load_head
-from src.artifacts.predictions import UNKNOWN, Predictions, load_predictions
+from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
 from src.config.schema import Config
 from src.data.transforms import EvalTransform
@@ -71,7 +71,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
     if main:
         for name, path in paths.items():
-            Predictions(found.image_id, sums[name], found.label, found.fold).save(path)
+            found.with_logits(sums[name]).save(path)
         step.finish(
             [path.name for path in paths.values()],
             networks=networks,
@@ -135,13 +135,12 @@ def network_predictions(
     if statistics is not None:
         load_statistics(statistics, network)
     network.to(accelerator.device)
-    test = data.test[["image_id", "path"]]
     for i, (view, path) in enumerate(zip(views, parts, strict=True)):
         if path.is_file():
             continue
         found = run_network(
             network,
-            test,
+            data.test,
             EvalTransform(prep, view),
             prep,
             accelerator,
@@ -164,13 +163,10 @@ def network_predictions(
 def _mean(parts: list[Predictions]) -> Predictions:
     ids = parts[0].image_id
     aligned = [part.take(ids) for part in parts]
-    return Predictions(
-        ids,
-        np.mean([p.logits for p in aligned], 0),
-        np.full(len(ids), UNKNOWN),
-        np.full(len(ids), -1),
-        np.mean([p.features for p in aligned], 0),
+    logits, features = (
+        np.mean([getattr(p, n) for p in aligned], 0) for n in ("logits", "features")
     )
+    return replace(aligned[0], logits=logits, features=features)
 
 
 def _statistics(heads: dict[str, Path]) -> dict[str, Path]:
