@@ -2,7 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
-VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
+# keys that change how fast a run goes, or what is kept beside its result, never the result
+VOLATILE = {"volatile": True}
 
 
 class Section(BaseModel):

@@ -59,11 +59,11 @@ def _columns(data: Data, ids: pd.Series, own: pd.DataFrame, listed: pd.DataFrame
         return pd.DataFrame(columns=names, dtype=str)
     found = {n: (own if n in own else listed).loc[ids, n].to_numpy() for n in names}
     for name, values in found.items():
-        odd = ids[[any(c in value for c in "\r\0") for value in values]]
+        odd = ids[["\0" in v or ("\r" in v and "\n" not in v) for v in values]]
         if len(odd):
             raise UserError(
-                f"data.columns: {name!r} of {len(odd)} images holds a carriage return or a zero "
-                f"byte, which a CSV table loses: {some(odd)}. Take it out of the values."
+                f"data.columns: {name!r} of {len(odd)} images holds a lone carriage return or a "
+                f"zero byte, which a CSV table loses: {some(odd)}. Take it out of the values."
             )
     return pd.DataFrame(found, index=ids, dtype=str)
 
