@@ -1,6 +1,7 @@
 """A prepared dataset: the tables that 01 wrote, and the folds that later stages go by.
 
 folds.csv    image_id, path, class_id, label, fold, group_id, width, height, sha1, phash
+             and the columns that data.columns names, as test.csv has them
 classes.csv  label, class_id, class_name, count, bin; row i is label i
 test.csv     image_id, path, … in submission order
 """
@@ -14,6 +15,7 @@ import pandas as pd
 from src.artifacts.files import read_json, read_table, sha256
 from src.artifacts.ids import check_unique
 from src.artifacts.work import MANIFEST, RUNS, require
+from src.config.data import OURS
 from src.errors import UserError, some
 from src.metrics import bin_numbers
 
@@ -72,6 +74,11 @@ class Dataset:
         """What is known about the labels when these images are trained on."""
         bins, names = bin_numbers(self.classes["bin"]), tuple(self.classes["class_name"])
         return Classes(self.num_classes, bins, names, self.counts(images))
+
+
+def own_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What data.columns names, of the images in a part of folds.csv or test.csv: [N] text each."""
+    return {name: table[name].to_numpy(dtype=str) for name in table.columns if name not in OURS}
 
 
 def dataset_dir(name: str) -> Path:

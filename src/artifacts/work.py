@@ -60,9 +60,10 @@ class Work:
     def manifest(self) -> dict:
         return read_json(self.directory / MANIFEST)
 
-    def finished(self, *, main: bool = True) -> bool:
+    def finished(self, *, main: bool = True, wanted: Iterable[str] = ()) -> bool:
         """True: nothing to do. False: start or continue. Only the main process speaks and deletes.
 
+        wanted: outputs that these settings ask for, and that earlier work may have gone without.
         Errors: UserError when the directory was finished with other settings (names the keys), or
         from other inputs and `redo_on_new_inputs` is off.
         """
@@ -73,6 +74,11 @@ class Work:
         self.check_settings(manifest["settings"], path)
         if not self.redo_on_new_inputs:
             self.check_inputs(manifest["inputs"], path)
+        if new := [name for name in wanted if name not in manifest["outputs"]]:
+            if main:
+                print(f"{self.directory}: finished without {some(new)}; making what is missing")
+                path.unlink()
+            return False
         changed = self._changed(manifest["inputs"])
         lost = [name for name in manifest["outputs"] if not (self.directory / name).is_file()]
         if changed or lost:

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
+# keys that change how fast a run goes, or what is kept beside its result, never the result
+VOLATILE = {"volatile": True}
 EPOCHS = {"unit": "epochs"}  # keys that count epochs: a search's shorter trainings shrink them
 
 
