@@ -96,6 +96,15 @@ class Train(Section):
     gamma: float = Field(0.1, gt=0, lt=1, description="multistep: factor at each milestone")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up from lr / 100")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="parameters of the network that keep the weights they came with, by shell-"
+        "style patterns of their names (backbone.*, backbone.layer1.*); batch norm layers without "
+        "others keep their statistics, too",
+    )
+    freeze_batchnorm: bool = Field(
+        False, description="every batch norm layer keeps its statistics and normalises by them"
+    )
     auxiliaries: tuple[Auxiliary, ...] = Field(
         (),
         description="losses beside the criterion; frequency: a second head learns the bin of the "
