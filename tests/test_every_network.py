@@ -17,6 +17,7 @@ from src.losses import build_criterion
 from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.freeze import freeze
 from src.training.loop import Objective
 from tests.training_kit import COUNTS, random_batch, tiny_config, tiny_dataset, train_tiny
 
@@ -36,6 +37,7 @@ METHODS = {
     "task_separator": ({"network": "task_separator"}, TWO),
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
+    "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),
     "blur": ({"anti_alias": True}, {"criterion": {"name": "seesaw"}}),
 }
 
@@ -50,6 +52,7 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     width = network.classifier.weight.shape[1]
     auxiliaries = build_auxiliaries(config.train.auxiliaries, width, numbers)
     criterion = build_criterion(config, np.array(COUNTS))
+    freeze(network, config.train.freeze, config.train.freeze_batchnorm)
     objective = Objective(network, criterion, auxiliaries).train()
     others, labels = random_batch(seed=1)
     batch = Batch(*random_batch(), other=Batch(others, labels.flip(0)))

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: everything that fits is loaded, on whatever grid, and the rest is named."""
+"""Weights from elsewhere: all that fits is loaded, on whatever grid, and the rest is named."""
 
 import pytest
 import timm

@@ -20,7 +20,7 @@ def build_optimizer(train: Train, module: nn.Module, bodies: list[Body]) -> torc
     LDAM (Cao et al. 2019) and its followers. Frozen parameters are in no group.
     bodies: of the network
     """
-    groups = [group for body in bodies for group in _body_groups(train, body) if group["params"]]
+    groups = [group for body in bodies for group in _body_groups(train, body)]
     inside = {id(p) for body in bodies for p in body.module.parameters()}
     rest = [(n, p) for n, p in module.named_parameters() if id(p) not in inside and p.requires_grad]
     for decay, members in (
