@@ -99,8 +99,8 @@ class Train(Section):
     freeze: tuple[str, ...] = Field(
         (),
         description="parameters of the network that keep the weights they came with, by shell-"
-        "style patterns of their names (backbone.*, backbone.layer1.*); batch norm layers without "
-        "others keep their statistics, too",
+        "style patterns of their names (backbone.*, backbone.layer1.*). A batch norm layer that is "
+        "frozen as a whole keeps its statistics, too",
     )
     freeze_batchnorm: bool = Field(
         False, description="every batch norm layer keeps its statistics and normalises by them"
