@@ -140,7 +140,7 @@ def add(addition: Addition, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A copy of the repository with all additions, in which 01 … 06 ran on two experiments: `mirror`
+    """A copy of the repository with all additions, in which 01 … 06 ran on two experiments: mirror,
     trained with the new criterion, and the network of two heads."""
     home = tmp_path_factory.mktemp("added")
     root = home / "repository"

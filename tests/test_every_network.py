@@ -15,6 +15,7 @@ from src.data.dataset import Batch
 from src.losses import build_criterion
 from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.freeze import freeze
 from src.training.loop import Objective
 from tests.training_kit import random_batch, tiny_config, tiny_dataset, train_tiny
 
@@ -34,6 +35,7 @@ METHODS = {
     "task_separator": ({"network": "task_separator"}, TWO),
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
+    "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),
     "blur": ({"anti_alias": True}, {"criterion": {"name": "seesaw"}}),
 }
 
@@ -48,6 +50,7 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     network, _ = build_network(config.model, classes)
     auxiliaries = build_auxiliaries(config.train.auxiliaries, network.width, classes)
     criterion = build_criterion(config, classes)
+    freeze(network, config.train.freeze, config.train.freeze_batchnorm)
     objective = Objective(network, criterion, auxiliaries).train()
     others, labels = random_batch(seed=1)
     batch = Batch(*random_batch(), other=Batch(others, labels.flip(0)))

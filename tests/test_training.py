@@ -20,7 +20,7 @@ from src.config.model import Model
 from src.config.training import Train
 from src.errors import UserError
 from src.networks import build_network
-from src.networks.base import Progress
+from src.networks.base import Body, Progress
 from src.runtime import start
 from src.training.job import Fold, build_trainer
 from src.training.loop import Objective
@@ -355,7 +355,7 @@ def test_a_tracker_that_is_not_installed_is_named(digits):
 
 def lrs(train: Train, steps=10) -> list[float]:
     module = nn.Sequential(nn.Linear(2, 2))
-    optimizer = build_optimizer(train, module, [module])
+    optimizer = build_optimizer(train, module, [Body(module)])
     schedule = build_schedule(train, optimizer, steps)
     found = []
     for step in range(train.epochs * steps):
@@ -424,7 +424,7 @@ def test_weight_decay_is_for_matrices_alone_or_for_everything(optimizer, layer_d
 )
 def test_momentum_is_nesterovs_unless_asked_otherwise(keys, nesterov):
     module = nn.Linear(2, 2)
-    optimizer = build_optimizer(Train(optimizer="sgd", **keys), module, [module])
+    optimizer = build_optimizer(Train(optimizer="sgd", **keys), module, [Body(module)])
     assert all(group["nesterov"] is nesterov for group in optimizer.param_groups)
 
 
@@ -432,7 +432,7 @@ def test_the_published_cifar_optimizer_takes_the_very_steps_of_plain_sgd():
     """v ← 0.9 v + g + λ w, w ← w − lr v, on weights and biases alike."""
     keys = {"optimizer": "sgd", "nesterov": False, "decay_all": True, "weight_decay": 2e-4}
     module = nn.Linear(3, 2)
-    optimizer = build_optimizer(Train(lr=0.1, **keys), module, [module])
+    optimizer = build_optimizer(Train(lr=0.1, **keys), module, [Body(module)])
     wanted = [p.detach().clone() for p in module.parameters()]
     speed = [torch.zeros_like(p) for p in wanted]
     for step in range(3):

@@ -101,6 +101,15 @@ class Train(Section):
         description="epochs of linear warm-up from lr / 100",
     )
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="parameters of the network that keep the weights they came with, by shell-"
+        "style patterns of their names (backbone.*, backbone.layer1.*). A batch norm layer that is "
+        "frozen as a whole keeps its statistics, too",
+    )
+    freeze_batchnorm: bool = Field(
+        False, description="every batch norm layer keeps its statistics and normalises by them"
+    )
     auxiliaries: tuple[Auxiliary, ...] = Field(
         (),
         description="losses beside the criterion; frequency: a second head learns the bin of the "

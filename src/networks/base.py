@@ -1,6 +1,7 @@
 """What every network offers to the training loop and to inference."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,16 @@ class Progress:
     step: int
     fraction: float
     epochs: int = 1
+
+
+class Body(NamedTuple):
+    """What may start from pretrained weights, and how fast it learns: lr_factor on the lr, and
+    layered, whether `train.layer_decay` lowers it further from each of its layers to the one below
+    (module.group_matcher knows them)."""
+
+    module: nn.Module
+    lr_factor: float = 1.0
+    layered: bool = True
 
 
 class Network(nn.Module):
@@ -78,10 +89,10 @@ class Network(nn.Module):
         output = self(batch.images)
         return {"criterion": mixed(criterion, output.logits, batch)}, output
 
-    def bodies(self) -> list[nn.Module]:
-        """Backbones and copies of their parts, which may start from pretrained weights; what is
-        outside of them is fresh and trains at `head_lr_factor`."""
-        return [self.backbone]
+    def bodies(self) -> list[Body]:
+        """Backbones and copies of their parts; what is outside of them is fresh and trains at
+        `head_lr_factor`."""
+        return [Body(self.backbone)]
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of a plain network (`backbone.…`, `classifier.…`) or of one like this, under

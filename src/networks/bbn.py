@@ -23,7 +23,7 @@ from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.config.networks import BBN as Settings
 from src.data.dataset import Batch
-from src.networks.base import Network, Output, Progress
+from src.networks.base import Body, Network, Output, Progress
 from src.networks.cut import before_last_block, copied
 from src.networks.heads import build_head
 
@@ -70,8 +70,9 @@ class BBN(Network):
         }
         return terms, Output(logits, torch.cat([f_c, f_r], 1))
 
-    def bodies(self) -> list[nn.Module]:
-        return [self.backbone, self.rebalancing]
+    def bodies(self) -> list[Body]:
+        """The copy is of one block, which is no layers for layer decay to tell apart."""
+        return [Body(self.backbone), Body(self.rebalancing, layered=False)]
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The last block of a plain network goes into both branches."""

@@ -35,7 +35,7 @@ from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.networks.backbone import build_backbone, stages
-from src.networks.base import Network, Output, Progress, mixed
+from src.networks.base import Body, Network, Output, Progress, mixed
 from src.networks.cifar_resnet import DEPTHS
 from src.networks.cut import before_last_scales, copied
 from src.networks.heads import Cosine, Linear, build_head
@@ -91,8 +91,9 @@ class RIDE(Network):
         trunk = before_last_scales(self.backbone).trunk
         return [stage for stage in stages(self.backbone) if stage in trunk]
 
-    def bodies(self) -> list[nn.Module]:
-        return [self.backbone, *self.branches]
+    def bodies(self) -> list[Body]:
+        """The branches are the last layers alone, at the top of what layer decay lowers."""
+        return [Body(self.backbone), *(Body(branch, layered=False) for branch in self.branches)]
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The last stages of a plain network go into every expert, its head into none.

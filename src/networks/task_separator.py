@@ -32,7 +32,7 @@ from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.metrics import need_bins
-from src.networks.base import Output, Progress, mixed
+from src.networks.base import Body, Output, Progress, mixed
 from src.networks.plain import Plain
 
 HIDDEN = (512, 256, 128)
@@ -93,8 +93,8 @@ class TaskSeparator(Plain):
             losses.append(criterion(logits, batch.labels[rows]))
         return torch.stack(losses).mean()
 
-    def bodies(self) -> list[nn.Module]:
-        return [self.backbone, *(expert.backbone for expert in self.experts)]
+    def bodies(self) -> list[Body]:
+        return [Body(self.backbone), *(Body(expert.backbone) for expert in self.experts)]
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A plain network's weights go into the baseline and into every expert."""

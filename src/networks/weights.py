@@ -1,18 +1,21 @@
 """Weights on disk: ours, which know what they are, and other people's, which do not.
 
 `weights.safetensors` carries in its header the model section of the config, the preprocessing and
-the hash of classes.csv, so that 03 and 05 need nothing else to rebuild the network.
+the hash of classes.csv, so that 03 and 05 need nothing else to rebuild the network. Of a partly
+frozen network it holds what was trained, and the header names where the rest is from and its hash.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
 
-from src.artifacts.dataset import FULL, Dataset
+from src.artifacts.dataset import FULL, Dataset, load_dataset
 from src.artifacts.files import sha256, write_bytes
 from src.artifacts.work import RUNS, require
 from src.config.model import Model
@@ -22,26 +25,42 @@ from src.data.transforms import Preprocessing, preprocessing_from
 from src.errors import UserError, some
 from src.networks import build_network
 from src.networks.base import Network
+from src.networks.convert import converted
+from src.networks.freeze import Rest, tensors_sha256, trained
+from src.networks.heads import Cosine, Linear
 
 HEADER = "longtail"  # one key: several would be written in a random order
+HUB = "timm's hub"
+EXPERIMENT = "experiment:"
 
 
-def save_network(path: Path, network: Network, model: Model, prep: Preprocessing, data: Dataset):
-    """Write weights.safetensors."""
+def save_network(
+    path: Path,
+    network: Network,
+    model: Model,
+    prep: Preprocessing,
+    data: Dataset,
+    rest: Rest | None = None,
+) -> Path:
+    """Write weights.safetensors, without the rest."""
     about = {
         "model": dump_config(model),
         "preprocessing": prep.as_dict(),
         "classes_sha256": sha256(data.directory / "classes.csv"),
         "num_classes": data.num_classes,
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if rest is not None:
+        about["frozen"] = rest.facts()
+    state = trained(network.state_dict(), rest)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     return write_bytes(path, save(tensors, {HEADER: json.dumps(about)}))
 
 
 def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
     """Rebuild a network that 02 saved, in eval mode.
 
-    Errors: UserError when the file is damaged or was trained on other classes.
+    Errors: UserError when the file is damaged or was trained on other classes, or when what was
+    frozen is not where it came from any more.
     """
     about, tensors = _read_ours(require(path, "02_train_stage1.py"))
     if about["classes_sha256"] != sha256(data.directory / "classes.csv"):
@@ -50,9 +69,47 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
             "run 02 again with --overwrite"
         )
     model = Model(**upgraded_model(about["model"]))
-    network, _ = build_network(model, data.classes_of(data.images))
-    network.load_state_dict(tensors)
+    rest = about.get("frozen")  # None: the file holds everything
+
+    def build(pretrained: bool) -> Network:
+        return build_network(model, data.classes_of(data.images), pretrained=pretrained)[0]
+
+    if rest is None:
+        network = build(False)
+        network.load_state_dict(tensors)
+    else:
+        network = _with_rest(build, model, rest, tensors, path)
     return network.eval(), preprocessing_from(about["preprocessing"])
+
+
+def _with_rest(
+    build: Callable[[bool], Network], model: Model, rest: dict, tensors: dict, path: Path
+) -> Network:
+    """A network of what was trained and, from where 02 had it, the rest.
+
+    Errors: UserError that names the source and its hash, when it is missing or another one.
+    """
+    source, hub = rest["source"], model.pretrained is True
+    digest = f"tensors' sha256 {rest['sha256']}" if hub else f"sha256 {rest['source_sha256']}"
+    holds = f"{path} holds what was trained; what was frozen comes from {source}, {digest}"
+    if not hub and not Path(source).is_file():
+        raise UserError(f"{holds}, which is missing; put it there (from {Path.cwd()})")
+    try:
+        network = build(hub)
+        if not hub:
+            _fill(network, converted(network, network.adopt(_state(model, Path(source)))), source)
+    except UserError as error:
+        raise UserError(f"{holds}, and that failed: {error}") from error
+    own = network.state_dict()
+    if tensors_sha256({k: v for k, v in own.items() if k not in tensors}) != rest["sha256"]:
+        now = None if hub else sha256(source)
+        if now == rest["source_sha256"]:
+            found = f"timm {timm.__version__} makes other tensors of it; install the one of 02"
+        else:
+            found = f"the file there now has {now}; bring back the right one"
+        raise UserError(f"{holds}, but {found}, or run 02 again with --overwrite")
+    network.load_state_dict(own | tensors)
+    return network
 
 
 def _read_ours(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -69,25 +126,66 @@ def _read_ours(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 def load_pretrained(network: Network, model: Model, dataset: str, fold_name: str) -> str:
     """Fill a fresh network from `model.pretrained`; returns what to print about it.
 
-    A head of another shape keeps its fresh weights. Errors: UserError when the file is missing or
-    fewer than half of the backbone's weights are in it.
+    Position embeddings of another image size are resampled as timm does. A head of another shape
+    keeps its fresh weights, and so does any other tensor, which is then named. Errors: UserError
+    when the file is missing or fewer than half of the backbone's weights are in it.
     """
-    source = model.pretrained
-    if isinstance(source, bool):
-        return "pretrained weights from timm's hub" if source else "random weights"
-    if source.startswith("experiment:"):
-        path = _experiment_weights(source.removeprefix("experiment:"), dataset, fold_name)
-        _, state = _read_ours(path)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise UserError(
-                f"model.pretrained: {path} is missing (working directory {Path.cwd()}). Put the "
-                "weights there, or set model.pretrained=true to fetch timm's, or false"
-            )
-        state = load_state_dict(str(path), use_ema=True, weights_only=True)
-        state = {f"backbone.{key}": tensor for key, tensor in state.items()}
-    return f"{path}: {_fill(network, network.adopt(state), path)}"
+    path = _source(model, dataset, fold_name)
+    if path is None:
+        return f"pretrained weights from {HUB}" if model.pretrained else "random weights"
+    state = network.adopt(_state(model, path))
+    return f"{path}: {_fill(network, converted(network, state), path)}"
+
+
+def frozen_rest(
+    network: Network,
+    build: Callable[[], Network],
+    frozen: set[str],
+    model: Model,
+    dataset: str,
+    fold_name: str,
+) -> Rest | None:
+    """Which of the `frozen` tensors of a network, as it begins, need not be saved: those that
+    building and filling another one gives, too. None: none of them, as with random weights."""
+    if not frozen or model.pretrained is False:
+        return None
+    again = build()
+    load_pretrained(again, model, dataset, fold_name)
+    own, other = network.state_dict(), again.state_dict()
+    rest = {name: own[name] for name in frozen if torch.equal(own[name], other[name])}
+    if not rest:
+        return None
+    path = _source(model, dataset, fold_name)
+    source, digest = (f"{HUB} ({model.backbone})", None) if path is None else (path, sha256(path))
+    return Rest(frozenset(rest), str(source), digest, tensors_sha256(rest))
+
+
+def _source(model: Model, dataset: str, fold_name: str) -> Path | None:
+    """The file that a network starts from, if any."""
+    if isinstance(model.pretrained, bool):
+        return None
+    if model.pretrained.startswith(EXPERIMENT):
+        return _experiment_weights(model.pretrained.removeprefix(EXPERIMENT), dataset, fold_name)
+    return Path(model.pretrained)
+
+
+def _state(model: Model, path: Path) -> dict[str, torch.Tensor]:
+    """All weights of a source, under our names.
+
+    Errors: UserError when it is missing, or a part of it that it takes from elsewhere.
+    """
+    if model.pretrained.startswith(EXPERIMENT):
+        about, tensors = _read_ours(path)
+        if "frozen" not in about:
+            return tensors
+        return load_network(path, load_dataset(path.parents[3].name))[0].state_dict()
+    if not path.is_file():
+        raise UserError(
+            f"model.pretrained: {path} is missing (working directory {Path.cwd()}). Put the "
+            "weights there, or set model.pretrained=true to fetch timm's, or false"
+        )
+    state = load_state_dict(str(path), use_ema=True, weights_only=True)
+    return {f"backbone.{key}": tensor for key, tensor in state.items()}
 
 
 def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
@@ -107,10 +205,12 @@ def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
     return next((p for p in found if p.parent.name == FULL), found[0])
 
 
-def _fill(target: Network, state: dict[str, torch.Tensor], path: Path) -> str:
+def _fill(target: Network, state: dict[str, torch.Tensor], path: Path | str) -> str:
     own = target.state_dict()
-    other = {_layer(k) for k, v in state.items() if k in own and own[k].shape != v.shape}
-    reshaped = sorted(k for k in own if k in state and _layer(k) in other)  # the bias, too
+    heads = {name for name, module in target.named_modules() if isinstance(module, Linear | Cosine)}
+    other = {k for k, v in state.items() if k in own and own[k].shape != v.shape}
+    whole = {_layer(k) for k in other} & heads  # a bias means nothing without its weight
+    reshaped = sorted(k for k in own if k in state and (k in other or _layer(k) in whole))
     usable = {k: v for k, v in state.items() if k in own and k not in reshaped}
     missing = sorted(own.keys() - state.keys())
     unused = sorted(state.keys() - own.keys())
@@ -125,7 +225,7 @@ def _fill(target: Network, state: dict[str, torch.Tensor], path: Path) -> str:
     parts = [f"loaded {len(usable)} of {len(own)} tensors"]
     for what, keys in (("fresh", missing), ("fresh, other shape", reshaped), ("unused", unused)):
         if keys:
-            parts.append(f"{what}: {some(keys)}")
+            parts.append(f"{what}: {some(keys, 20 if keys is reshaped else 3)}")
     return "; ".join(parts)
 
 

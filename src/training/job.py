@@ -1,5 +1,6 @@
 """One network to train, and what its config says about how: network, data, optimizer, seeded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,12 @@ from src.data.dataset import Epochs
 from src.data.loader import training_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import TrainTransform
+from src.errors import some
 from src.losses import build_criterion
 from src.networks import build_network, check_image_size
-from src.networks.weights import load_pretrained
+from src.networks.base import Network
+from src.networks.freeze import Rest, freeze
+from src.networks.weights import frozen_rest, load_pretrained
 from src.runtime import seed_all
 from src.training.initial import initialise_heads
 from src.training.loop import Objective, Trainer
@@ -54,10 +58,12 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     classes = job.data.classes_of(images)
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
-    network, prep = build_network(config.model, classes, pretrained=hub)
+    build = partial(build_network, config.model, classes, pretrained=hub)
+    network, prep = build()
     check_image_size(network, config.model)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
+    rest = hold(job, network, lambda: build()[0])
     network.to(accelerator.device)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -77,12 +83,26 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     trainer = Trainer(
         train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
+        rest=rest,
     )  # fmt: skip
     transform = TrainTransform(prep, train.augment, config.seed)
     if config.data.cache != "none" and job.fold is not None:
         keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
     loader = training_loader(config.data, images, transform, epochs, accelerator.device)
     return trainer, loader, epochs
+
+
+def hold(job: Fold, network: Network, build: Callable[[], Network]) -> Rest | None:
+    """Freeze what the config says; returns what of it the files will leave out. build: another
+    network as this one was at first"""
+    config, train = job.config, job.config.train
+    frozen = freeze(network, train.freeze, train.freeze_batchnorm)
+    rest = frozen_rest(network, build, frozen, config.model, config.dataset, job.name)
+    if frozen:
+        own = sorted(frozen - rest.names) if rest else sorted(frozen)
+        note = f", {len(own)} of them from nowhere else and saved: {some(own)}" if own else ""
+        job.accelerator.print(f"{job.directory}: {len(frozen)} tensors frozen{note}")
+    return rest
 
 
 def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:

@@ -17,6 +17,7 @@ from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.losses.base import Criterion
 from src.networks.base import Network, Progress
+from src.networks.freeze import Rest, training_mode
 from src.training.mixing import Mixer, hidden_mixing
 
 
@@ -44,7 +45,8 @@ class Trainer:
     """What one fold's training holds on to.
 
     objective and optimizer come from `accelerator.prepare`; network is the bare module inside.
-    micro_batches: forward passes per optimizer step and process.
+    micro_batches: forward passes per optimizer step and process. rest: of the network, what
+    files leave out.
     """
 
     config: Train
@@ -59,6 +61,7 @@ class Trainer:
     steps_per_epoch: int
     micro_batches: int
     ema: ModelEmaV3 | None = None
+    rest: Rest | None = None
 
     @property
     def evaluated(self) -> Network:
@@ -70,7 +73,7 @@ class Trainer:
 
         Errors: UserError when the loss is no longer finite, or memory runs out.
         """
-        self.objective.train()
+        training_mode(self.objective, self.network, self.config.freeze_batchnorm)
         sums: dict[str, torch.Tensor] = {}
         images, began = 0, time.perf_counter()
         for i, batch in enumerate(loader):

@@ -8,20 +8,20 @@ from torch import nn
 
 from src.config.training import Train
 from src.errors import UserError
+from src.networks.base import Body
 
 
-def build_optimizer(
-    train: Train, module: nn.Module, bodies: list[nn.Module]
-) -> torch.optim.Optimizer:
+def build_optimizer(train: Train, module: nn.Module, bodies: list[Body]) -> torch.optim.Optimizer:
     """SGD with momentum, Nesterov's or classical, or AdamW.
 
     Groups carry `lr_scale`, which timm's schedulers multiply with the scheduled lr: layer decay for
-    the bodies, `head_lr_factor` for everything else in `module`. Biases and norms do not decay,
-    unless `decay_all` asks for it, as in the training of LDAM (Cao et al. 2019) and its followers.
-    bodies: of the network; the first is its backbone
+    layered bodies, times each body's own factor, and `head_lr_factor` for everything else in
+    `module`. Biases and norms do not decay, unless `decay_all` asks for it, as in the training of
+    LDAM (Cao et al. 2019) and its followers. Frozen parameters are in no group.
+    bodies: of the network
     """
-    groups = [group for body in bodies for group in _body_groups(train, body, bodies[0])]
-    inside = {id(p) for body in bodies for p in body.parameters()}
+    groups = [group for body in bodies for group in _body_groups(train, body)]
+    inside = {id(p) for body in bodies for p in body.module.parameters()}
     rest = [(n, p) for n, p in module.named_parameters() if id(p) not in inside and p.requires_grad]
     for decay, members in (
         (train.weight_decay, [p for n, p in rest if p.ndim > 1]),
@@ -39,17 +39,20 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
 
 
-def _body_groups(train: Train, body: nn.Module, backbone: nn.Module) -> list[dict]:
-    if train.layer_decay == 1:
-        return param_groups_weight_decay(body, train.weight_decay)
-    if hasattr(body, "group_matcher"):
-        return param_groups_layer_decay(body, train.weight_decay, layer_decay=train.layer_decay)
-    if body is backbone:
+def _body_groups(train: Train, body: Body) -> list[dict]:
+    if train.layer_decay == 1 or not body.layered:
+        groups = param_groups_weight_decay(body.module, train.weight_decay)
+    elif hasattr(body.module, "group_matcher"):
+        decay = train.layer_decay
+        groups = param_groups_layer_decay(body.module, train.weight_decay, layer_decay=decay)
+    else:
         raise UserError(
             "train.layer_decay needs a timm backbone that knows its layers; "
-            f"{type(backbone).__name__} does not, set train.layer_decay=1"
+            f"{type(body.module).__name__} does not, set train.layer_decay=1"
         )
-    return param_groups_weight_decay(body, train.weight_decay)  # a copy of the last layers
+    if body.lr_factor == 1:
+        return groups
+    return [g | {"lr_scale": g.get("lr_scale", 1.0) * body.lr_factor} for g in groups]
 
 
 def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:

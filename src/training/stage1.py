@@ -24,11 +24,12 @@ from src.errors import UserError
 from src.metrics import METRICS, summary
 from src.networks.base import Network
 from src.networks.forward import run_network
+from src.networks.freeze import load_trained, trained
 from src.networks.weights import save_network
 from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.search.winner import describe, with_winner
-from src.training.checkpoint import load_checkpoint, save_checkpoint
+from src.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot
 from src.training.job import Fold, build_trainer
 from src.training.loop import Trainer
 
@@ -121,7 +122,7 @@ def fit(
     history: list[dict] = []
     best = found = None
     if checkpoint is not None:
-        _restore(trainer, checkpoint)
+        restore(trainer, checkpoint, job.directory)
         history, best = checkpoint["history"], checkpoint["best"]
         accelerator.print(f"{job.directory}: continuing after epoch {len(history)}")
     for epoch in range(len(history), train.epochs):
@@ -137,19 +138,20 @@ def fit(
         if train.select == "best" and (
             best is None or row.get(job.config.metric, -1) > best["score"]
         ):
+            weights = trained(trainer.evaluated.state_dict(), trainer.rest)
             best = {
                 "epoch": epoch + 1,
                 "score": row.get(job.config.metric, -1),
-                "network": {k: v.cpu().clone() for k, v in trainer.evaluated.state_dict().items()},
+                "network": {k: v.cpu().clone() for k, v in weights.items()},
             }
         _announce(job, row)
         if accelerator.is_main_process:
             write_table(job.directory / "metrics.csv", pd.DataFrame(history))
             progress = {"history": history, "best": best}
-            save_checkpoint(job.directory, state | progress | _snapshot(trainer))
+            save_checkpoint(job.directory, state | progress | snapshot(trainer))
         report(row)
     if best is not None:
-        trainer.evaluated.load_state_dict(best["network"])
+        load_trained(trainer.evaluated, best["network"], trainer.rest)
         found = found if best["epoch"] == train.epochs else None
     return history, found
 
@@ -166,8 +168,9 @@ def finish(
     if job.accelerator.is_main_process:
         write_table(directory / "metrics.csv", pd.DataFrame(history))
         save_network(
-            directory / "weights.safetensors", network, job.config.model, trainer.prep, job.data
-        )
+            directory / "weights.safetensors", network, job.config.model, trainer.prep, job.data,
+            trainer.rest,
+        )  # fmt: skip
         outputs = ["weights.safetensors", "metrics.csv"]
         for branch, (kind, arrays) in network.heads().items():
             outputs.append(head_file(branch))
@@ -208,25 +211,6 @@ def evaluate(job: Fold, network: Network, prep: Preprocessing) -> Predictions:
 
 def scores(job: Fold, found: Predictions) -> dict[str, float]:
     return summary(found.logits, found.label, job.data.classes["bin"].to_numpy())
-
-
-def _snapshot(trainer: Trainer) -> dict:
-    scaler = trainer.accelerator.scaler
-    return {
-        "objective": trainer.accelerator.unwrap_model(trainer.objective).state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": None if trainer.ema is None else trainer.ema.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-    }
-
-
-def _restore(trainer: Trainer, checkpoint: dict) -> None:
-    trainer.accelerator.unwrap_model(trainer.objective).load_state_dict(checkpoint["objective"])
-    trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-    if trainer.ema is not None:
-        trainer.ema.load_state_dict(checkpoint["ema"])
-    if trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
 
 def peak_memory(device: torch.device) -> float:
