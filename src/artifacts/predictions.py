@@ -31,15 +31,16 @@ class Predictions:
 
     def save(self, path: Path) -> Path:
         """Write an .npz, sorted by image_id."""
-        order = np.argsort(self.image_id, kind="stable")
+        ids = self.image_id.astype(str)
+        order = slice(None) if is_sorted(ids) else np.argsort(ids, kind="stable")
         arrays = {
-            "image_id": self.image_id.astype(str)[order],
-            "logits": self.logits.astype(np.float32)[order],
-            "label": self.label.astype(np.int64)[order],
-            "fold": self.fold.astype(np.int64)[order],
+            "image_id": ids[order],
+            "logits": self.logits[order].astype(np.float32, copy=False),
+            "label": self.label[order].astype(np.int64),
+            "fold": self.fold[order].astype(np.int64),
         }
         if self.features is not None:
-            arrays["features"] = self.features.astype(np.float32)[order]
+            arrays["features"] = self.features[order].astype(np.float32, copy=False)
         return write_arrays(path, **arrays)
 
     def take(self, image_ids) -> "Predictions":
@@ -71,7 +72,13 @@ def load_predictions(path: Path, num_classes: int) -> Predictions:
         raise UserError(f"{path}: logits hold NaN or infinity; the training has diverged")
     names = ("image_id", "logits", "label", "fold")
     loaded = Predictions(*(arrays[n] for n in names), arrays.get("features"))
-    return loaded.take(np.sort(loaded.image_id))
+    ids = loaded.image_id
+    return loaded if is_sorted(ids) else loaded.take(np.sort(ids))
+
+
+def is_sorted(ids: np.ndarray) -> bool:
+    """Whether nothing is left to do: a copy of the logits may be gigabytes."""
+    return bool((ids[:-1] <= ids[1:]).all())
 
 
 def stack(parts: list[Predictions]) -> Predictions:

@@ -6,14 +6,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from src.config.schema import Config
-from src.config.walk import all_keys, choices_in, sections_below, sections_in, tags_of
+from src.config.walk import all_keys, choices_in, sections_in, tags_of
 
 
 def explain(error: dict) -> str:
     """One pydantic error in the words of the config file."""
     location = error["loc"]
-    tags = {tag for m in sections_below(Config) for tag in tags_of(m)}
-    key = ".".join(str(p) for p in location if p not in tags)
+    key = ".".join(str(p) for i, p in enumerate(location) if not _is_tag(location[:i], p))
     if error["type"] == "extra_forbidden":
         return f"unknown key `{key}`; {_nearest_key(location)}"
     if error["type"] == "value_error":
@@ -29,6 +28,13 @@ def explain(error: dict) -> str:
     near = difflib.get_close_matches(str(found), options, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"`{key}`: found {found!r}; {error['msg']}{hint}{meaning}"
+
+
+def _is_tag(above: tuple, part: str | int) -> bool:
+    """Whether a part of a location names a member of a union of sections, and is no key there."""
+    sections = _sections_at(above)
+    known = any(part in s.model_fields for s in sections)
+    return not known and any(part in tags_of(s) for s in sections)
 
 
 def _nearest_key(location: tuple) -> str:
