@@ -29,7 +29,7 @@ from src.logits import head_logits
 from src.metrics import balanced_accuracy, nll
 from src.posthoc.calibrate import posthoc
 from src.posthoc.crossfit import cross_fitted, no_steps, try_step
-from src.posthoc.inputs import Start
+from src.posthoc.inputs import Start, load_stage1, load_start
 from tests.fabricate import (
     DATASET,
     FOLDS,
@@ -488,6 +488,24 @@ def peak_memory(directory: Path, heads: int, monkeypatch) -> int:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
+
+
+def test_a_start_holds_the_heads_that_steps_read_and_no_others(world):
+    """A head that changed the backbone's batch norm is no function of stage 1's features: it comes
+    with its own logits."""
+
+    class Reader(Step):
+        def reads(self):
+            return ["crt"]
+
+    dataset = load_dataset(DATASET)
+    for bn, given in (("train", {"stage1", "crt"}), ("frozen", {"stage1"})):
+        settings = config(stage2=[{"head": "crt", "bn": bn}, {"head": "ncm"}])
+        stage1 = load_stage1(HOME, dataset)
+        for steps, heads in (([], {"stage1"}), ([Reader(None, settings)], {"stage1", "crt"})):
+            state = load_start("stage1", steps, stage1, HOME, dataset, settings).states[1]
+            assert state.heads.keys() == heads and state.given.keys() == given & heads
+    assert load_start("ncm", [], stage1, HOME, dataset, settings).states[1].heads.keys() == {"ncm"}
 
 
 def test_memory_does_not_grow_with_the_number_of_heads(tmp_path, monkeypatch):

@@ -50,9 +50,10 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     """Search, judge and write runs/<dataset>/<experiment>/posthoc/.
 
     Returns what each step does, as in posthoc/table.csv: columns start (the head), step, kept, gain
-    (cross-fitted; of the metric, for temperature of the NLL), params, reason and the scores of
-    `src.metrics.summary`. Rows: every head as trained (step is empty), every step tried on it
-    (on top of those kept before it), and at the end `final`. All scores are cross-fitted.
+    (cross-fitted; of the metric, for temperature of the NLL), gain_low and gain_high (its 95 %
+    interval), params, reason and the scores of `src.metrics.summary`. Rows: every head as trained
+    (step is empty), every step tried on it (on top of those kept before it), and at the end
+    `final`. All scores are cross-fitted.
     Errors: UserError when folds are missing, or made from another folds.csv.
     """
     dataset = load_dataset(config.dataset)
