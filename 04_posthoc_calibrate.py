@@ -3,10 +3,11 @@
     python 04_posthoc_calibrate.py --config configs/digits.yaml
 
 Needs 02 and 03. Runs on any CPU in seconds to minutes and never imports torch; there is nothing
-here for a GPU to do. From every head of stages 1 and 2 it tries tau_norm, ncm_fusion and
-temperature in the config's order, keeps a step only if its cross-fitted gain (chosen on the other
-folds, scored on this one) is above posthoc.min_gain, takes the head that ends best, and writes
-runs/<dataset>/<experiment>/posthoc/: posthoc.json, search.csv, table.csv, oof.npz.
+here for a GPU to do. From every head of stages 1 and 2 it tries posthoc.steps in the config's
+order, keeps a step only if its cross-fitted gain (chosen on the other folds, scored on this one)
+passes the section `judge`, takes the head that ends best, and writes
+runs/<dataset>/<experiment>/posthoc/: posthoc.json, search.csv, table.csv, oof.npz, and posthoc.npz
+for steps with many parameters. Behind a gain stands its 95 % interval.
 """
 
 from pathlib import Path
@@ -17,6 +18,8 @@ from src import cli
 from src.artifacts.files import read_json
 from src.artifacts.work import RUNS
 from src.config.read import load_config
+from src.fusion.store import brief
+from src.metrics import gain_text
 from src.posthoc.calibrate import posthoc
 
 SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
@@ -30,7 +33,7 @@ def main() -> None:
     directory = RUNS / config.dataset / experiment / "posthoc"
     cli.print_table(readable(table), "cross-fitted on the out-of-fold images")
     result = read_json(directory / "posthoc.json")
-    steps = [f"{step['step']} {step['params']}" for step in result["steps"]]
+    steps = [f"{step['step']} {brief(step['params'])}" for step in result["steps"]]
     print(f"{directory / 'posthoc.json'}: {' + '.join([result['head'], *steps])}")
     if result["optimistic"]:
         print(result["optimistic"])
@@ -40,6 +43,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table for a terminal: one line per head and step."""
     names = [f"{h} + {s}" if s else h for h, s in zip(table["start"], table["step"], strict=True)]
     names[-1] = f"final: {table['start'].iloc[-1]}"
+    gains = [gain_text(*row) for row in table[["gain", "gain_low", "gain_high"]].to_numpy()]
+    table = table.drop(columns=["gain_low", "gain_high"]).assign(gain=gains)
     short = table.drop(columns=["start", "step", "reason"]).rename(columns=SHORT)
     ends = ["gain", "kept", "params"]
     short = short[[c for c in short if c not in ends] + ends]

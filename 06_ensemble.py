@@ -5,8 +5,9 @@
     python 06_ensemble.py --config configs/a.yaml --solution path/to/solution.csv
 
 Needs 05 of every experiment (and 04, for the member `posthoc`). Runs on any CPU in seconds and
-never imports torch; there is nothing here for a GPU to do. Log-probabilities are averaged, with
-weights by greedy selection on out-of-fold images where that beats the mean by more than noise.
+never imports torch; there is nothing here for a GPU to do. Log-probabilities are combined as
+`ensemble.combiner` says (by default averaged, with weights by greedy selection on out-of-fold
+images); where that does not pass the section `judge`, they are replaced by their mean.
 Writes runs/<dataset>/submissions/<experiments joined by +>.csv, .npz and .manifest.json, and
 the report, runs/<dataset>/report.html. A solution is used to print a score, never to choose.
 """
@@ -16,12 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
-from src.artifacts.oof import optimism
-from src.artifacts.work import RUNS
 from src.config.read import load_config
 from src.ensemble.ensemble import Result, ensemble
+from src.metrics import gain_text
+from src.report.context import gather
 from src.report.page import write_report
-from src.report.stages import format_table, stage_table
+from src.report.stages import format_table, table_of
 
 SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
 
@@ -41,22 +42,25 @@ def main() -> None:
     result = ensemble(
         configs, experiments, overwrite=args.overwrite, out=args.out, solution=args.solution
     )
-    for experiment in experiments:
-        table = stage_table(configs[0].dataset, experiment)
-        print(f"\n{experiment}, stage by stage, on out-of-fold images")
-        print(format_table(table))
-        home = RUNS / configs[0].dataset / experiment
-        for reason in optimism(home / stage for stage in table.index):
+    report = gather(configs[0].dataset, experiments, configs)
+    for experiment in report.experiments:
+        print(f"\n{experiment.name}, stage by stage, on out-of-fold images")
+        print(experiment.problem or format_table(table_of(report.data, experiment.rows)))
+        for reason in experiment.optimism:
             print(reason)
     show(result)
     print(f"\nsubmission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
-    print(f"report:     {write_report(configs[0].dataset, experiments, configs)}")
+    print(f"report:     {write_report(report)}")
 
 
 def show(result: Result) -> None:
     """Members with weights and out-of-fold scores; then the score on the solution."""
-    cli.print_table(result.oof.rename(columns=SHORT), "out-of-fold, the ensemble cross-fitted")
-    print(f"weights: {result.weights.method} ({result.weights.reason})")
+    ends = ["gain", "gain_low", "gain_high"]
+    table = result.oof.drop(columns=ends).rename(columns=SHORT)
+    if result.oof["gain"].notna().any():
+        table["gain"] = [gain_text(*row) for row in result.oof[ends].to_numpy()]
+    cli.print_table(table, "out-of-fold, the ensemble cross-fitted")
+    print(f"combiner: {result.choice.method} ({result.choice.reason})")
     if result.score is not None:
         score = pd.DataFrame([result.score]).rename(columns=SHORT)
         cli.print_table(score, f"solution: on {result.scored} of {result.images} test images")

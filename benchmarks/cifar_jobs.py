@@ -21,6 +21,7 @@ from src.artifacts.files import read_json, write_json
 from src.artifacts.heads import load_head
 from src.artifacts.predictions import load_predictions
 from src.artifacts.work import MANIFEST, RUNS, Work
+from src.config.outputs import TauNorm
 from src.config.read import load_config
 from src.config.schema import Config
 from src.config.tree import dump_config
@@ -220,11 +221,12 @@ def without_prior(logits: np.ndarray, data: Dataset) -> np.ndarray:
 
 def choose_tau(config: Config, data: Dataset, network: Path) -> dict:
     """The τ with the best balanced accuracy on the images that `network` never saw."""
-    step, held_out = STEPS["tau_norm"], load_predictions(network / "oof.npz", data.num_classes)
+    held_out = load_predictions(network / "oof.npz", data.num_classes)
     heads = {"stage1": load_head(network / "head.safetensors")}
     state = State(held_out.logits, held_out.features, "stage1", heads)
-    if reason := step.refuses(state, config):
+    step = STEPS["tau_norm"](TauNorm(), config)
+    if reason := step.refuses(state):
         raise UserError(f"τ-norm cannot act on {network}: {reason}")
-    candidates = step.candidates(config)
-    scores = [balanced_accuracy(z, held_out.label) for z in step.each(state, candidates)]
+    candidates = step.candidates()
+    scores = [balanced_accuracy(step.apply(state, c), held_out.label) for c in candidates]
     return candidates[int(np.argmax(scores))]

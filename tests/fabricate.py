@@ -20,6 +20,8 @@ from src.artifacts.predictions import Predictions
 from src.artifacts.work import MANIFEST, RUNS
 from src.config.read import parse_config
 from src.config.schema import Config
+from src.fusion import build_steps
+from src.fusion.step import Step
 from src.logits import class_means, head_logits
 
 DATASET = "digits"
@@ -91,6 +93,24 @@ def config(**sections) -> Config:
     return parse_config(
         {"data": {"root": f"data/raw/{DATASET}"}, "bins": {"many": 30, "few": 12}} | sections
     )
+
+
+def step(name: str, keys: dict | None = None, **sections) -> Step:
+    """One post-hoc step with its keys, in a config with these sections."""
+    posthoc = {"posthoc": {"steps": [{"name": name} | (keys or {})]}}
+    return build_steps(config(**posthoc, **sections))[0]
+
+
+def count(monkeypatch, owner, name: str) -> list:
+    """A list that grows with every call of `owner.name`, which still does its work."""
+    calls, real = [], getattr(owner, name)
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
 
 
 def write_dataset(world: World, *, sample: bool = True, solution: bool = True) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import src.artifacts.predictions as predictions_module
 from src.artifacts.files import (
     read_arrays,
     read_json,
@@ -23,6 +24,7 @@ from src.artifacts.work import Work, require
 from src.config.losses import BalancedSoftmax
 from src.config.training import Train
 from src.errors import UserError
+from tests.fabricate import count
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -175,3 +177,19 @@ def test_bad_predictions_are_named(tmp_path):
     bad.save(tmp_path / "p.npz")
     with pytest.raises(UserError, match="NaN"):
         load_predictions(tmp_path / "p.npz", 3)
+
+
+def test_what_is_sorted_already_is_not_copied(tmp_path, monkeypatch):
+    """The logits of a large dataset are gigabytes."""
+    found = predictions(["a", "b", "c"])
+    taken = count(monkeypatch, Predictions, "take")
+    ordered = count(monkeypatch, predictions_module.np, "argsort")
+    path = found.save(tmp_path / "p.npz")
+    again = load_predictions(path, 3)
+    assert taken == ordered == []
+    np.testing.assert_array_equal(again.logits, found.logits.astype(np.float32))
+    monkeypatch.undo()
+    rows = [2, 0, 1]
+    write_arrays(path, **{name: array[rows] for name, array in read_arrays(path).items()})
+    assert load_predictions(path, 3).image_id.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(load_predictions(path, 3).logits, again.logits)

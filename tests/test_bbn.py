@@ -174,7 +174,10 @@ def test_config_refuses_what_makes_no_sense(train, words):
 @pytest.mark.parametrize(
     "model, words",
     [
-        ({"bbn": {"alpha": 0.5}}, "`model.bbn`; write model.network: {name: bbn, …}"),
+        (
+            {"bbn": {"alpha": 0.5}},
+            "`bbn` is no key any more: its keys stand in model.network: {name: bbn, …}",
+        ),
         ({"network": {"name": "kt", "experts": 4}}, "unknown key `model.network.experts`"),
         ({"network": {"phi": 0.5}}, "it needs 'name', one of plain, bbn, kt"),
         ({"network": {"name": "pako"}}, "did you mean 'paco'?"),

@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from src.config.read import load_config, parse_config
 from src.config.schema import Config
+from src.config.section import Section, named
 from src.config.template import template
 from src.config.tree import dump_config, flatten
 from src.config.walk import all_keys
@@ -97,3 +100,26 @@ def test_keys_that_only_set_the_speed_are_left_out_of_what_is_compared():
     config = parse_config({"data": {"workers": 7}})
     assert "data.workers" in flatten(dump_config(config))
     assert "data.workers" not in flatten(dump_config(config, volatile=False))
+
+
+def test_a_union_of_named_sections_takes_a_bare_name_with_one_member_or_more():
+    class Plain(Section):
+        name: Literal["plain"] = "plain"
+        width: int = 1
+
+    class Odd(Section):
+        name: Literal["odd"] = "odd"
+
+    for sections in ((Plain,), (Plain, Odd)):
+        read = TypeAdapter(named(*sections)).validate_python
+        assert read("plain") == read({"name": "plain"}) == read(Plain()) == Plain()
+        with pytest.raises(ValidationError):
+            read("plane")
+
+
+def test_a_key_that_is_gone_says_where_it_went():
+    class Moved(Section):
+        gone: ClassVar[dict[str, str]] = {"old": "it is new, elsewhere"}
+
+    with pytest.raises(ValidationError, match="`old` is no key any more: it is new, elsewhere"):
+        Moved.model_validate({"old": 1})

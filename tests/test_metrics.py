@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, recall_score
 
 from src import metrics
+from src.config.outputs import Judge
 
 # true label 0, 0, 1, 2; predicted 0, 1, 1, 0; class 3 is never seen
 LABELS = np.array([0, 0, 1, 2])
@@ -88,7 +89,54 @@ def test_the_noise_of_a_difference_is_its_standard_error():
     labels = np.zeros(400, int)
     before = np.zeros(400, int)
     after = (np.arange(400) % 10 == 0).astype(int)  # one image in ten gets worse
-    gain, noise = metrics.paired_gain(before, after, labels, 2, "accuracy")
+    gain, noise = found = metrics.paired_gain(before, after, labels, 2, "accuracy")
     assert gain == pytest.approx(-0.1)
     assert noise == pytest.approx(np.sqrt(0.1 * 0.9 / 400), rel=0.2)
+    assert (found.low, found.high) == pytest.approx((gain - 1.96 * noise, gain + 1.96 * noise))
     assert metrics.paired_gain(before, before, labels, 2, "accuracy") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "top5", "nll"])
+def test_the_bootstrap_scores_what_was_drawn(metric):
+    """How often an image is drawn counts as if it were there so often."""
+    rng = np.random.default_rng(3)
+    labels, images = rng.integers(0, 7, 60), 60
+    before, after = (rng.integers(0, 7, images) for _ in range(2))
+    if metric in ("top5", "nll"):
+        before, after = before < 3, after < 4
+    score, sign = metrics.SCORES[metric], -1 if metric == "nll" else 1
+    draws, again = [], np.random.default_rng(0)
+    for _ in range(metrics.DRAWS):
+        rows = again.integers(images, size=images)
+        a, b = (score(x[rows], labels[rows], 7) for x in (after, before))
+        draws.append(sign * (a - b))
+    gain, noise = metrics.paired_gain(before, after, labels, 7, metric)
+    assert noise == pytest.approx(np.std(draws, ddof=1), rel=1e-9)
+    assert gain == sign * (score(after, labels, 7) - score(before, labels, 7))
+
+
+def test_a_lower_likelihood_loss_is_a_gain():
+    worse, better = np.full(50, 2.0), np.full(50, 1.5)
+    assert metrics.paired_gain(worse, better, np.zeros(50, int), 2, "nll").value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("gain", "rule", "says"),
+    [
+        (metrics.Gain(0.02, 0.01), Judge(), None),
+        (metrics.Gain(0.0, 0.0), Judge(), "is not above 0"),
+        (metrics.Gain(0.02, 0.02), Judge(), "is within noise: not above 1 x 0.0200"),
+        (metrics.Gain(0.02, 0.02), Judge(standard_errors=0), None),
+        (metrics.Gain(0.02, 0.01), Judge(standard_errors=2), "not above 2 x"),
+        (metrics.Gain(0.02, 0.01), Judge(min_gain=0.02), "is not above 0.02"),
+        (metrics.Gain(), Judge(standard_errors=0), "is not above 0"),
+    ],
+)
+def test_the_one_rule(gain, rule, says):
+    found = gain.fails(rule)
+    assert found is None if says is None else says in found
+
+
+def test_a_gain_is_shown_with_its_interval():
+    assert str(metrics.Gain(0.012, 0.009 / 1.96)) == "+0.012 [+0.003, +0.021]"
+    assert metrics.gain_text(0.012, np.nan, np.nan) == "+0.012" and str(metrics.Gain()) == ""

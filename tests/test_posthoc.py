@@ -5,31 +5,41 @@ import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import src.artifacts.oof as oof_module
 from src import metrics
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table, write_arrays, write_json, write_table
 from src.artifacts.oof import optimism
-from src.artifacts.predictions import load_predictions
+from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST
+from src.config.outputs import AnyStep
+from src.config.schema import Config
 from src.errors import UserError
 from src.fusion import STEPS, apply_recipe
 from src.fusion.step import State, Step
+from src.fusion.store import load_recipe
+from src.fusion.temperature import Temperature
+from src.logits import head_logits
 from src.metrics import balanced_accuracy, nll
 from src.posthoc.calibrate import posthoc
 from src.posthoc.crossfit import cross_fitted, no_steps, try_step
-from src.posthoc.inputs import Start
+from src.posthoc.inputs import Start, load_stage1, load_start
 from tests.fabricate import (
     DATASET,
     FOLDS,
     config,
+    count,
     digits_world,
+    step,
     write_dataset,
     write_experiment,
+    write_fold,
 )
 
 HOME = Path("runs") / DATASET / "exp"
@@ -88,7 +98,7 @@ def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
         recipe = {"head": found["head"], "steps": found["per_fold"][str(fold)]}
         f = world.features[rows]
         start, counts = world.logits("stage1", fold, f), dataset.counts(dataset.images)
-        expected = apply_recipe(recipe, f, world.heads[fold], start, counts)
+        expected = apply_recipe(recipe, f, world.heads[fold], {"stage1": start}, counts)
         mine = oof.logits[np.searchsorted(oof.image_id, world.ids[rows])]
         np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)
     images = load_dataset(DATASET).images
@@ -97,7 +107,8 @@ def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
 
 
 def test_every_candidate_is_written_down(world):
-    posthoc(config(posthoc={"heads": ["stage1"], "grid": 5}), "exp")
+    steps = [{"name": "tau_norm", "grid": 5}, {"name": "ncm_fusion", "grid": 5}]
+    posthoc(config(posthoc={"heads": ["stage1"], "steps": steps}), "exp")
     log = read_table(HOME / "posthoc" / "search.csv", ["score"])
     counts = log.groupby(["step", "cross_fitted"]).size()
     assert counts["tau_norm", "no"] == 1 + 5  # without it, and five values of tau
@@ -114,9 +125,10 @@ def test_the_same_command_twice_is_skipped_and_another_config_stops(world, capsy
     pd.testing.assert_frame_equal(posthoc(config(), "exp"), first)
     assert "finished already" in capsys.readouterr().out
     assert files == {p.name: p.read_bytes() for p in (HOME / "posthoc").iterdir()}
-    with pytest.raises(UserError, match="posthoc.grid: 21 there, 5 now"):
-        posthoc(config(posthoc={"grid": 5}), "exp")
-    posthoc(config(posthoc={"grid": 5}), "exp", overwrite=True)
+    other = config(judge={"min_gain": 0.5})
+    with pytest.raises(UserError, match="judge.min_gain: 0.0 there, 0.5 now"):
+        posthoc(other, "exp")
+    posthoc(other, "exp", overwrite=True)
 
 
 def test_permuting_rows_changes_no_byte(world):
@@ -268,10 +280,10 @@ def test_with_labels_that_mean_nothing_the_cross_fitted_gain_is_not_positive():
     in_sample, honest = [], []
     for seed in range(60):
         start = random_start(seed)
-        trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), config())
+        trial = try_step(step("ncm_fusion"), start, no_steps(start), config())
         scores = [score for _, score in trial.searched]
         in_sample.append(max(scores) - scores[0])
-        honest.append(trial.gain)
+        honest.append(trial.gain.value)
     error = np.std(honest) / np.sqrt(len(honest))
     assert np.mean(in_sample) > 0.02
     assert np.mean(honest) < 2 * error  # zero within two standard errors, or below
@@ -280,8 +292,8 @@ def test_with_labels_that_mean_nothing_the_cross_fitted_gain_is_not_positive():
 
 def test_a_planted_useful_step_is_kept_and_its_gain_is_about_right():
     start = random_start(0, informative=2.0, n=600)
-    trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), config())
-    assert trial.kept and trial.gain > 0.4
+    trial = try_step(step("ncm_fusion"), start, no_steps(start), config())
+    assert trial.kept and trial.gain.value > 0.4
     assert trial.choices[None]["w"] < 0.6
 
 
@@ -292,15 +304,53 @@ def test_a_useless_step_is_dropped():
         for fold, s in start.states.items()
     }
     start = Start("stage1", states, start.labels)
-    trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), config())
-    assert not trial.kept and trial.gain <= 0
+    trial = try_step(step("ncm_fusion"), start, no_steps(start), config())
+    assert not trial.kept and trial.gain.value <= 0
 
 
 def test_min_gain_is_the_bar():
     start = random_start(0, informative=2.0, n=600)
-    settings = config(posthoc={"min_gain": 0.9})
-    trial = try_step(STEPS["ncm_fusion"], start, no_steps(start), settings)
+    settings = config(judge={"min_gain": 0.9})
+    trial = try_step(step("ncm_fusion"), start, no_steps(start), settings)
     assert not trial.kept and "is not above 0.9" in trial.reason
+
+
+@pytest.mark.parametrize("name", ["ncm_fusion", "temperature"])
+def test_a_gain_within_its_standard_error_is_not_kept(name):
+    """The old rule, any gain above 0, kept these; the interval says how little is known."""
+    found = []
+    for seed in range(40):
+        start = random_start(seed, informative=0.3 if name == "ncm_fusion" else 0.0, n=80)
+        states = {k: replace(s, logits=s.logits * 0.1) for k, s in start.states.items()}
+        start = Start("stage1", states if name == "temperature" else start.states, start.labels)
+        trials = [
+            try_step(step(name), start, no_steps(start), config(judge={"standard_errors": times}))
+            for times in (0, 1)
+        ]
+        any_gain, rule = trials
+        assert any_gain.gain == rule.gain
+        assert any_gain.kept == (rule.gain.value > 0 and rule.choices[None] is not None)
+        assert rule.kept == (any_gain.kept and rule.gain.value > rule.gain.noise)
+        assert rule.gain.low < rule.gain.value < rule.gain.high
+        found += [rule] if any_gain.kept and not rule.kept else []
+    assert found and all("is within noise: not above 1 x" in trial.reason for trial in found)
+
+
+def test_every_gain_has_its_interval(world):
+    table = posthoc(config(), "exp")
+    tried = read_json(HOME / "posthoc" / "posthoc.json")["tried"]
+    judged = [t for t in tried if t["gain"] is not None]
+    assert len(judged) >= 5
+    for trial in judged:
+        row = table[(table["start"] == trial["head"]) & (table["step"] == trial["step"])].iloc[0]
+        for name in ("gain", "gain_low", "gain_high"):
+            assert row[name] == pytest.approx(trial[name])
+        noise = (row["gain_high"] - row["gain"]) / 1.96
+        assert row["gain"] - row["gain_low"] == pytest.approx(1.96 * noise)
+        assert trial["kept"] == (row["gain"] > noise)
+    log = read_table(HOME / "posthoc" / "search.csv")
+    honest = log[log["cross_fitted"] == "yes"]
+    assert (honest["gain_low"] != "").all() and (log["gain_low"] != "").sum() == len(honest)
 
 
 def test_what_is_chosen_for_a_fold_does_not_depend_on_its_labels():
@@ -308,36 +358,67 @@ def test_what_is_chosen_for_a_fold_does_not_depend_on_its_labels():
     shuffled = {**start.labels, 2: np.roll(start.labels[2], 1)}
     first, second = start, Start("stage1", start.states, shuffled)
     for name in ("ncm_fusion", "temperature"):
-        one, two = (try_step(STEPS[name], s, no_steps(s), config()) for s in (first, second))
+        one, two = (try_step(step(name), s, no_steps(s), config()) for s in (first, second))
         assert one.choices[2] == two.choices[2]
         assert one.searched != two.searched
 
 
-def test_a_method_with_a_fit_of_its_own_is_cross_fitted_too(monkeypatch):
-    """A class-wise shift fitted to the labels: what a later method with many parameters does."""
+class Shift(Step):
+    """A class-wise shift fitted to the labels, as an array: what a later method with many
+    parameters does."""
 
-    def fit(states, labels, config):
+    def fit(self, states, labels):
         z, y = np.concatenate([s.logits for s in states]), np.concatenate(labels)
-        right = np.bincount(y, minlength=z.shape[1]) - np.bincount(
-            z.argmax(1), minlength=z.shape[1]
-        )
-        return {"shift": (0.05 * right).tolist()}
+        return {"shift": -np.log(np.bincount(y, minlength=z.shape[1]) + 1).astype(np.float32)}
 
-    def each(state, candidates):
-        for params in candidates:
-            yield state.logits + np.array(params["shift"], np.float32)
+    @staticmethod
+    def apply(state, params):
+        return state.logits + params["shift"]
 
-    step = Step("shift", each, fit=fit)
-    monkeypatch.setitem(STEPS, "shift", step)
-    start = random_start(5, n=80)
-    trial = try_step(step, start, no_steps(start), config())
+
+class ShiftKeys(AnyStep):
+    name: Literal["shift"] = "shift"
+
+
+def test_a_method_with_a_fit_of_its_own_is_cross_fitted_too(monkeypatch):
+    monkeypatch.setitem(STEPS, "shift", Shift)
+    found, start = Shift(ShiftKeys(), config()), random_start(5, n=80)
+    trial = try_step(found, start, no_steps(start), config())
     assert set(trial.choices) == {0, 1, 2, 3, None}
-    assert trial.choices[0] == fit(
-        [start.states[k] for k in (1, 2, 3)], [start.labels[k] for k in (1, 2, 3)], None
-    )
-    shift = np.array(trial.choices[0]["shift"], np.float32)
-    logits = cross_fitted(start, trial.recipes)[0]
-    np.testing.assert_array_equal(logits, start.states[0].logits + shift)
+    expected = found.fit(
+        [start.states[k] for k in (1, 2, 3)], [start.labels[k] for k in (1, 2, 3)]
+    )["shift"]
+    np.testing.assert_array_equal(trial.choices[0]["shift"], expected)
+    logits = dict(cross_fitted(start, trial.recipes))[0]
+    np.testing.assert_array_equal(logits, start.states[0].logits + expected)
+    again = try_step(step("temperature"), start, trial.recipes, config())  # on top of arrays
+    assert set(again.recipes) == {0, 1, 2, 3, None} and len(again.recipes[0]) == 2
+
+
+def test_parameters_that_are_arrays_are_stored_shown_and_found_again(world, monkeypatch):
+    monkeypatch.setitem(STEPS, "shift", Shift)
+    settings = config(posthoc={"heads": ["stage1"]})
+    steps = (ShiftKeys(), *settings.posthoc.steps[-1:])
+    settings = settings.model_copy(
+        update={"posthoc": settings.posthoc.model_copy(update={"steps": steps}),
+                "judge": settings.judge.model_copy(update={"standard_errors": 0.0})}
+    )  # fmt: skip
+    table = posthoc(settings, "exp")
+    found = load_recipe(HOME / "posthoc")
+    assert [s["step"] for s in found["steps"]][0] == "shift"
+    assert found["steps"][0]["params"]["shift"].shape == (10,)
+    assert '"array [10]"' in table.set_index("step").loc["shift", "params"]
+    assert '"array [10]"' in (HOME / "posthoc" / "search.csv").read_text().replace('""', '"')
+    outputs = read_json(HOME / "posthoc" / MANIFEST)["outputs"]
+    assert {"posthoc.json", "posthoc.npz", "oof.npz"} <= outputs.keys()
+    oof = load_predictions(HOME / "posthoc" / "oof.npz", 10)
+    rows = np.flatnonzero(world.fold == 1)
+    f, counts = world.features[rows], np.bincount(world.labels)
+    recipe = {"head": "stage1", "steps": found["per_fold"]["1"]}
+    given = {"stage1": world.logits("stage1", 1, f)}
+    mine = oof.logits[np.searchsorted(oof.image_id, world.ids[rows])]
+    expected = apply_recipe(recipe, f, world.heads[1], given, counts)
+    np.testing.assert_allclose(mine, expected, rtol=1e-5)
 
 
 def test_the_search_never_holds_the_logits_of_many_candidates(monkeypatch):
@@ -360,11 +441,96 @@ def test_the_search_never_holds_the_logits_of_many_candidates(monkeypatch):
     tracemalloc.start()
     recipes = no_steps(start)
     for name in STEPS:
-        recipes = try_step(STEPS[name], start, recipes, config()).recipes or recipes
+        recipes = try_step(step(name), start, recipes, config()).recipes or recipes
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(recipes[None]) >= 2
     assert peak < 3 * n * k * 4
+
+
+def wide(heads: int, n=1500, k=300, d=8, folds=3) -> Config:
+    """An experiment of which logits are all that is large; the first head of stage 2 is right."""
+    rng = np.random.default_rng(0)
+    names = [f"crt{i}" for i in range(heads)]
+    f = rng.normal(size=(n, d)).astype(np.float32)
+    kinds = {
+        name: ("linear", {"weight": w, "bias": w[:, 0]})
+        for name in ("stage1", *names)
+        for w in [rng.normal(size=(k, d)).astype(np.float32)]
+    }
+    labels = head_logits(f, kinds["crt0"][1], "linear").argmax(1)
+    ids, fold = np.array([f"{i:05d}" for i in range(n)]), np.arange(n) % folds
+    images = pd.DataFrame({"image_id": ids, "path": ids, "class_id": labels, "label": labels})
+    numbers = {"fold": fold, "group_id": ids, "width": 8, "height": 8}
+    classes = pd.DataFrame({"label": range(k), "class_id": range(k), "class_name": range(k)})
+    directory = HOME.parent / "folds"
+    write_table(directory / "folds.csv", images.assign(**numbers))
+    write_table(directory / "classes.csv", classes.assign(count=n // k, bin="medium"))
+    write_table(directory / "test.csv", images.head(1))
+    write_json(directory / MANIFEST, {})
+    for name, head in kinds.items():
+        for one in range(folds):
+            rows = fold == one
+            z = head_logits(f[rows], head[1], head[0])
+            oof = Predictions(ids[rows], z, labels[rows], fold[rows], f[rows])
+            stage = HOME / "stage1" if name == "stage1" else HOME / "stage2" / name
+            write_fold(stage / f"fold{one}", oof, head)
+    stage2 = [{"head": "crt", "name": name} for name in names]
+    return config(stage2=stage2, posthoc={"steps": ["temperature"]})
+
+
+def peak_memory(directory: Path, heads: int, monkeypatch) -> int:
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    settings = wide(heads)
+    tracemalloc.start()
+    posthoc(settings, "exp")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_start_holds_the_heads_that_steps_read_and_no_others(world):
+    """A head that changed the backbone's batch norm is no function of stage 1's features: it comes
+    with its own logits."""
+
+    class Reader(Step):
+        def reads(self):
+            return ["crt"]
+
+    dataset = load_dataset(DATASET)
+    for bn, given in (("train", {"stage1", "crt"}), ("frozen", {"stage1"})):
+        settings = config(stage2=[{"head": "crt", "bn": bn}, {"head": "ncm"}])
+        stage1 = load_stage1(HOME, dataset)
+        for steps, heads in (([], {"stage1"}), ([Reader(None, settings)], {"stage1", "crt"})):
+            state = load_start("stage1", steps, stage1, HOME, dataset, settings).states[1]
+            assert state.heads.keys() == heads and state.given.keys() == given & heads
+    assert load_start("ncm", [], stage1, HOME, dataset, settings).states[1].heads.keys() == {"ncm"}
+
+
+def test_memory_does_not_grow_with_the_number_of_heads(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 2**15)
+    logits = 1500 * 300 * 4  # bytes
+    one, four = (peak_memory(tmp_path / str(n), n, monkeypatch) for n in (1, 4))
+    assert four - one < 0.5 * logits
+    assert four < 5 * logits  # stage 1's, one head's, what a step makes of them, the result
+
+
+def test_temperature_is_fitted_once_per_fold_and_once_for_all(world, monkeypatch):
+    fits = count(monkeypatch, Temperature, "fit")
+    posthoc(config(), "exp")
+    assert len(fits) == 3 * (FOLDS + 1)  # three start heads
+
+
+def test_every_head_is_read_once_and_scored_once_per_row(world, monkeypatch):
+    reads = count(monkeypatch, oof_module, "load_predictions")
+    scored = count(monkeypatch, metrics.Outcomes, "summary")
+    calibrated = count(monkeypatch, metrics.Outcomes, "calibration")
+    table = posthoc(config(), "exp")
+    again = FOLDS * (table["start"].iloc[-1] != "stage1")  # the winner's, whose logits were let go
+    assert len(reads) == 3 * FOLDS + again
+    judged = table["accuracy"].notna().sum() - 1  # the last row is that of what was kept
+    assert len(scored) == len(calibrated) == judged
 
 
 def test_temperature_is_judged_by_the_likelihood():
@@ -376,13 +542,15 @@ def test_temperature_is_judged_by_the_likelihood():
         labels[fold] = (p.cumsum(1) > rng.random((300, 1))).argmax(1)
         states[fold] = State((5 * z).astype(np.float32), None, "stage1", {})
     start = Start("stage1", states, labels)
-    trial = try_step(STEPS["temperature"], start, no_steps(start), config())
+    trial = try_step(step("temperature"), start, no_steps(start), config())
     assert trial.kept and trial.scored_by == "nll"
     before, after = (
         nll(np.concatenate(list(z.values())), np.concatenate(list(labels.values())))
-        for z in (cross_fitted(start, no_steps(start)), cross_fitted(start, trial.recipes))
+        for z in map(
+            dict, (cross_fitted(start, no_steps(start)), cross_fitted(start, trial.recipes))
+        )
     )
-    assert trial.gain == pytest.approx(before - after, abs=1e-4)
+    assert trial.gain.value == pytest.approx(before - after, abs=1e-4)
 
 
 def test_a_bin_called_head_does_not_hide_the_start_head(world):

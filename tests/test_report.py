@@ -13,14 +13,19 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score
 
+import src.report.stages as stages_module
 from src.artifacts.dataset import load_dataset
-from src.artifacts.files import sha256, write_json, write_table
+from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
 from src.artifacts.predictions import Predictions
+from src.config.outputs import Judge
 from src.config.read import parse_config
+from src.metrics import Outcomes, rule_text
 from src.plots.curves import curve_panels, draw_curves
 from src.report.confusions import worst_pairs
+from src.report.context import gather
 from src.report.page import SECTIONS, write_report
-from src.report.stages import format_table, score_stages, stage_table
+from src.report.stages import format_table, score_rows, score_stages, table_of
+from tests.fabricate import count
 
 COUNTS = [40, 30, 22, 16, 12, 9, 7, 5, 4, 3]  # images of digit 0 … 9
 FOLDS, K, EPOCHS = 3, len(COUNTS), 4
@@ -155,10 +160,13 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     ids, label = images["image_id"].to_numpy(), images["label"].to_numpy()
     Predictions(ids, logits, label, fold).save(directory / "oof.npz")
     steps = [{"step": "tau_norm", "params": {"tau": 0.7}}]
-    write_json(directory / "posthoc.json", {"head": "stage1", "steps": steps})
-    tried = ("stage1", "tau_norm", "yes", 0.0416, 0.8512345, "{}", "it's better")
-    rows = [("stage1", "", "", "", 0.81, "", ""), tried]
-    columns = ["start", "step", "kept", "gain", "accuracy", "params", "reason"]
+    steps += [{"step": "shift", "params": {"b": {"npz": "steps.1.params.b", "shape": [10]}}}]
+    recipe = {"head": "stage1", "steps": steps, "rule": rule_text(Judge(standard_errors=2.5))}
+    write_json(directory / "posthoc.json", recipe)
+    tried = ("stage1", "tau_norm", "yes", 0.0416, 0.0066, 0.0766, 0.8512345, "{}", "it's better")
+    rows = [("stage1", "", "", "", "", "", 0.81, "", ""), tried]
+    gains = ["gain", "gain_low", "gain_high"]
+    columns = ["start", "step", "kept", *gains, "accuracy", "params", "reason"]
     write_table(directory / "table.csv", pd.DataFrame(rows, columns=columns))
     manifest(directory, outputs={"oof.npz": sha256(directory / "oof.npz")})
 
@@ -194,7 +202,13 @@ def submission(directory: Path) -> None:
 
 
 def write() -> str:
-    return write_report("digits", ["exp"], [parse_config(CONFIG)]).read_text(encoding="utf-8")
+    report = gather("digits", ["exp"], [parse_config(CONFIG)])
+    return write_report(report).read_text(encoding="utf-8")
+
+
+def stage_table() -> pd.DataFrame:
+    data = load_dataset("digits")
+    return table_of(data, score_rows(data, "exp", score_stages(data, "exp")))
 
 
 def test_page_has_every_section_and_is_one_file(page):
@@ -211,7 +225,9 @@ def test_page_has_every_section_and_is_one_file(page):
         "&gt; 15",
         "exact",
         "0.851",
-        "+0.042",
+        "+0.042 [+0.007, +0.077]",
+        "b = array [10]",
+        "more than 2.5 standard errors of the gain",
         "12\u202f345",
     ):
         assert fact in page, fact
@@ -246,7 +262,7 @@ def test_class_names_are_escaped(page):
 
 
 def test_stage_table_is_what_hand_computation_gives(page):
-    table = stage_table("digits", "exp")
+    table = stage_table()
     assert table.index.tolist() == ["stage1", "stage2/ncm", "posthoc", "ensemble"]
     assert table.loc["ensemble", "few"] == 0.6125
     parts = [np.load(f"runs/digits/exp/stage1/fold{k}/oof.npz") for k in range(FOLDS)]
@@ -280,9 +296,9 @@ def test_worst_pairs_are_directed_shares_of_the_true_class(page):
     rates = [pair.rate for pair in pairs]
     assert rates == sorted(rates, reverse=True) and len(pairs) > 1
     label = data.images.set_index("image_id")["label"]
-    guess = dict(zip(stage.image_id, stage.predicted, strict=True))
+    guess = dict(zip(stage.image_id, stage.outcomes.predicted, strict=True))
     for pair in pairs:
-        same = (stage.label == pair.true) & (stage.predicted == pair.taken_for)
+        same = (stage.label == pair.true) & (stage.outcomes.predicted == pair.taken_for)
         assert pair.rate == pytest.approx(same.sum() / (stage.label == pair.true).sum())
         assert all(label[i] == pair.true and guess[i] == pair.taken_for for i in pair.wrong_ids)
         assert all(label[i] == pair.taken_for for i in pair.typical_ids)
@@ -294,17 +310,17 @@ def test_missing_stages_name_their_script(run):
     page = write()
     for script in ("02_train_stage1", "03_train_stage2", "04_posthoc_calibrate", "06_ensemble"):
         assert f"{script}.py" in page
-    assert stage_table("digits", "exp")["images"].tolist() == [int(np.ceil(148 / 3)) + 49]
+    assert stage_table()["images"].tolist() == [int(np.ceil(148 / 3)) + 49]
     for fold in (0, 2):
         (run / f"exp/stage1/fold{fold}/manifest.json").unlink()
     assert "No fold is finished" in write()
-    assert stage_table("digits", "exp").empty
-    assert "stage" in format_table(stage_table("digits", "exp"))
+    assert stage_table().empty
+    assert "stage" in format_table(stage_table())
 
 
 def test_an_ensemble_of_older_predictions_is_left_out(run):
     manifest(run / "exp/posthoc", outputs={"oof.npz": "0" * 64})
-    assert "ensemble" not in stage_table("digits", "exp").index
+    assert "ensemble" not in stage_table().index
 
 
 def test_predictions_of_other_folds_are_not_scored(run):
@@ -341,6 +357,26 @@ def test_searched_settings_are_marked_where_a_stage_has_them(page, run, stage, k
     below = re.findall(r">Out-of-fold scores [^<]*searched on ([^<]*)[.]</p>", shown)
     assert len(below) == 1 and set(badges) == set(below)
     assert below[0].startswith(where) and below[0].endswith(f"({key.replace('<', '&lt;')})")
+
+
+def test_what_earlier_versions_wrote_is_still_shown(run):
+    """No intervals, no rule, no parameters of the combiner."""
+    path = run / "exp/posthoc/posthoc.json"
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "rule"})
+    table = read_table(run / "exp/posthoc/table.csv")
+    write_table(run / "exp/posthoc/table.csv", table.drop(columns=["gain_low", "gain_high"]))
+    page = write()
+    assert ">+0.042<" in page and "standard errors" not in page
+
+
+def test_every_stage_is_scored_once(run, monkeypatch):
+    """06 prints the table and writes the page: from the same scores."""
+    loaded = count(monkeypatch, stages_module, "load_predictions")
+    calibrated = count(monkeypatch, Outcomes, "calibration")
+    report = gather("digits", ["exp"], [parse_config(CONFIG)])
+    table_of(report.data, report.experiments[0].rows)
+    write_report(report)
+    assert len(loaded) == 2 * FOLDS + 1 and len(calibrated) == 3
 
 
 def test_same_runs_give_the_same_bytes(page):

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+import src.fusion.step as step_module
 import src.inference.predict as predict_module
 import src.rebalance.features as features_module
 from src.artifacts.dataset import load_dataset
-from src.artifacts.files import sha256
-from src.artifacts.heads import load_head
-from src.artifacts.predictions import load_features, load_predictions
+from src.artifacts.files import read_json, sha256, write_json
+from src.artifacts.heads import load_head, save_head
+from src.artifacts.predictions import Predictions, load_features, load_predictions
 from src.config.heads import CRT
 from src.config.outputs import TTA
 from src.errors import UserError
+from src.fusion import STEPS
+from src.fusion.step import Step
+from src.fusion.store import save_recipe
 from src.inference.predict import predict
 from src.inference.views import tta_views
 from src.logits import class_means, head_logits, linear_logits
@@ -26,6 +30,7 @@ from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
+from tests.fabricate import count
 
 HOME = Path("runs/digits/exp")
 
@@ -150,6 +155,51 @@ def test_a_new_calibration_costs_no_second_pass(trained, monkeypatch):
     path.write_text(path.read_text() + "\n")
     predict(cfg, "exp", False)
     assert len(passes) == before
+
+
+class Shift(Step):
+    @staticmethod
+    def apply(state, params):
+        return state.logits + params["shift"]
+
+
+def test_05_applies_recipes_of_earlier_versions_and_those_with_arrays(trained, monkeypatch):
+    monkeypatch.setitem(STEPS, "shift", Shift)
+    cfg = config()
+    stage2(cfg, "exp", False)
+    posthoc(cfg, "exp")
+    old = {"head": "crt", "steps": [{"step": "temperature", "params": {"T": 2.0}}], "metric": "x"}
+    write_json(HOME / "posthoc/posthoc.json", old)
+
+    def logits(name: str) -> np.ndarray:
+        return load_predictions(predict(cfg, "exp", False)[name], 10).logits
+
+    np.testing.assert_allclose(logits("posthoc"), logits("crt") / 2, rtol=1e-5)
+    assert "posthoc.npz" not in read_json(HOME / "predict/manifest.json")["inputs"]
+    shift = np.arange(10, dtype=np.float32)
+    steps = [{"step": "shift", "params": {"shift": shift}}]
+    save_recipe(HOME / "posthoc", {"head": "stage1", "steps": steps})
+    np.testing.assert_allclose(logits("posthoc"), logits("stage1") + shift, atol=1e-4)
+    inputs = read_json(HOME / "predict/manifest.json")["inputs"]
+    assert inputs["posthoc.npz"] == sha256(HOME / "posthoc/posthoc.npz")
+    (HOME / "posthoc/posthoc.npz").unlink()
+    with pytest.raises(UserError, match="the array steps.0.params.shift .* is missing; run 04"):
+        logits("posthoc")
+
+
+def test_05_computes_the_logits_of_each_head_once(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    f, w = rng.normal(size=(20, 4)).astype(np.float32), rng.normal(size=(10, 4))
+    paths = {name: save_head(tmp_path / name, "linear", {"weight": w, "bias": w[:, 0]})
+             for name in ("stage1", "crt", "ncm")}  # fmt: skip
+    z, blank = np.ones((20, 10), np.float32), np.full(20, -1)
+    found = Predictions(np.arange(20).astype(str), z, blank, blank, f)
+    calls = [count(monkeypatch, m, "head_logits") for m in (predict_module, step_module)]
+    steps = [{"step": "ncm_fusion", "params": {"w": 0.5, "head": "ncm"}}]
+    recipe, counts = {"head": "crt", "steps": steps}, np.arange(10) + 1
+    logits = predict_module.all_logits(found, {}, paths, recipe, counts)
+    assert set(logits) == {"stage1", "crt", "ncm", "posthoc"} and sum(map(len, calls)) == 2
+    assert not np.array_equal(logits["posthoc"], logits["crt"])
 
 
 def test_views_are_scales_times_crops_times_flips():

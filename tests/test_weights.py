@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from src.artifacts.dataset import load_dataset
 from src.config.model import Model
+from src.config.networks import BBN
 from src.config.training import Train
 from src.networks import build_network
 from src.networks.base import Body
@@ -121,7 +122,7 @@ def test_a_head_keeps_no_bias_without_its_weight(digits):
     torch.nn.init.ones_(source.classifier.bias)
     where = digits / "runs" / "digits" / "old" / "stage1" / "fold0" / "weights.safetensors"
     save_network(where, source, old, prep, data)
-    model = old.model_copy(update={"pretrained": "experiment:old", "network": "bbn"})
+    model = old.model_copy(update={"pretrained": "experiment:old", "network": BBN()})
     network, _ = build_network(model, data.classes_of(data.images))
     said = load_pretrained(network, model, "digits", "fold0")
     assert "fresh, other shape: 'classifier.bias', 'classifier.weight'" in said

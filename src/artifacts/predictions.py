@@ -47,9 +47,12 @@ class Predictions:
 
     def save(self, path: Path) -> Path:
         """Write an .npz, sorted by image_id."""
-        order = np.argsort(self.image_id, kind="stable")
-        arrays = self.arrays()
-        typed = {name: array.astype(ARRAYS.get(name, str))[order] for name, array in arrays.items()}
+        ids = self.image_id.astype(str)
+        order = slice(None) if is_sorted(ids) else np.argsort(ids, kind="stable")
+        typed = {
+            name: array[order].astype(ARRAYS.get(name, str), copy=False)
+            for name, array in self.arrays().items()
+        }
         return write_arrays(path, **typed)
 
     def take(self, image_ids) -> "Predictions":
@@ -83,7 +86,13 @@ def load_predictions(path: Path, num_classes: int) -> Predictions:
     if not np.isfinite(arrays["logits"]).all():
         raise UserError(f"{path}: logits hold NaN or infinity; the training has diverged")
     loaded = from_arrays(arrays)
-    return loaded.take(np.sort(loaded.image_id))
+    ids = loaded.image_id
+    return loaded if is_sorted(ids) else loaded.take(np.sort(ids))
+
+
+def is_sorted(ids: np.ndarray) -> bool:
+    """Whether nothing is left to do: a copy of the logits may be gigabytes."""
+    return bool((ids[:-1] <= ids[1:]).all())
 
 
 def stack(parts: list[Predictions]) -> Predictions:

@@ -6,18 +6,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from src.config.schema import Config
-from src.config.upgrade import NETWORKS
 from src.config.walk import all_keys, choices_in, sections_in, tags_of
-
-MOVED = {f"model.{name}": f"write model.network: {{name: {name}, …}}" for name in NETWORKS}
 
 
 def explain(error: dict) -> str:
     """One pydantic error in the words of the config file."""
     location = error["loc"]
-    key = ".".join(map(str, _without_tags(location)))
+    key = ".".join(str(p) for i, p in enumerate(location) if not _is_tag(location[:i], p))
     if error["type"] == "extra_forbidden":
-        return f"unknown key `{key}`; {MOVED.get(key) or _nearest_key(location)}"
+        return f"unknown key `{key}`; {_nearest_key(location)}"
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     field = _field_at(location)
@@ -37,18 +34,11 @@ def explain(error: dict) -> str:
     return f"`{key}`: found {found!r}; {error['msg']}{hint}{meaning}"
 
 
-def _without_tags(location: tuple) -> list:
-    """The location as it stands in the file: pydantic also names the member of a union."""
-    sections, way = [Config], []
-    for part in location:
-        below = [s for s in sections if part in s.model_fields]
-        if isinstance(part, str) and not below and any(part in tags_of(s) for s in sections):
-            sections = [s for s in sections if part in tags_of(s)]
-            continue
-        way.append(part)
-        if below:
-            sections = [m for s in below for m in sections_in(s.model_fields[part].annotation)]
-    return way
+def _is_tag(above: tuple, part: str | int) -> bool:
+    """Whether a part of a location names a member of a union of sections, and is no key there."""
+    sections = _sections_at(above)
+    known = any(part in s.model_fields for s in sections)
+    return not known and any(part in tags_of(s) for s in sections)
 
 
 def _nearest_key(location: tuple) -> str:

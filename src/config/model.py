@@ -1,15 +1,19 @@
 """Keys of stage 1's network."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from src.config.initialisers import HeadInit, RandomInit
 from src.config.networks import Network, Plain
 from src.config.section import Section
+from src.config.upgrade import NETWORKS
 
 
 class Model(Section):
+    gone: ClassVar[dict[str, str]] = {
+        name: f"its keys stand in model.network: {{name: {name}, …}}" for name in NETWORKS
+    }
     network: Network = Field(
         default_factory=Plain,
         description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "

@@ -15,7 +15,7 @@ from src.config.losses import check_training
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.networks import check_network
-from src.config.outputs import Ensemble, Posthoc, Predict
+from src.config.outputs import Ensemble, Judge, Posthoc, Predict
 from src.config.search import Search
 from src.config.section import Section
 from src.config.training import Train
@@ -39,6 +39,9 @@ class Config(Section):
         (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
     )
     posthoc: Posthoc = Field(default_factory=Posthoc, description="calibration and fusion on OOF")
+    judge: Judge = Field(
+        default_factory=Judge, description="04 and 06: when what is fitted after training is kept"
+    )
     predict: Predict = Field(default_factory=Predict, description="test logits")
     ensemble: Ensemble = Field(default_factory=Ensemble, description="the submission")
     seed: int = Field(0, ge=0, description="of everything random in stages 1 and 2")

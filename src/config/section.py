@@ -1,8 +1,8 @@
 """What sections of a config are made of: frozen models, and unions of them told apart by a name."""
 
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, ClassVar, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # keys that change how fast a run goes, or what is kept beside its result, never the result
 VOLATILE = {"volatile": True}
@@ -13,6 +13,15 @@ class Section(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    gone: ClassVar[dict[str, str]] = {}  # keys that were here once, and where they went
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gone(cls, tree: Any) -> Any:
+        for key in tree if isinstance(tree, dict) else ():
+            if key in cls.gone:
+                raise ValueError(f"`{key}` is no key any more: {cls.gone[key]}")
+        return tree
 
     def changed(self) -> list[str]:
         """Keys that differ from their default. What a file names does not tell: `config.yaml` of a

@@ -12,6 +12,13 @@ def upgraded(tree: dict) -> dict:
     tree = dict(tree)
     if isinstance(tree.get("model"), dict):
         tree["model"] = upgraded_model(tree["model"])
+    if isinstance(posthoc := tree.get("posthoc"), dict) and "min_gain" in posthoc:
+        tree["posthoc"] = _posthoc(posthoc)
+        tree["judge"] = {"standard_errors": 0.0, "min_gain": posthoc["min_gain"]}
+    if isinstance(ensemble := tree.get("ensemble"), dict) and "weights" in ensemble:
+        tree["ensemble"] = _combined(ensemble)
+    if "weights" in tree and "rounds" in tree:  # the manifest of a submission
+        tree = _combined(tree)
     return tree
 
 
@@ -22,3 +29,18 @@ def upgraded_model(model: dict) -> dict:
         return model
     rest = {key: value for key, value in model.items() if key not in NETWORKS}
     return rest | {"network": {"name": name} | (model.get(name) or {})}
+
+
+def _posthoc(old: dict) -> dict:
+    """Steps were names, with their grids beside them, and were kept for any gain above min_gain."""
+    grids = {"tau_norm": ("tau_max", "grid"), "logit_adjustment": ("tau_max", "grid")}
+    grids["ncm_fusion"] = ("grid",)
+    steps = [{"name": n} | {k: old[k] for k in grids.get(n, ()) if k in old} for n in old["steps"]]
+    return {"heads": old.get("heads"), "steps": steps}
+
+
+def _combined(old: dict) -> dict:
+    """`weights: greedy` and `rounds: 30` became `combiner: {name: greedy, rounds: 30}`."""
+    rounds = {"rounds": old["rounds"]} if old["weights"] == "greedy" else {}
+    rest = {key: value for key, value in old.items() if key not in ("weights", "rounds")}
+    return rest | {"combiner": {"name": old["weights"]} | rounds}

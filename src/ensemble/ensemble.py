@@ -9,20 +9,29 @@ import numpy as np
 import pandas as pd
 
 from src.artifacts.dataset import Dataset, load_dataset, own_columns
-from src.artifacts.files import read_json, sha256, write_bytes, write_json, write_table
+from src.artifacts.files import (
+    read_json,
+    sha256,
+    write_arrays,
+    write_bytes,
+    write_json,
+    write_table,
+)
 from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
 from src.config.schema import Config
-from src.ensemble.members import Member, average, load_members
+from src.config.tree import plain
+from src.ensemble.choice import Choice, choose
+from src.ensemble.members import Member, load_members
 from src.ensemble.submission import (
     check_submission,
     find_solution,
     score_solution,
     submission_table,
 )
-from src.ensemble.weights import Weights, choose
 from src.errors import UserError
-from src.metrics import summary
+from src.fusion.store import pack
+from src.metrics import Gain, rule_text, summary
 
 LONGEST = 120  # letters of a submission's name
 
@@ -30,12 +39,12 @@ LONGEST = 120  # letters of a submission's name
 @dataclass(frozen=True)
 class Result:
     """submission: the file · oof: a row per member and the ensemble, with weights and cross-fitted
-    scores · weights: how they were chosen · score: on the solution, where there is one · scored:
+    scores · choice: the combiner and why · score: on the solution, where there is one · scored:
     how many of `images` test images that is"""
 
     submission: Path
     oof: pd.DataFrame
-    weights: Weights
+    choice: Choice
     score: dict[str, float] | None
     scored: int
     images: int
@@ -49,7 +58,7 @@ def ensemble(
     out: str | Path | None = None,
     solution: str | Path | None = None,
 ) -> Result:
-    """Weigh the members, write runs/<dataset>/submissions/<name>.csv, .npz and .manifest.json.
+    """Combine the members, write runs/<dataset>/submissions/<name>.csv, .npz and .manifest.json.
 
     configs, experiments: one each per experiment · out: also write the submission there · solution:
     true labels; None: the file that 01 found, if any. Computed anew each time, in seconds.
@@ -70,32 +79,37 @@ def ensemble(
     if manifest.is_file() and not overwrite:
         step.check_settings(read_json(manifest)["settings"], manifest)
     labels, fold = _held_out(dataset)
-    how = config.ensemble
-    oof = [m.oof for m in members]
-    weights = choose(oof, labels, fold, config.metric, how.weights, how.rounds)
-    table = oof_table(members, weights, labels, fold, dataset)
-    test = average([m.test for m in members], weights.final)
+    oof, how = [m.oof for m in members], config.ensemble.combiner
+    choice = choose(oof, labels, fold, config.metric, how, config.judge)
+    table = oof_table(members, choice, labels, fold, dataset)
+    test = choice.combine([m.test for m in members])
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
     score, scored = score_solution(test, ids, dataset, truth) if truth else (None, 0)
     path = _write(directory / f"{name}.csv", test, ids, dataset)
     if out is not None:
         write_bytes(out, path.read_bytes())
-    write_json(manifest, _facts(step, began, name, members, weights, table, score, scored))
-    return Result(path, table, weights, score, scored, len(ids))
+    arrays: dict[str, np.ndarray] = {}
+    params = pack(choice.final, arrays)
+    if arrays:
+        write_arrays(directory / f"{name}.params.npz", **arrays)
+    files = [f"{name}.csv", f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
+    chosen = _chosen(choice, members, config) | {"params": params}
+    write_json(manifest, _facts(step, began, files, chosen, table, score, scored))
+    return Result(path, table, choice, score, scored, len(ids))
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
-    """Errors: UserError unless experiments have names of their own, and one dataset, metric and way
-    of choosing weights."""
+    """Errors: UserError unless experiments have names of their own, and one dataset, metric, way
+    of combining and rule for keeping it."""
     if len(set(experiments)) < len(experiments):
         raise UserError(f"--config: experiments need names of their own, found {experiments}")
     for key, values in {
         "dataset": [c.dataset for c in configs],
         "metric": [c.metric for c in configs],
-        "ensemble.weights": [c.ensemble.weights for c in configs],
-        "ensemble.rounds": [c.ensemble.rounds for c in configs],
+        "ensemble.combiner": [plain(c.ensemble.combiner) for c in configs],
+        "judge": [plain(c.judge) for c in configs],
     }.items():
-        if len(set(values)) > 1:
+        if any(value != values[0] for value in values):
             pairs = ", ".join(f"{n}: {v}" for n, v in zip(experiments, values, strict=True))
             raise UserError(f"--config: one {key} is needed for an ensemble, found {pairs}")
 
@@ -110,20 +124,22 @@ def submission_name(experiments: list[str]) -> str:
 
 
 def oof_table(
-    members: list[Member], weights: Weights, labels: np.ndarray, fold: np.ndarray, dataset: Dataset
+    members: list[Member], choice: Choice, labels: np.ndarray, fold: np.ndarray, dataset: Dataset
 ) -> pd.DataFrame:
-    """Columns member, weight and the scores of `src.metrics.summary`; the last row, `ensemble`, is
-    cross-fitted: each fold with the weights that were chosen on the others."""
-    bins = dataset.classes["bin"].to_numpy()
+    """Columns member, weight, the scores of `src.metrics.summary`, gain, gain_low, gain_high; the
+    last row, `ensemble`, is cross-fitted: each fold with what was fitted on the others. The gain
+    is over the mean, NaN where the ensemble is the mean. Without weights that column is NaN."""
+    bins, shares = dataset.classes["bin"].to_numpy(), choice.shares
+    weights = [float("nan")] * len(members) if shares is None else shares
     rows = [
         {"member": m.name, "weight": w} | summary(m.oof, labels, bins)
-        for m, w in zip(members, weights.final, strict=True)
+        for m, w in zip(members, weights, strict=True)
     ]
-    combined = np.empty_like(members[0].oof)
-    for k, shares in weights.per_fold.items():
-        combined[fold == k] = average([m.oof[fold == k] for m in members], shares)
-    scores = summary(combined, labels, bins)
-    return pd.DataFrame([*rows, {"member": "ensemble", "weight": 1.0} | scores])
+    scores = summary(choice.cross_fitted([m.oof for m in members], fold), labels, bins)
+    gain = Gain() if choice.name == "mean" else choice.gain
+    whole = float("nan") if shares is None else 1.0
+    last = {"member": "ensemble", "weight": whole} | scores | gain.named()
+    return pd.DataFrame([*rows, last])
 
 
 def _write(path: Path, test: np.ndarray, ids: np.ndarray, dataset: Dataset) -> Path:
@@ -145,12 +161,10 @@ def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _settings(configs: list[Config], experiments: list[str]) -> dict:
-    members = {n: c.ensemble.members for n, c in zip(experiments, configs, strict=True)}
-    how = configs[0].ensemble
     return {
-        "members": members,
-        "weights": how.weights,
-        "rounds": how.rounds,
+        "members": {n: c.ensemble.members for n, c in zip(experiments, configs, strict=True)},
+        "combiner": configs[0].ensemble.combiner,
+        "judge": configs[0].judge,
         "metric": configs[0].metric,
     }
 
@@ -160,25 +174,37 @@ def _inputs(members: list[Member], dataset: Dataset) -> dict[str, Path]:
     return tables | {name: path for m in members for name, path in m.files.items()}
 
 
+def _chosen(choice: Choice, members: list[Member], config: Config) -> dict:
+    """How the members were combined, and the weight of each, null where there is none."""
+    shares = choice.shares or [None] * len(members)
+    return {
+        "weights": {m.name: share for m, share in zip(members, shares, strict=True)},
+        "method": choice.method,
+        "reason": choice.reason,
+        "rule": rule_text(config.judge),
+        **_known(choice.gain.named()),
+    }
+
+
+def _known(row: dict) -> dict:
+    """The numbers of a row that are some."""
+    return {k: v for k, v in row.items() if isinstance(v, float) and v == v}
+
+
 def _facts(
     step: Work,
     began: float,
-    name: str,
-    members: list[Member],
-    weights: Weights,
+    files: list[str],
+    chosen: dict,
     table: pd.DataFrame,
     score: dict[str, float] | None,
     scored: int,
 ) -> dict:
-    """The manifest. Submissions share a directory, so `Step.finish` cannot write it."""
-
-    def known(row: dict) -> dict:
-        return {k: v for k, v in row.items() if isinstance(v, float) and v == v}
-
-    rows = table.drop(columns="weight").set_index("member").to_dict("index")
-    metrics = {"oof": known(rows["ensemble"])}
+    """The manifest. Submissions share a directory, so `Work.finish` cannot write it."""
+    rows = table.drop(columns=["weight", *Gain().named()]).set_index("member").to_dict("index")
+    metrics = {"oof": _known(rows.pop("ensemble"))}
     if score is not None:
-        metrics["solution"] = known(score) | {"images": scored}
+        metrics["solution"] = _known(score) | {"images": scored}
     return {
         "status": "finished",
         "argv": sys.argv,
@@ -186,12 +212,10 @@ def _facts(
         "settings_sha256": digest(step.settings),
         "git": git_state(),
         "inputs": step.inputs,
-        "outputs": {f: sha256(step.directory / f) for f in (f"{name}.csv", f"{name}.npz")},
+        "outputs": {name: sha256(step.directory / name) for name in files},
         "versions": versions(),
         "seconds": round(time.time() - began, 1),
         "metrics": metrics,
-        "weights": dict(zip([m.name for m in members], weights.final, strict=True)),
-        "method": weights.method,
-        "reason": weights.reason,
-        "members_oof": {m.name: known(rows[m.name]) for m in members},
+        **chosen,
+        "members_oof": {name: _known(row) for name, row in rows.items()},
     }

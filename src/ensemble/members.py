@@ -12,8 +12,10 @@ from src.artifacts.ids import check_same_ids
 from src.artifacts.oof import check_held_out, load_oof
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, require
+from src.config.names import of_stage1
 from src.config.schema import Config
 from src.errors import UserError
+from src.fusion.store import ARRAYS, RECIPE
 from src.metrics import chunks
 
 
@@ -50,7 +52,7 @@ def _load(experiment: str, head: str, dataset: Dataset) -> Member:
     manifest = read_json(path.with_name(MANIFEST))
     check_same_folds(manifest, dataset, path)
     if head == "posthoc":
-        _check_recipe(manifest, home / "posthoc" / "posthoc.json", path)
+        _check_recipe(manifest, home / "posthoc", path)
     test = load_predictions(path, dataset.num_classes)
     check_same_ids(test.image_id, dataset.test["image_id"], str(path), "test.csv")
     named = {f"{experiment}/{p.relative_to(home).as_posix()}": p for p in [*files, path]}
@@ -66,21 +68,22 @@ def _oof(home: Path, head: str, dataset: Dataset) -> tuple[Predictions, list[Pat
         oof = load_predictions(path, dataset.num_classes)
         check_held_out(oof, dataset, path)
         return oof, [path]
-    stage1 = head == "stage1"
+    stage1 = of_stage1(head)
     directory = home / "stage1" if stage1 else home / "stage2" / head
     script = "02_train_stage1.py" if stage1 else "03_train_stage2.py"
     oof = load_oof(directory, dataset, script)
     return oof, [directory / fold_name(fold) / "oof.npz" for fold in dataset.folds]
 
 
-def _check_recipe(manifest: dict, recipe: Path, origin: Path) -> None:
+def _check_recipe(manifest: dict, posthoc: Path, origin: Path) -> None:
     """Errors: UserError when 04 was run again since 05 made `origin`."""
-    used = manifest["inputs"].get("posthoc.json")
-    if used is not None and used != sha256(recipe):
-        raise UserError(
-            f"{origin}: made with another {recipe} than the one there now. "
-            "Run `python 05_predict.py` with the same --config again."
-        )
+    for name in (RECIPE, ARRAYS):
+        used, path = manifest["inputs"].get(name), posthoc / name
+        if used is not None and not (path.is_file() and used == sha256(path)):
+            raise UserError(
+                f"{origin}: made with another {path} than the one there now. "
+                "Run `python 05_predict.py` with the same --config again."
+            )
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -88,13 +91,4 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     out = np.empty(logits.shape, np.float32)
     for rows in chunks(*logits.shape):
         out[rows] = log_softmax(logits[rows].astype(np.float64), axis=1)
-    return out
-
-
-def average(arrays: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """Σ w_i a_i, [N, K] float32; members without weight are left out."""
-    out = np.zeros(arrays[0].shape, np.float32)
-    for array, weight in zip(arrays, weights, strict=True):
-        if weight:
-            out += np.float32(weight) * array
     return out

@@ -7,17 +7,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from src.fusion.logit_adjustment import LOGIT_ADJUSTMENT
-from src.fusion.ncm_fusion import NCM_FUSION
-from src.fusion.step import Params, State, Step
-from src.fusion.tau_norm import TAU_NORM
-from src.fusion.temperature import TEMPERATURE
-from src.logits import head_logits
+from src.config.schema import Config
+from src.fusion.logit_adjustment import LogitAdjustment
+from src.fusion.ncm_fusion import NCMFusion
+from src.fusion.step import Head, Params, State, Step
+from src.fusion.tau_norm import TauNorm
+from src.fusion.temperature import Temperature
 from src.metrics import chunks
 
-STEPS: dict[str, Step] = {
-    step.name: step for step in (TAU_NORM, LOGIT_ADJUSTMENT, NCM_FUSION, TEMPERATURE)
+STEPS: dict[str, type[Step]] = {
+    "tau_norm": TauNorm,
+    "logit_adjustment": LogitAdjustment,
+    "ncm_fusion": NCMFusion,
+    "temperature": Temperature,
 }
+
+
+def build_steps(config: Config) -> list[Step]:
+    """The steps of `posthoc.steps`, in order."""
+    return [STEPS[section.name](section, config) for section in config.posthoc.steps]
 
 
 def apply_steps(state: State, steps: Iterable[tuple[str, Params]]) -> State:
@@ -30,38 +38,27 @@ def apply_steps(state: State, steps: Iterable[tuple[str, Params]]) -> State:
 def apply_recipe(
     recipe: dict,
     features: np.ndarray | None,
-    heads: dict[str, tuple[str, dict[str, np.ndarray]]],
-    stage1_logits: np.ndarray,
+    heads: dict[str, Head],
+    given: dict[str, np.ndarray],
     counts: np.ndarray,
-    start_logits: np.ndarray | None = None,
 ) -> np.ndarray:
     """Final logits [N, K] of one fold's model.
 
-    recipe: posthoc.json as read, of which `head` and `steps` are used · features: [N, D] of that
-    fold's stage 1 · heads: name → (kind, arrays) of that fold, `stage1` among them, as
-    `src.tables.load_head` reads them · stage1_logits: [N, K]; returned as they are when the recipe
-    starts at stage 1 and has no steps, since some networks' logits are not linear in the features ·
-    counts: [K] images of each class, of all folds ·
-    start_logits: [N, K] of the recipe's head, for a head that does not act on `features`.
-    Errors: ValueError when the recipe needs a head that is not there.
+    recipe: as `src.fusion.store.load_recipe` reads it, of which `head` and `steps` are used ·
+    features: [N, D] of that fold's stage 1 · heads: name → (kind, arrays) of that fold, as
+    `src.artifacts.heads.load_head` reads them · given: name → logits [N, K] of that fold's heads
+    that are known already; those of a head that does not act on `features` must be ·
+    counts: [K] images of each class, of all folds.
+    Errors: UserError when the recipe needs a head that is not there.
     """
     start = recipe["head"]
     steps = [(step["step"], step["params"]) for step in recipe["steps"]]
-    if start == "stage1" and not steps:
-        return stage1_logits
-    needed = {start} | {params["head"] for _, params in steps if "head" in params}
-    lacking = sorted(needed - heads.keys() - {"stage1"})
-    if lacking:
-        raise ValueError(f"the recipe needs the heads {lacking}, there are {sorted(heads)}")
-    out = np.empty_like(stage1_logits, dtype=np.float32)
-    for rows in chunks(*stage1_logits.shape):
-        f = None if features is None else features[rows]
-        if start == "stage1":
-            z = stage1_logits[rows]
-        elif start_logits is not None:
-            z = start_logits[rows]
-        else:
-            kind, arrays = heads[start]
-            z = head_logits(f, arrays, kind)
-        out[rows] = apply_steps(State(z, f, start, heads, counts), steps).logits
+    if not steps and start in given:
+        return given[start]
+    images = len(next(iter(given.values())) if features is None else features)
+    whole = State(np.empty((images, 0), np.float32), features, start, heads, counts, given)
+    out = np.empty((images, len(counts)), np.float32)
+    for rows in chunks(*out.shape):
+        state = whole.rows(rows)
+        out[rows] = apply_steps(state.with_logits(state.logits_of(start)), steps).logits
     return out

@@ -14,31 +14,28 @@ that test images do not give.
 import numpy as np
 
 from src.config.losses import balanced_by
-from src.fusion import tau_norm
+from src.config.names import of_stage1
 from src.fusion.step import State, Step
 
 
-def candidates(config):
-    """Those of τ-normalisation but 0, which would leave the step out."""
-    return [params for params in tau_norm.candidates(config) if params["tau"] > 0]
+class LogitAdjustment(Step):
+    def candidates(self):
+        """τ = 0 would leave the step out."""
+        grid = np.linspace(0, self.section.tau_max, self.section.grid)[1:]
+        return [{"tau": round(float(tau), 6)} for tau in grid]
 
+    def refuses(self, state: State):
+        if not of_stage1(state.start):
+            return f"{state.start} is balanced already"
+        if choice := balanced_by(self.config.model, self.config.train):
+            return f"{choice} has balanced the classes already"
+        if state.counts is None:
+            return "needs the classes' counts, none are given"
+        if state.counts.min() == state.counts.max():
+            return "all classes have as many images"
+        return None
 
-def each(state: State, candidates):
-    prior = np.log(np.maximum(state.counts, 1)).astype(state.logits.dtype)  # [K]
-    for params in candidates:
-        yield state.logits - np.asarray(params["tau"], prior.dtype) * prior
-
-
-def refuses(state: State, config):
-    if state.start != "stage1":
-        return f"{state.start} is balanced already"
-    if choice := balanced_by(config.model, config.train):
-        return f"{choice} has balanced the classes already"
-    if state.counts is None:
-        return "needs the classes' counts, none are given"
-    if state.counts.min() == state.counts.max():
-        return "all classes have as many images"
-    return None
-
-
-LOGIT_ADJUSTMENT = Step("logit_adjustment", each, candidates, refuses=refuses)
+    @staticmethod
+    def apply(state: State, params):
+        prior = np.log(np.maximum(state.counts, 1)).astype(state.logits.dtype)  # [K]
+        return state.logits - np.asarray(params["tau"], prior.dtype) * prior

@@ -9,37 +9,28 @@ github.com/Sonseca97/fyp-long-tail-recognition, with the NCM classifier of Kang 
 import numpy as np
 
 from src.fusion.step import State, Step
-from src.logits import head_logits, to_range
+from src.logits import to_range
 
 
-def ncm_heads(config) -> list[str]:
-    return [head.title for head in config.stage2 if head.head == "ncm"]
+class NCMFusion(Step):
+    def reads(self):
+        return [head.title for head in self.config.stage2 if head.head == "ncm"]
 
+    def candidates(self):
+        weights = np.linspace(1, 0, self.section.grid)[1:]
+        return [{"w": round(float(w), 6), "head": h} for w in weights for h in self.reads()]
 
-def candidates(config):
-    weights = np.linspace(1, 0, config.posthoc.grid)[1:]
-    return [{"w": round(float(w), 6), "head": h} for w in weights for h in ncm_heads(config)]
+    def refuses(self, state: State):
+        if state.features is None:
+            return "needs features, none are stored"
+        if not self.reads():
+            return "needs a head of kind ncm in stage2"
+        if state.start in self.reads():
+            return "the start head is an NCM already"
+        return None
 
-
-def each(state: State, candidates):
-    scaled = {}
-    for params in candidates:
-        head = params["head"]
-        if head not in scaled:
-            kind, arrays = state.heads[head]
-            ncm = head_logits(state.features, arrays, kind)
-            scaled[head] = to_range(ncm, state.logits)
-        yield params["w"] * state.logits + (1 - params["w"]) * scaled[head]
-
-
-def refuses(state: State, config):
-    if state.features is None:
-        return "needs features, none are stored"
-    if not ncm_heads(config):
-        return "needs a head of kind ncm in stage2"
-    if state.start in ncm_heads(config):
-        return "the start head is an NCM already"
-    return None
-
-
-NCM_FUSION = Step("ncm_fusion", each, candidates, refuses=refuses)
+    @staticmethod
+    def apply(state: State, params):
+        w, head = params["w"], params["head"]
+        ncm = state.once(head, lambda: to_range(state.logits_of(head), state.logits))
+        return w * state.logits + (1 - w) * ncm

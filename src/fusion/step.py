@@ -1,18 +1,23 @@
 """What a post-hoc method is: a function from one fold model's features, heads and logits to logits.
 
-A method is one file that defines one `Step`, and one line in `STEPS`. It names its parameters as
-plain data (they are stored in posthoc.json) and either lists `candidates` to search, or has a
-`fit` of its own. Every method treats each image by itself, so that rows can come in chunks.
+A method is one file with a subclass of `Step`, a section of keys in src/config/outputs.py, and one
+line in `STEPS`. Its parameters are plain data, or arrays where they are many (src/fusion/store.py
+says where they are kept). Every method treats each image by itself, so that rows come in chunks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from src.config.schema import Config
+from src.config.section import Section
+from src.errors import UserError
+from src.logits import head_logits
 
-Params = dict  # plain data: numbers, texts, lists of them
+Params = dict  # numbers, texts, lists of them, arrays
+Head = tuple[str, dict[str, np.ndarray]]  # kind and arrays, see `src.logits.head_logits`
 
 
 @dataclass(frozen=True)
@@ -20,44 +25,83 @@ class State:
     """What one fold's model offers for N images.
 
     logits: [N, K], what the steps so far made of the start head's · features: [N, D] or None ·
-    start: the start head's name · heads: name → (kind, arrays), see `src.logits.head_logits` ·
-    counts: [K], images of each class, of all folds
+    start: the start head's name · heads: name → (kind, arrays) · counts: [K], images of each class,
+    of all folds · given: name → logits [N, K] of heads, as they are: all that are known already,
+    and those that are no linear function of `features`
     """
 
     logits: np.ndarray
     features: np.ndarray | None
     start: str
-    heads: dict[str, tuple[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
     counts: np.ndarray | None = None
+    given: dict[str, np.ndarray] = field(default_factory=dict)
+    _known: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, which: slice) -> "State":
         features = None if self.features is None else self.features[which]
-        return replace(self, logits=self.logits[which], features=features)
+        given = {name: logits[which] for name, logits in self.given.items()}
+        return replace(self, logits=self.logits[which], features=features, given=given)
 
     def with_logits(self, logits: np.ndarray) -> "State":
         return replace(self, logits=logits)
 
+    def head(self, name: str) -> Head:
+        """Errors: UserError when there is no such head."""
+        if name not in self.heads:
+            raise UserError(
+                f"the head {name} is needed and is not among {sorted(self.heads)}; run 04 again, "
+                "with the stage2 heads of this config"
+            )
+        return self.heads[name]
 
-@dataclass(frozen=True)
+    def logits_of(self, name: str) -> np.ndarray:
+        """Logits [N, K] of a head before any step. Errors: UserError when it is not there."""
+        if name in self.given:
+            return self.given[name]
+        kind, arrays = self.head(name)
+        return head_logits(self.features, arrays, kind)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What candidates share: made when first asked for, and remembered for these rows and
+        these logits alone."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+
 class Step:
-    """One post-hoc method.
+    """One post-hoc method, with its keys. It either lists `candidates` to search, or fits itself.
 
-    each(state, candidates): the logits [N, K] of each candidate in turn, sharing what they have in
-        common; the reader is done with one before it asks for the next
-    candidates(config): the parameters to search, those nearest to leaving the step out first
-    fit(states, labels, config): parameters from the states and labels of several folds, for methods
-        that no grid can search; None: search the candidates
-    refuses(state, config): why this method cannot act on this state, or None
     scored_by: `metric` (the competition's) or `nll`
     """
 
-    name: str
-    each: Callable[[State, Iterable[Params]], Iterator[np.ndarray]]
-    candidates: Callable[[Config], list[Params]] | None = None
-    fit: Callable[[list[State], list[np.ndarray], Config], Params] | None = None
-    refuses: Callable[[State, Config], str | None] = lambda state, config: None
-    scored_by: str = "metric"
+    scored_by = "metric"
 
-    def apply(self, state: State, params: Params) -> np.ndarray:
+    def __init__(self, section: Section, config: Config):
+        self.section, self.config = section, config
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    def refuses(self, state: State) -> str | None:
+        """Why this method cannot act on this state, or None."""
+        return None
+
+    def reads(self) -> list[str]:
+        """Heads beside the start head that it asks the state for."""
+        return []
+
+    def candidates(self) -> list[Params] | None:
+        """Parameters to search, those nearest to leaving the step out first; None: `fit` them."""
+        return None
+
+    def fit(self, states: list[State], labels: list[np.ndarray]) -> Params:
+        """Parameters from the states and labels [n] of several folds."""
+        raise NotImplementedError
+
+    @staticmethod
+    def apply(state: State, params: Params) -> np.ndarray:
         """Logits [N, K] with these parameters."""
-        return next(iter(self.each(state, [params])))
+        raise NotImplementedError

@@ -13,21 +13,24 @@ from src.metrics import chunks
 LOG_T = (np.log(1e-3), np.log(1e3))
 
 
-def each(state: State, candidates):
-    for params in candidates:
-        yield state.logits / params["T"]
+class Temperature(Step):
+    scored_by = "nll"
 
+    def fit(self, states: list[State], labels: list[np.ndarray]):
+        """Bounded scalar minimisation over log T, in which the likelihood has one minimum."""
+        images = sum(map(len, labels))
 
-def fit(states: list[State], labels: list[np.ndarray], config):
-    """Bounded scalar minimisation over log T, in which the likelihood has one minimum."""
-    images = sum(map(len, labels))
+        def loss(log_t: float) -> float:
+            beta = np.float32(np.exp(-log_t))
+            total = sum(_nll(s.logits, y, beta) for s, y in zip(states, labels, strict=True))
+            return total / images
 
-    def loss(log_t: float) -> float:
-        beta = np.float32(np.exp(-log_t))
-        return sum(_nll(s.logits, y, beta) for s, y in zip(states, labels, strict=True)) / images
+        found = minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-3})
+        return {"T": float(np.exp(found.x))}
 
-    found = minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-3})
-    return {"T": float(np.exp(found.x))}
+    @staticmethod
+    def apply(state: State, params):
+        return state.logits / params["T"]
 
 
 def _nll(logits: np.ndarray, labels: np.ndarray, beta: np.float32) -> float:
@@ -39,6 +42,3 @@ def _nll(logits: np.ndarray, labels: np.ndarray, beta: np.float32) -> float:
         true = np.take_along_axis(z, labels[rows, None], 1)[:, 0]
         total += float((np.log(np.exp(z).sum(1, dtype=np.float64)) - true).sum())
     return total
-
-
-TEMPERATURE = Step("temperature", each, fit=fit, scored_by="nll")

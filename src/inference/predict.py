@@ -13,7 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from src.artifacts.dataset import Dataset, finished_networks, load_dataset
-from src.artifacts.files import read_json, sha256
+from src.artifacts.files import sha256
 from src.artifacts.heads import load_head
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
@@ -21,6 +21,7 @@ from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.fusion import apply_recipe
+from src.fusion.store import ARRAYS, RECIPE, load_recipe
 from src.inference.views import keep_views, tta_views, view_files
 from src.logits import head_logits
 from src.networks.batchnorm import FILE as STATISTICS
@@ -44,9 +45,9 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     names = [spec.title for spec in config.stage2]
     networks = [path.name for path in finished_networks(home, data)]
     heads = {n: {name: _head_file(home, name, n) for name in ("stage1", *names)} for n in networks}
-    recipe_path = require(home / "posthoc" / "posthoc.json", "04_posthoc_calibrate.py")
+    posthoc = require(home / "posthoc" / RECIPE, "04_posthoc_calibrate.py").parent
     inputs = {name: data.directory / name for name in ("folds.csv", "test.csv")}
-    inputs["posthoc.json"] = recipe_path
+    inputs |= {n: posthoc / n for n in (RECIPE, ARRAYS) if (posthoc / n).is_file()}
     for network, files in heads.items():
         inputs[f"{network}/weights"] = home / "stage1" / network / "weights.safetensors"
         inputs |= {f"{network}/{name}": path for name, path in files.items()}
@@ -59,7 +60,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:
         return paths
-    recipe, counts = read_json(recipe_path), data.counts(data.images)
+    recipe, counts = load_recipe(posthoc), data.counts(data.images)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network
@@ -99,9 +100,7 @@ def all_logits(
     for name, (kind, arrays) in loaded.items():
         if name != "stage1":
             logits[name] = head_logits(own.get(name, found).features, arrays, kind)
-    first = logits[recipe["head"]] if recipe["head"] in own else None
-    posthoc = apply_recipe(recipe, found.features, loaded, found.logits, counts, first)
-    return logits | {"posthoc": posthoc}
+    return logits | {"posthoc": apply_recipe(recipe, found.features, loaded, logits, counts)}
 
 
 def network_predictions(

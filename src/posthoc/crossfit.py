@@ -6,7 +6,7 @@ one that predicts the test set. What is kept per candidate is one outcome per im
 and logits exist for one chunk of rows at a time.
 """
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, State, Step
-from src.metrics import OUTCOMES, SCORES, chunks
+from src.fusion.store import fingerprint
+from src.metrics import LOWER_IS_BETTER, OUTCOMES, SCORES, Gain, chunks, paired_gain
 from src.posthoc.inputs import Start
 
 Recipe = tuple[tuple[str, Params], ...]  # names and parameters of steps, in order
@@ -25,7 +26,7 @@ Recipes = dict[int | None, Recipe]  # by the fold that was left out
 class Trial:
     """One step tried on one start head.
 
-    scored_by: the metric, or nll · before, after: cross-fitted scores · gain: > 0 is better ·
+    scored_by: the metric, or nll · before, after: cross-fitted scores · gain: of after ·
     choices: parameters by fold left out (None: on all folds), None where leaving the step out was
     best · searched: candidates and their scores on all folds, on which they were chosen
     """
@@ -36,7 +37,7 @@ class Trial:
     scored_by: str = ""
     before: float = float("nan")
     after: float = float("nan")
-    gain: float = float("nan")
+    gain: Gain = Gain()
     choices: dict[int | None, Params | None] = field(default_factory=dict)
     searched: list[tuple[Params | None, float]] = field(default_factory=list)
     recipes: Recipes = field(default_factory=dict)
@@ -56,56 +57,50 @@ def no_steps(start: Start) -> Recipes:
 
 def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Trial:
     """Choose and judge one step on top of `recipes`."""
-    reasons = [step.refuses(state, config) for state in start.states.values()]
+    reasons = [step.refuses(state) for state in start.states.values()]
     if any(reasons):
         return Trial(step.name, False, next(filter(None, reasons)))
     name = config.metric if step.scored_by == "metric" else step.scored_by
     chosen: dict[int | None, _Choice] = {}
     for upstream, left_outs in _distinct(recipes):
-        choose = _choose_on_grid if step.fit is None else _choose_by_fit
-        chosen |= choose(step, start, upstream, left_outs, name, config)
+        choose = _choose_by_fit if step.candidates() is None else _choose_on_grid
+        chosen |= choose(step, start, upstream, left_outs, name)
     labels = np.concatenate([start.labels[k] for k in start.states])
     before, after = (
-        SCORES[name](
-            np.concatenate([getattr(chosen[k], part) for k in start.states]),
-            labels,
-            _num_classes(start),
-        )
+        np.concatenate([getattr(chosen[k], part) for k in start.states])
         for part in ("before", "after")
     )
-    gain = _sign(name) * (after - before)
-    kept, reason = _judge(step, chosen[None].params, gain, config)
+    gain = paired_gain(before, after, labels, _num_classes(start), name)
+    kept, reason = _judge(chosen[None].params, gain, config)
     choices = {left_out: choice.params for left_out, choice in chosen.items()}
     longer = {
         left_out: _extended(upstream, step.name, choices[left_out])
         for left_out, upstream in recipes.items()
     }
-    return Trial(
-        step.name, kept, reason, name, before, after, gain, choices, chosen[None].searched, longer
-    )
+    searched = chosen[None].searched
+    scores = [SCORES[name](x, labels, _num_classes(start)) for x in (before, after)]
+    return Trial(step.name, kept, reason, name, *scores, gain, choices, searched, longer)
 
 
-def cross_fitted(start: Start, recipes: Recipes) -> dict[int, np.ndarray]:
-    """Logits [n, K] of each fold, with the steps that were chosen on the other folds."""
-    return {k: _transformed(state, recipes[k]).logits for k, state in start.states.items()}
+def cross_fitted(start: Start, recipes: Recipes) -> Iterator[tuple[int, np.ndarray]]:
+    """Fold by fold its logits [n, K], with the steps that were chosen on the other folds."""
+    return ((k, _transformed(state, recipes[k]).logits) for k, state in start.states.items())
 
 
 def _extended(recipe: Recipe, name: str, params: Params | None) -> Recipe:
     return recipe if params is None else (*recipe, (name, params))
 
 
-def _judge(step: Step, final: Params | None, gain: float, config: Config) -> tuple[bool, str]:
+def _judge(final: Params | None, gain: Gain, config: Config) -> tuple[bool, str]:
     if final is None:
         return False, "no candidate beats leaving it out on the out-of-fold images"
-    least = config.posthoc.min_gain if step.scored_by == "metric" else 0.0
-    if not gain > least:
-        return False, f"cross-fitted gain {gain:+.4f} is not above {least:g}"
-    return True, f"cross-fitted gain {gain:+.4f}"
+    fails = gain.fails(config.judge)
+    return fails is None, f"cross-fitted gain {gain}" + (f" {fails}" if fails else "")
 
 
-def _choose_on_grid(step, start, upstream, left_outs, name, config) -> dict:
+def _choose_on_grid(step: Step, start, upstream, left_outs, name) -> dict:
     """Score every candidate once per image, then choose for each fold left out."""
-    candidates = step.candidates(config)
+    candidates = step.candidates()
     outcomes = {
         k: _outcomes(step, candidates, state, start.labels[k], upstream, name)
         for k, state in start.states.items()
@@ -136,19 +131,19 @@ def _outcomes(step: Step, candidates, state: State, labels, upstream: Recipe, na
     for rows in chunks(*state.logits.shape):
         part = apply_steps(state.rows(rows), upstream)
         found = [OUTCOMES[name](part.logits, labels[rows])]
-        for logits in step.each(part, candidates):
-            found.append(OUTCOMES[name](logits, labels[rows]))
+        for params in candidates:
+            found.append(OUTCOMES[name](step.apply(part, params), labels[rows]))
         parts.append(np.stack(found))
     return np.concatenate(parts, axis=1)
 
 
-def _choose_by_fit(step, start, upstream, left_outs, name, config) -> dict:
+def _choose_by_fit(step: Step, start, upstream, left_outs, name) -> dict:
     """Let the step fit itself on the other folds' states, for each fold left out."""
     states = {k: _transformed(state, upstream) for k, state in start.states.items()}
     chosen = {}
     for left_out in left_outs:
         others = [k for k in states if k != left_out]
-        params = step.fit([states[k] for k in others], [start.labels[k] for k in others], config)
+        params = step.fit([states[k] for k in others], [start.labels[k] for k in others])
         scored = list(states) if left_out is None else [left_out]
         labels = np.concatenate([start.labels[k] for k in scored])
         before, after = np.hstack(
@@ -174,14 +169,14 @@ def _transformed(state: State, recipe: Recipe) -> State:
 
 def _distinct(recipes: Recipes) -> list[tuple[Recipe, list[int | None]]]:
     """Equal recipes share their work: each with the folds left out that have it."""
-    groups: dict[str, tuple[Recipe, list]] = {}
+    groups: dict[tuple, tuple[Recipe, list]] = {}
     for left_out, recipe in recipes.items():
-        groups.setdefault(json.dumps(recipe, sort_keys=True), (recipe, []))[1].append(left_out)
+        groups.setdefault(fingerprint(recipe), (recipe, []))[1].append(left_out)
     return list(groups.values())
 
 
 def _sign(name: str) -> int:
-    return -1 if name == "nll" else 1
+    return -1 if name in LOWER_IS_BETTER else 1
 
 
 def _num_classes(start: Start) -> int:

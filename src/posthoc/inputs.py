@@ -11,9 +11,10 @@ from src.artifacts.heads import load_head
 from src.artifacts.oof import check_finished, load_folds
 from src.artifacts.predictions import Predictions
 from src.artifacts.work import MANIFEST
+from src.config.names import of_stage1
 from src.config.schema import Config
 from src.errors import UserError
-from src.fusion.step import State
+from src.fusion.step import Head, State, Step
 
 SCRIPTS = {"stage1": "02_train_stage1.py", "stage2": "03_train_stage2.py"}
 
@@ -38,11 +39,11 @@ def start_names(config: Config) -> list[str]:
 
 
 def head_dir(experiment: Path, name: str) -> Path:
-    return experiment / "stage1" if name == "stage1" else experiment / "stage2" / name
+    return experiment / "stage1" if of_stage1(name) else experiment / "stage2" / name
 
 
 def script_of(name: str) -> str:
-    return SCRIPTS["stage1" if name == "stage1" else "stage2"]
+    return SCRIPTS["stage1" if of_stage1(name) else "stage2"]
 
 
 def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str, Path]:
@@ -66,36 +67,56 @@ def load_stage1(experiment: Path, dataset: Dataset) -> dict[int, Predictions]:
     return load_folds(experiment / "stage1", dataset, SCRIPTS["stage1"])
 
 
-def load_all_heads(experiment: Path, dataset: Dataset, config: Config) -> dict[int, dict]:
-    """Per fold, name → (kind, arrays) of every head that has a file."""
-    heads: dict[int, dict] = {fold: {} for fold in dataset.folds}
-    for name in head_names(config):
-        for fold in dataset.folds:
-            path = head_dir(experiment, name) / fold_name(fold) / "head.safetensors"
-            if path.is_file():
-                heads[fold][name] = load_head(path)
-    return heads
-
-
 def load_start(
     name: str,
+    steps: list[Step],
     stage1: dict[int, Predictions],
-    heads: dict[int, dict],
     experiment: Path,
     dataset: Dataset,
+    config: Config,
 ) -> Start:
-    """Errors: UserError when a stage-2 head was trained on other weights than stage 1 has now."""
-    found = stage1
-    if name != "stage1":
-        found = load_folds(head_dir(experiment, name), dataset, script_of(name))
-        for fold in map(fold_name, dataset.folds):
-            _check_weights(head_dir(experiment, name) / fold, experiment / "stage1" / fold)
+    """One head, and those that steps read beside it: no more than is needed is in memory.
+
+    Errors: UserError when a stage-2 head was trained on other weights than stage 1 has now.
+    """
+    reads = {head for step in steps for head in step.reads()}
+    found = stage1 if name == "stage1" else _load_folds(name, experiment, dataset)
+    given = {"stage1": stage1, name: found}
+    given |= {n: _load_folds(n, experiment, dataset) for n in (reads - {name}) & _moved(config)}
     counts = dataset.counts(dataset.images)
     states = {
-        fold: State(found[fold].logits, stage1[fold].features, name, heads[fold], counts)
+        fold: State(
+            found[fold].logits,
+            stage1[fold].features,
+            name,
+            _load_heads({name} | reads, experiment, fold),
+            counts,
+            {n: folds[fold].logits for n, folds in given.items()},
+        )
         for fold in dataset.folds
     }
     return Start(name, states, {fold: found[fold].label for fold in dataset.folds})
+
+
+def _moved(config: Config) -> set[str]:
+    """Heads whose training changed the backbone's batch norm: stage 1's features are not theirs."""
+    return {head.title for head in config.stage2 if getattr(head, "bn", "frozen") == "train"}
+
+
+def _load_folds(name: str, experiment: Path, dataset: Dataset) -> dict[int, Predictions]:
+    """A stage-2 head's predictions."""
+    directory = head_dir(experiment, name)
+    for fold in map(fold_name, dataset.folds):
+        _check_weights(directory / fold, experiment / "stage1" / fold)
+    return load_folds(directory, dataset, script_of(name))
+
+
+def _load_heads(names: set[str], experiment: Path, fold: int) -> dict[str, Head]:
+    """Name → (kind, arrays) of the heads of one fold that have a file."""
+    paths = {
+        name: head_dir(experiment, name) / fold_name(fold) / "head.safetensors" for name in names
+    }
+    return {name: load_head(path) for name, path in sorted(paths.items()) if path.is_file()}
 
 
 def _check_weights(head: Path, stage1: Path) -> None:

@@ -1,16 +1,19 @@
 """What 04 writes down: the table of steps, the log of the search, and posthoc.json."""
 
-import json
 import math
 from pathlib import Path
 
 import pandas as pd
 
 from src.artifacts.files import read_table
+from src.config.schema import Config
+from src.fusion.store import told
+from src.metrics import rule_text
 from src.posthoc.crossfit import Recipe, Recipes, Trial
 
 TEXT = ("start", "step", "kept", "params", "reason")
-FIRST = ["start", "step", "kept", "gain"]
+GAIN = ["gain", "gain_low", "gain_high"]  # and its 95 % interval
+FIRST = ["start", "step", "kept", *GAIN]
 
 
 def trial_row(head: str, trial: Trial, scores: dict[str, float]) -> dict:
@@ -20,9 +23,9 @@ def trial_row(head: str, trial: Trial, scores: dict[str, float]) -> dict:
         "start": head,
         "step": trial.step,
         "kept": "yes" if trial.kept else "no",
-        "gain": trial.gain,
+        **trial.gain.named(),
         **scores,
-        "params": "" if params is None else json.dumps(params),
+        "params": "" if params is None else told(params),
         "reason": trial.reason,
     }
 
@@ -32,8 +35,8 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for column in ("kept", "params", "reason"):
         table[column] = table[column].fillna("") if column in table else ""
-    if "gain" not in table:
-        table["gain"] = float("nan")
+    for column in GAIN:
+        table[column] = table[column] if column in table else float("nan")
     scores = [c for c in table if c not in (*FIRST, "params", "reason")]
     return table[[*FIRST, *scores, "params", "reason"]]
 
@@ -47,17 +50,15 @@ def search_log(head: str, trial: Trial) -> list[dict]:
     """Rows of search.csv: every candidate on all out-of-fold images, on which it was chosen, and
     the cross-fitted score with the parameters of each fold. Empty params: without the step."""
     rows = [
-        {"params": "" if params is None else json.dumps(params), "score": score, "fitted": "no"}
+        {"params": "" if params is None else told(params), "score": score, "cross_fitted": "no"}
         for params, score in trial.searched
     ]
     if trial.choices:
         per_fold = {str(k): p for k, p in trial.choices.items() if k is not None}
-        rows.append({"params": json.dumps(per_fold), "score": trial.after, "fitted": "yes"})
+        judged = {"params": told(per_fold), "score": trial.after, "cross_fitted": "yes"}
+        rows.append(judged | trial.gain.named())
     common = {"start": head, "step": trial.step, "scored_by": trial.scored_by}
-    return [
-        common | {"params": r["params"], "score": r["score"], "cross_fitted": r["fitted"]}
-        for r in rows
-    ]
+    return [common | row for row in rows]
 
 
 def facts(
@@ -65,18 +66,21 @@ def facts(
     recipes: Recipes,
     tried: list[tuple[str, Trial]],
     table: pd.DataFrame,
-    metric: str,
+    config: Config,
     reasons: list[str],
 ) -> dict:
-    """posthoc.json. `head` and `steps` are the recipe that `src.fusion.apply_recipe` applies.
+    """posthoc.json, as `src.fusion.store.save_recipe` takes it. `head` and `steps` are the recipe
+    that `src.fusion.apply_recipe` applies.
 
     reasons: why out-of-fold scores are optimistic, if they are
     """
+    metric = config.metric
     plain = table[table["step"] == ""].set_index("start")[metric]
     return {
         "head": head,
         "steps": _steps(recipes[None]),
         "metric": metric,
+        "rule": rule_text(config.judge),
         "scores": {
             "stage1": plain["stage1"],
             "before": plain[head],
@@ -91,7 +95,7 @@ def facts(
                 "kept": trial.kept,
                 "reason": trial.reason,
                 "scored_by": trial.scored_by,
-                **numbers({"before": trial.before, "after": trial.after, "gain": trial.gain}),
+                **numbers({"before": trial.before, "after": trial.after} | trial.gain.named()),
                 "params": trial.choices.get(None),
                 "per_fold": {str(k): p for k, p in trial.choices.items() if k is not None},
             }

@@ -45,8 +45,9 @@ def worst_pairs(oof: Scored, data: Dataset, pairs: int = 8, examples: int = 4) -
     """
     k = data.num_classes
     total = np.bincount(oof.label, minlength=k)
-    missed = oof.predicted != oof.label
-    code, wrong = np.unique(oof.label[missed] * k + oof.predicted[missed], return_counts=True)
+    predicted = oof.outcomes.predicted
+    missed = predicted != oof.label
+    code, wrong = np.unique(oof.label[missed] * k + predicted[missed], return_counts=True)
     if (wrong > 1).any():
         code, wrong = code[wrong > 1], wrong[wrong > 1]
     true, taken_for = code // k, code % k
@@ -57,7 +58,7 @@ def worst_pairs(oof: Scored, data: Dataset, pairs: int = 8, examples: int = 4) -
             int(p),
             int(n),
             int(total[t]),
-            _surest(oof, (oof.label == t) & (oof.predicted == p), examples),
+            _surest(oof, (oof.label == t) & (predicted == p), examples),
             _typical(oof, data, p, examples),
         )
         for t, p, n in zip(true[order], taken_for[order], wrong[order], strict=True)
@@ -66,7 +67,7 @@ def worst_pairs(oof: Scored, data: Dataset, pairs: int = 8, examples: int = 4) -
 
 def _typical(oof: Scored, data: Dataset, label: int, limit: int) -> tuple[str, ...]:
     """Images of a class: the surest right ones, then (rare classes) any others by id."""
-    right = _surest(oof, (oof.label == label) & (oof.predicted == label), limit)
+    right = _surest(oof, (oof.label == label) & (oof.outcomes.predicted == label), limit)
     others = data.images.loc[data.images["label"] == label, "image_id"]
     return (*right, *[i for i in others if i not in right])[:limit]
 
@@ -74,7 +75,7 @@ def _typical(oof: Scored, data: Dataset, label: int, limit: int) -> tuple[str, .
 def _surest(oof: Scored, chosen: np.ndarray, limit: int) -> tuple[str, ...]:
     """Ids of the chosen images with the highest confidence, ties by id."""
     rows = np.flatnonzero(chosen)
-    order = np.lexsort((oof.image_id[rows], -oof.confidence[rows]))[:limit]
+    order = np.lexsort((oof.image_id[rows], -oof.outcomes.confidence[rows]))[:limit]
     return tuple(str(i) for i in oof.image_id[rows[order]])
 
 

@@ -44,7 +44,10 @@ class Report:
 
 
 def gather(dataset: str, experiments: list[str], configs: list[Config]) -> Report:
-    """Read the tables, manifests and predictions. Errors: UserError when 01 has not finished."""
+    """Read the tables, manifests and predictions, each once.
+
+    configs: one per experiment. Errors: UserError when 01 has not finished.
+    """
     data = load_dataset(dataset)
     runs = data.directory.parent
     found = [_experiment(data, n, c) for n, c in zip(experiments, configs, strict=True)]

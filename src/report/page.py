@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from src.artifacts.files import write_text
-from src.config.schema import Config
 from src.report import diagnosis, overview, provenance, results, submissions
-from src.report.context import Report, gather
+from src.report.context import Report
 from src.report.markup import document, esc
 from src.report.searches import searches
 
@@ -23,14 +22,10 @@ SECTIONS = (
 )
 
 
-def write_report(dataset: str, experiments: list[str], configs: list[Config]) -> Path:
-    """Write the page for experiments of one dataset, with whatever stages have run.
-
-    configs: one per experiment. Errors: UserError when 01 has not finished.
-    """
-    report = gather(dataset, experiments, configs)
+def write_report(report: Report) -> Path:
+    """Write the page for what `gather` read, with whatever stages have run."""
     path = report.data.directory.parent / "report.html"
-    return write_text(path, document(f"{dataset} · report", _body(report)))
+    return write_text(path, document(f"{report.name} · report", _body(report)))
 
 
 def _body(report: Report) -> str:

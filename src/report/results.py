@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from src.metrics import LOWER_IS_BETTER
 from src.plots.curves import curve_panels
 from src.plots.style import svg
 from src.report.charts import stages_panel
@@ -17,7 +18,7 @@ from src.report.markup import (
     table,
 )
 from src.report.overview import title
-from src.report.stages import LOWER_IS_BETTER, table_of
+from src.report.stages import table_of
 
 
 def curves(report: Report) -> str:

@@ -1,6 +1,6 @@
 """The table that matters: what each stage does to many, medium and few, on out-of-fold images.
 
-Logits are read one stage at a time and dropped after scoring, so that K = 8142 fits a laptop.
+Logits are read one file at a time and dropped after scoring, so that K = 8142 fits a laptop.
 """
 
 import re
@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp
 
-from src.artifacts.dataset import ALWAYS_TRAIN, Dataset, check_same_folds, load_dataset
+from src.artifacts.dataset import ALWAYS_TRAIN, Dataset, check_same_folds
 from src.artifacts.files import read_json
-from src.artifacts.predictions import Predictions, load_predictions, stack
+from src.artifacts.ids import check_unique
+from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST
-from src.metrics import bin_names, calibration, chunks, summary
+from src.metrics import LOWER_IS_BETTER, Outcomes, bin_names, outcomes_of, pooled
 
-LOWER_IS_BETTER = ("nll", "ece")
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -25,26 +24,15 @@ HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 class Scored:
     """What is kept of one stage's pooled out-of-fold predictions.
 
-    image_id, label, predicted, confidence (of the predicted class): [N] · scores: by metric ·
-    reliability: what `metrics.calibration` returns
+    image_id, label: [N] · outcomes: of each image · scores: by metric · reliability: what
+    `metrics.calibration` returns
     """
 
     image_id: np.ndarray
     label: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
+    outcomes: Outcomes
     scores: dict[str, float]
     reliability: tuple[float, np.ndarray, np.ndarray, np.ndarray]
-
-
-def stage_table(dataset: str, experiment: str) -> pd.DataFrame:
-    """One row per finished stage, scored on its pooled out-of-fold images.
-
-    Index: stage1, each stage2/<head>, posthoc (cross-fitted), ensemble. Columns: images,
-    accuracy, balanced_accuracy, macro_f1, the recall of each bin, nll, ece.
-    """
-    data = load_dataset(dataset)
-    return table_of(data, score_rows(data, experiment, score_stages(data, experiment)))
 
 
 def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dict[str, dict]:
@@ -59,7 +47,11 @@ def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dic
 
 
 def table_of(data: Dataset, rows: dict[str, dict]) -> pd.DataFrame:
-    """The scores as a table, stages in the order given."""
+    """One row per finished stage, scored on its pooled out-of-fold images, in the order given.
+
+    Index: stage1, each stage2/<head>, posthoc (cross-fitted), ensemble. Columns: images,
+    accuracy, balanced_accuracy, macro_f1, the recall of each bin, nll, ece.
+    """
     bins = bin_names(data.classes["bin"].to_numpy())
     columns = ["images", *HEADLINE, *bins, *LOWER_IS_BETTER]
     index = pd.Index(rows, name="stage", dtype=object)
@@ -122,20 +114,19 @@ def _load(path: Path, data: Dataset) -> Predictions:
 
 
 def _score(data: Dataset, files: list[Path]) -> Scored:
-    oof = stack([_load(path, data) for path in files])
-    bins = data.classes["bin"].to_numpy()
-    confidence = np.empty(len(oof.label))
-    for rows in chunks(*oof.logits.shape):
-        z = oof.logits[rows].astype(np.float64)
-        confidence[rows] = np.exp(z.max(1) - logsumexp(z, axis=1))
-    return Scored(
-        oof.image_id,
-        oof.label,
-        oof.logits.argmax(1),
-        confidence,
-        summary(oof.logits, oof.label, bins),
-        calibration(oof.logits, oof.label),
-    )
+    ids, labels, outcomes = zip(*(_outcomes(data, path) for path in files), strict=True)
+    ids, label, found = np.concatenate(ids), np.concatenate(labels), pooled(outcomes)
+    check_unique(ids, "out-of-fold predictions")
+    order = np.argsort(ids, kind="stable")
+    label, found = label[order], found.rows(order)
+    calibrated = found.calibration(label)
+    scores = found.summary(label, data.classes["bin"].to_numpy(), calibrated)
+    return Scored(ids[order], label, found, scores, calibrated)
+
+
+def _outcomes(data: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray, Outcomes]:
+    oof = _load(path, data)
+    return oof.image_id, oof.label, outcomes_of(oof.logits, oof.label)
 
 
 def format_table(table: pd.DataFrame) -> str:

@@ -4,6 +4,8 @@ import pandas as pd
 
 from src.artifacts.files import read_json, read_table
 from src.config.tree import flatten
+from src.fusion.store import brief
+from src.metrics import gain_text
 from src.plots.style import BIN_COLORS
 from src.report.context import Experiment, Report
 from src.report.markup import (
@@ -20,6 +22,7 @@ from src.report.markup import (
 )
 from src.report.overview import title
 
+GAIN = ("gain", "gain_low", "gain_high")  # the last two are not in tables of earlier versions
 SHOWN = ("accuracy", "balanced_accuracy", *BIN_COLORS, "nll")  # of the columns of table.csv
 
 
@@ -28,7 +31,7 @@ def posthoc(report: Report) -> str:
     parts = []
     for experiment in report.experiments:
         parts += [f"<h3>{title(experiment)}</h3>", _posthoc_of(experiment)]
-    text = "Fitted on out-of-fold logits; a step stays only where its cross-fitted gain is real."
+    text = "Fitted on out-of-fold logits, and judged on images that the fit never saw."
     return section("posthoc", "What post-hoc kept", note(text) + "".join(parts))
 
 
@@ -41,7 +44,8 @@ def _posthoc_of(experiment: Experiment) -> str:
     if not recipe["steps"]:
         pairs.append(("steps", "none helped"))
     path = experiment.home / "posthoc" / "table.csv"
-    return facts(pairs, "recipe") + (_steps(read_table(path)) if path.is_file() else "")
+    rule = note(esc(recipe["rule"])) if "rule" in recipe else ""  # earlier versions have none
+    return facts(pairs, "recipe") + rule + (_steps(read_table(path)) if path.is_file() else "")
 
 
 def _steps(found: pd.DataFrame) -> str:
@@ -50,9 +54,10 @@ def _steps(found: pd.DataFrame) -> str:
     scores = [c for c in others if c in SHOWN]
     rows, kinds = [], []
     for row in found.to_dict("records"):
-        step, gain = row["step"] or "as trained", row["gain"]
+        step = row["step"] or "as trained"
         why = f"<small>{esc(row['reason'])}</small>" if row["reason"] else ""
-        signed = f"{float(gain):+.3f}".replace("-", "−") if gain else "–"
+        gain = [float(row.get(c) or "nan") for c in GAIN]
+        signed = gain_text(*gain).replace("-", "−") or "–"
         rows.append([esc(row[start]), esc(step) + why, cell(row["kept"]), signed])
         rows[-1] += [cell(row[c]) for c in scores]
         kinds.append("dropped" if row["kept"] == "no" else "final" if step == "final" else "")
@@ -63,7 +68,7 @@ def _steps(found: pd.DataFrame) -> str:
 def _params(params: dict) -> str:
     """Parameters of a step, long lists cut."""
     shown = []
-    for key, value in flatten(params).items():
+    for key, value in flatten(brief(params)).items():
         if isinstance(value, list) and len(value) > 6:
             value = f"{len(value)} numbers"
         shown.append(f"{esc(key)} = {cell(value)}" if key else cell(value))
@@ -81,15 +86,16 @@ def ensemble(report: Report) -> str:
 
 
 def _submission(manifest: dict) -> str:
-    """Members with weights and scores, and below them what they are together."""
+    """Members with weights (where the combiner has any) and scores, and what they are together."""
     together, weights = manifest["metrics"]["oof"], manifest["weights"]
     scores = [c for c in (*SHOWN, "ece") if c in together]
     rows, kinds = [], []
     for member, weight in weights.items():
         found = manifest["members_oof"][member]
         shown = [cell(found.get(c, "")) for c in scores]
-        rows.append([esc(member), f"{number(weight)}{_bar(weight)}", *shown])
-        kinds.append("" if weight else "dropped")
+        share = "–" if weight is None else f"{number(weight)}{_bar(weight)}"
+        rows.append([esc(member), share, *shown])
+        kinds.append("dropped" if weight == 0 else "")
     rows.append(["together, out of fold", "", *[cell(together[c]) for c in scores]])
     kinds.append("final")
     solution = manifest["metrics"].get("solution")
@@ -98,6 +104,7 @@ def _submission(manifest: dict) -> str:
         rows.append([images, "", *[cell(solution.get(c, "")) for c in scores]])
         kinds.append("final")
     text = f"{esc(manifest['method'])}: {esc(manifest['reason'])}."
+    text += f" {esc(manifest['rule'])}" if "rule" in manifest else ""
     return note(text) + table(["member", "weight", *map(column_name, scores)], rows, "", kinds)
 
 

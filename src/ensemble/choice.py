@@ -1,0 +1,78 @@
+"""The one judge of all combiners: what is fitted must beat the mean on images it never saw."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.config.outputs import Judge
+from src.config.section import Section
+from src.ensemble.combiner import Members, Params, Pool
+from src.ensemble.combiners import COMBINERS
+from src.ensemble.mean import Mean, equal
+from src.metrics import Gain, chunks, paired_gain
+
+
+@dataclass(frozen=True)
+class Choice:
+    """name: of the combiner that is used · final: its parameters · per_fold: those fitted without
+    that fold · method: the name, or `single` for one member · reason: why · gain: cross-fitted, of
+    what was asked for over the mean, whether it is used or not"""
+
+    name: str
+    method: str
+    reason: str
+    final: Params
+    per_fold: dict[int, Params]
+    gain: Gain = Gain()
+
+    @property
+    def shares(self) -> list[float] | None:
+        return COMBINERS[self.name].shares(self.final)
+
+    def combine(self, members: Members, params: Params | None = None) -> np.ndarray:
+        """Log-probabilities [N, K], with `final` unless others are given; made in chunks."""
+        out = np.empty(members[0].shape, np.float32)
+        for rows in chunks(*out.shape):
+            part = [m[rows] for m in members]
+            out[rows] = COMBINERS[self.name].combine(part, self.final if params is None else params)
+        return out
+
+    def cross_fitted(self, members: Members, fold: np.ndarray) -> np.ndarray:
+        """[N, K], each fold with the parameters that were fitted on the others."""
+        out = np.empty(members[0].shape, np.float32)
+        for k, params in self.per_fold.items():
+            out[fold == k] = self.combine([m[fold == k] for m in members], params)
+        return out
+
+
+def choose(
+    members: Members,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    metric: str,
+    section: Section,
+    rule: Judge,
+) -> Choice:
+    """members: log-probabilities [N, K], sorted by name · labels, fold: [N] · section: of the
+    combiner that is asked for, which is kept if it passes `rule`; otherwise it is the mean"""
+    folds = np.unique(fold).tolist()
+    mean = equal(len(members))
+    same = {k: mean for k in folds}
+    if len(members) == 1:
+        return Choice("mean", "single", "there is one member", mean, same)
+    combiner = COMBINERS[section.name](section)
+    if section.name == "mean":
+        return Choice("mean", "mean", "asked for", mean, same)
+    pool = Pool(members, labels, metric)
+    per_fold = {k: combiner.fit(pool, fold != k) for k in folds}
+    before = pool.outcome(lambda part: Mean.combine(part, mean))
+    after = np.empty_like(before)
+    for k, params in per_fold.items():
+        held_out = pool.part(fold == k)
+        after[fold == k] = held_out.outcome(lambda part, p=params: combiner.combine(part, p))
+    gain = paired_gain(before, after, labels, pool.num_classes, metric)
+    told = f"{section.name}'s cross-fitted gain over the mean {gain}"
+    if fails := gain.fails(rule):
+        return Choice("mean", "mean", f"{told} {fails}", mean, same, gain)
+    final = combiner.fit(pool, np.ones(len(labels), bool))
+    return Choice(section.name, section.name, told, final, per_fold, gain)
