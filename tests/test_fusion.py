@@ -275,7 +275,7 @@ def test_a_mistake_in_the_steps_is_named(tree, says):
 
 def test_a_key_that_is_called_like_a_step_keeps_its_name_in_errors():
     with pytest.raises(UserError, match="`model.network.temperature`: found -1"):
-        config(model={"network": "kt", "kt": {"temperature": -1}})
+        config(model={"network": {"name": "kt", "temperature": -1}})
 
 
 def test_a_bare_name_is_short_for_a_step_with_its_defaults():
