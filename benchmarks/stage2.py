@@ -24,6 +24,7 @@ from benchmarks.results import markdown, provenance, write_section
 from src.artifacts.dataset import load_dataset
 from src.artifacts.predictions import load_predictions
 from src.artifacts.work import RUNS
+from src.config.heads import CRT, PASSES
 from src.config.read import load_config
 from src.data.dataset import Epochs, train_loader
 from src.data.samplers import epoch_order
@@ -35,7 +36,6 @@ from src.networks.weights import load_network
 from src.rebalance.crt import fit_crt
 from src.rebalance.features import feature_set
 from src.runtime import start
-from src.schema import CRT
 
 
 def cached(spec: CRT, config, data, stage1: Path, seeds: int, accelerator):
@@ -97,6 +97,7 @@ def main() -> None:
     stage1 = RUNS / config.dataset / Path(args.config).stem / "stage1" / "fold0"
     accelerator = start(config.train.precision)
     spec = next(spec for spec in config.stage2 if spec.head == "crt")
+    spec = spec.model_copy(update={"epochs": spec.epochs or PASSES})  # as few for both arms
     oof = load_predictions(stage1 / "oof.npz", data.num_classes)
 
     def score(head) -> float:

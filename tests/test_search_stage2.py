@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import src.rebalance.stage2 as stage2_module
 import src.rebalance.trials as searching
 from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
 from src.artifacts.heads import save_head
@@ -139,6 +140,18 @@ def test_each_head_has_a_search_of_its_own_with_whole_numbers_and_choices():
         assert score(name, [1, 2]) == best["score"]
 
 
+def test_a_number_of_epochs_can_be_searched_where_the_config_has_none():
+    heads = [{"head": "crt", "batch_size": 16}, {"head": "ncm"}]
+    keys = {"crt.epochs": {"low": 1, "high": 3}}
+    search_heads(config(keys, heads, stage2={"trials": 4}), "exp", overwrite=False)
+    tried = read_table(SEARCH / "trials.csv", ("score", "crt.epochs"))["crt.epochs"]
+    assert set(tried) <= {1, 2, 3}
+    best = read_json(SEARCH / "best.json")["values"]
+    stage2(config(keys, heads), "exp", False)
+    made = read_json(HOME / "stage2/crt/fold0/manifest.json")["settings"]["head"]
+    assert made["epochs"] == best["crt.epochs"]
+
+
 def test_other_keys_than_were_searched_stop_03():
     search_heads(config(stage2={"trials": 1}), "exp", overwrite=False)
     other = config({"crt.weight_decay": {"low": 0.1, "high": 1.0}})
@@ -188,6 +201,26 @@ def test_nothing_is_scored_on_features_that_a_network_was_fitted_to(monkeypatch)
     expected = [1, 2, 1, 2, 0, 0]  # two trials, then the winner and the config's own values
     assert len(seen) == len(expected)
     assert all(np.array_equal(f, out[k]) for f, k in zip(seen, expected, strict=True))
+
+
+def test_held_out_features_are_read_once_per_fold_for_all_heads(monkeypatch):
+    read, load = [], stage2_module.load_predictions
+
+    def counted(path, *rest):
+        read.append(path)
+        return load(path, *rest)
+
+    monkeypatch.setattr(stage2_module, "load_predictions", counted)
+    once = [HOME / f"stage1/fold{k}/oof.npz" for k in range(FOLDS)]
+    heads = [{"head": "crt", "epochs": 2}, {"head": "lws", "epochs": 2}, {"head": "ncm"}]
+    keys = {"crt.lr": {"low": 0.1, "high": 1.0}, "ncm.features": {"choices": ["un", "l2n"]}}
+    search_heads(config(keys, heads, stage2={"trials": 2}), "exp", overwrite=False)
+    assert sorted(read) == once
+    read.clear()
+    stage2(config(keys, heads), "exp", False)
+    assert read == once
+    stage2(config(keys, heads), "exp", False)
+    assert read == once  # all is finished: nothing is read
 
 
 # ---- resumed and shared ------------------------------------------------------------------------

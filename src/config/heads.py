@@ -1,6 +1,6 @@
 """The keys of stage 2: one section per head, told apart by `head`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,9 +8,13 @@ from src.config.losses import Sampler
 from src.config.section import Section, named
 
 NAME = "directory under stage2/; null: the head's kind"
-EPOCHS = "passes of N features"
+PASSES = 30  # where epochs are null, at least
 LR = "peak learning rate of SGD, cosine to 0"
 SCALE = "logits lie in [-scale, scale]"
+
+
+def _epochs(enough: int) -> str:
+    return f"passes of N features; null: {PASSES}, or as many as make {enough} steps"
 
 
 class AnyHead(Section):
@@ -26,7 +30,13 @@ class AnyHead(Section):
 
 
 class Trained(AnyHead):
-    """What heads that are trained on features have in common."""
+    """What heads that are trained on features have in common.
+
+    enough: optimizer steps that epochs of null make at least, however few features there are. A
+    number of epochs is taken at its word.
+    """
+
+    enough: ClassVar[int] = 1000
 
     sampler: Sampler = Field("class_balanced", description="which features an epoch sees")
     sampler_power: float = Field(
@@ -39,7 +49,7 @@ class Trained(AnyHead):
         description="augmented views of each training image to cache and train on; 0: the "
         "evaluation view alone",
     )
-    epochs: int = Field(30, ge=1, description=EPOCHS)
+    epochs: int | None = Field(None, ge=1, description=_epochs(enough))
     batch_size: int = Field(512, ge=2, description="features per step")
     lr: float = Field(0.1, gt=0, description=LR)
     weight_decay: float = Field(5e-4, ge=0, description="on everything that is trained")
@@ -49,6 +59,10 @@ class Trained(AnyHead):
         if "sampler_power" in self.changed() and self.sampler != "power":
             raise ValueError("sampler_power is used by the sampler `power` alone")
         return self
+
+    def passes(self, steps: int) -> int:
+        """Epochs of `steps` optimizer steps each: those asked for, or enough of them."""
+        return max(PASSES, -(-self.enough // steps)) if self.epochs is None else self.epochs
 
 
 class Switched(Trained):
@@ -60,7 +74,7 @@ class Switched(Trained):
         "frozen",
         description="batch norm of the backbone. frozen: as stage 1 left it, seconds; train: its "
         "statistics follow the sampler, so the backbone runs on every image of every epoch, and "
-        "once more in 05",
+        f"once more in 05; minutes, so that epochs of null are {PASSES} and no more",
     )
 
     @model_validator(mode="after")
@@ -68,6 +82,12 @@ class Switched(Trained):
         if self.bn == "train" and self.views:
             raise ValueError("bn: train draws new views in every epoch; remove views")
         return self
+
+    def passes(self, steps: int) -> int:
+        """Each is a pass of the backbone with bn: train, so nothing makes more of them."""
+        if self.epochs is None and self.bn == "train":
+            return PASSES
+        return super().passes(steps)
 
 
 class CRT(Switched):
@@ -98,10 +118,14 @@ class CRT(Switched):
 
 class LWS(Switched):
     head: Literal["lws"] = "lws"
-    epochs: int = Field(30, ge=0, description=f"{EPOCHS}; 0: stage 1's classifier as it is")
+    epochs: int | None = Field(
+        None, ge=0, description=f"{_epochs(Trained.enough)}; 0: stage 1's classifier as it is"
+    )
 
 
 class MaxNorm(Trained):
+    enough: ClassVar[int] = 300  # the ball and the weight decay stop it early
+
     head: Literal["maxnorm"] = "maxnorm"
     sampler: Sampler = Field(
         "instance", description="which features an epoch sees; the loss balances the classes"
@@ -121,6 +145,7 @@ class MaxNorm(Trained):
         description="largest norm of a class's weights, between the smallest (0) and the largest "
         "(1) of stage 1",
     )
+    epochs: int | None = Field(None, ge=1, description=_epochs(enough))
     batch_size: int = Field(64, ge=2, description="features per step")
     lr: float = Field(0.01, gt=0, description=LR)
     weight_decay: float = Field(0.1, ge=0, description="on the weights and the bias")
@@ -136,8 +161,10 @@ class MaxNorm(Trained):
 
 
 class CosineHead(Trained):
+    enough: ClassVar[int] = 100  # further from the class means it learns the images by heart
+
     head: Literal["cosine"] = "cosine"
-    epochs: int = Field(30, ge=0, description=f"{EPOCHS}; 0: NCM with a scale")
+    epochs: int | None = Field(None, ge=0, description=f"{_epochs(enough)}; 0: NCM with a scale")
     scale: float = Field(16.0, gt=0, description=SCALE)
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 

@@ -24,7 +24,7 @@ from src.data.transforms import EvalTransform, TrainTransform
 from src.errors import UserError
 from src.networks.forward import run_network
 from src.networks.weights import load_network
-from src.rebalance.sgd import Batches, rows_of_epoch, steps_per_epoch
+from src.rebalance.sgd import Batches, plan, rows_of_epoch
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FeatureSet:
         """Epochs by `spec.sampler`; each draw of an image takes one of its views at random."""
         views = torch.from_numpy(np.stack(self.some_views(spec.views))).to(device)  # [V, N, D]
         labels = torch.tensor(self.labels, device=device)
-        steps, size = steps_per_epoch(len(labels), spec.batch_size)
+        _, steps, size = plan(spec, len(labels))
 
         def epoch_batches(epoch: int):
             order = rows_of_epoch(spec, self.labels, self.num_classes, seed, epoch)

@@ -38,6 +38,26 @@ class Experiment:
     searched: dict[str, dict] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What heads are fitted on and scored on: a network of stage 1, the features of its training
+    images, and its held-out images with theirs, of which `full` has none."""
+
+    stage1: Path
+    features: FeatureSet
+    held_out: Predictions | None
+
+
+def load_fold(work: Experiment, stage1: Path, views: int) -> Fold:
+    """Both from disk, where 02 left the held-out ones; the others are computed if need be."""
+    cache = work.home / "stage2" / "features" / stage1.name
+    features = feature_set(work.config, work.data, stage1, cache, views, work.accelerator)
+    if stage1.name == FULL:
+        return Fold(stage1, features, None)
+    held_out = load_predictions(stage1 / "oof.npz", work.data.num_classes)
+    return Fold(stage1, features, held_out)
+
+
 def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     """Fit every head of the config on every network that 02 finished; one row of metrics each.
 
@@ -54,19 +74,18 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     for note in filter(None, notes):
         work.accelerator.print(note)
     rows = []
+    views = max((spec.views for spec in config.stage2), default=0)
     for stage1 in finished_networks(home, data):
-        features: FeatureSet | None = None
+        fold: Fold | None = None
         for spec in config.stage2:
             name = spec.title
             step = head_step(work, spec, name, stage1, overwrite)
             if step.finished(main=work.accelerator.is_main_process):
                 metrics = step.manifest()["metrics"]
             else:
-                if features is None and not _live(spec):
-                    views = max(s.views for s in config.stage2)
-                    cache = home / "stage2" / "features" / stage1.name
-                    features = feature_set(config, data, stage1, cache, views, work.accelerator)
-                metrics = fit_head(work, spec, name, stage1, features, step)
+                if fold is None and not _live(spec):
+                    fold = load_fold(work, stage1, views)
+                metrics = fit_head(work, spec, name, stage1, fold, step)
             rows.append({"classifier": name, "fold": stage1.name} | metrics)
     return pd.DataFrame(rows)
 
@@ -97,23 +116,24 @@ def head_settings(config: Config, spec) -> dict:
 
 
 def fit_head(
-    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet | None, step: Work
+    work: Experiment, spec, name: str, stage1: Path, fold: Fold | None, step: Work
 ) -> dict[str, float]:
-    """Fit one head on one fold, on the main process, and write its artifacts."""
+    """Fit one head on one fold, on the main process, and write its artifacts.
+
+    fold: None for a head that runs the backbone
+    """
     metrics: dict[str, float] = {}
     live = live_features(work, stage1) if _live(spec) else None
     if not work.accelerator.is_main_process:
         return metrics
-    kind, arrays = fit(work, spec, name, stage1, live or features)
+    kind, arrays = fit(work, spec, name, stage1, live or fold.features)
     save_head(step.directory / "head.safetensors", kind, arrays)
     outputs = ["head.safetensors"]
     if live is not None:
         save_statistics(step.directory / STATISTICS, live.network)
         outputs.append(STATISTICS)
     if stage1.name != FULL:
-        oof = load_predictions(stage1 / "oof.npz", work.data.num_classes)
-        if live is not None:
-            oof = held_out_features(work, live, stage1)
+        oof = fold.held_out if live is None else held_out_features(work, live, stage1)
         logits = head_logits(oof.features, arrays, kind)
         oof.with_logits(logits).save(step.directory / "oof.npz")
         outputs.append("oof.npz")

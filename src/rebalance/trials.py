@@ -24,7 +24,6 @@ from optuna.trial import Trial
 
 from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
 from src.artifacts.files import read_json
-from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import RUNS
 from src.config.head_keys import head_key, head_ranges
 from src.config.heads import Head
@@ -35,22 +34,11 @@ from src.config.tree import dump_config, flatten
 from src.errors import UserError
 from src.logits import head_logits
 from src.metrics import OUTCOMES, SCORES, paired_gain
-from src.rebalance.features import FeatureSet, feature_set
-from src.rebalance.stage2 import Experiment, fit, head_settings
+from src.rebalance.stage2 import Experiment, Fold, fit, head_settings, load_fold
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
 from src.search.study import locked
 from src.search.winner import BEST, describe, found_text, head_directory, with_winner
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What heads are fitted on and scored on: a network of stage 1, the features of its training
-    images, and its held-out images with theirs."""
-
-    stage1: Path
-    features: FeatureSet
-    held_out: Predictions
 
 
 def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, pd.DataFrame]:
@@ -112,13 +100,8 @@ def _load(work: Experiment, networks: list[Path], ranges: dict) -> list[Fold]:
             views = max(views, spec.views, *(span.ends if span else ()))
     folds = []
     for stage1 in networks:
-        directory = work.home / "stage2" / "features"
-        with locked(directory):  # the other workers wait for the one that computes them
-            features = feature_set(
-                work.config, work.data, stage1, directory / stage1.name, views, work.accelerator
-            )
-        oof = load_predictions(stage1 / "oof.npz", work.data.num_classes)
-        folds.append(Fold(stage1, features, oof))
+        with locked(work.home / "stage2" / "features"):  # the others wait for who computes them
+            folds.append(load_fold(work, stage1, views))
     return folds
 
 
