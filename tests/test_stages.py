@@ -26,6 +26,7 @@ from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
+from tests.fabricate import seal
 
 HOME = Path("runs/digits/exp")
 
@@ -148,6 +149,7 @@ def test_a_new_calibration_costs_no_second_pass(trained, monkeypatch):
     before = len(passes)
     path = HOME / "posthoc/posthoc.json"
     path.write_text(path.read_text() + "\n")
+    seal(path.parent)
     predict(cfg, "exp", False)
     assert len(passes) == before
 

@@ -81,6 +81,7 @@ def ensemble(
     if out is not None:
         write_bytes(out, path.read_bytes())
     write_json(manifest, _facts(step, began, name, members, weights, table, score, scored))
+    step.release()
     return Result(path, table, weights, score, scored, len(ids))
 
 

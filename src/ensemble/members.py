@@ -11,7 +11,7 @@ from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
 from src.artifacts.oof import check_held_out, load_oof
 from src.artifacts.predictions import Predictions, load_predictions
-from src.artifacts.work import MANIFEST, RUNS, require
+from src.artifacts.work import MANIFEST, RUNS, checked, require
 from src.config.schema import Config
 from src.errors import UserError
 from src.metrics import chunks
@@ -76,7 +76,7 @@ def _oof(home: Path, head: str, dataset: Dataset) -> tuple[Predictions, list[Pat
 def _check_recipe(manifest: dict, recipe: Path, origin: Path) -> None:
     """Errors: UserError when 04 was run again since 05 made `origin`."""
     used = manifest["inputs"].get("posthoc.json")
-    if used is not None and used != sha256(recipe):
+    if used is not None and used != sha256(checked(recipe)):
         raise UserError(
             f"{origin}: made with another {recipe} than the one there now. "
             "Run `python 05_predict.py` with the same --config again."

@@ -8,6 +8,7 @@ import pandas as pd
 
 from src.artifacts.files import read_table
 from src.artifacts.ids import check_unique
+from src.artifacts.lock import locked
 from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.coco import read_coco
@@ -40,7 +41,8 @@ def read_source(data: Data) -> Source:
     ids that occur twice, ids of the sample submission or the solution that match nothing.
     """
     if data.source in WRITERS:
-        WRITERS[data.source](data)
+        with locked(Path(data.root)):
+            WRITERS[data.source](data)
     source = READERS[data.source](data)
     if source.solution or data.solution is None:
         source = replace(source, truth=None)

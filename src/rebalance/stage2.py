@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from src.artifacts.dataset import FULL, Dataset, finished_networks, fold_of, load_dataset
 from src.artifacts.heads import save_head
+from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import RUNS, Work
 from src.config.schema import Config
@@ -59,13 +60,15 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
         for spec in config.stage2:
             name = spec.title
             step = head_step(work, spec, name, stage1, overwrite)
-            if step.finished(main=work.accelerator.is_main_process):
+            if step.finished():
                 metrics = step.manifest()["metrics"]
             else:
                 if features is None and not _live(spec):
                     views = max(s.views for s in config.stage2)
                     cache = home / "stage2" / "features" / stage1.name
-                    features = feature_set(config, data, stage1, cache, views, work.accelerator)
+                    main = work.accelerator.is_main_process
+                    with locked(cache.parent, wait=False, main=main):
+                        features = feature_set(config, data, stage1, cache, views, work.accelerator)
                 metrics = fit_head(work, spec, name, stage1, features, step)
             rows.append({"classifier": name, "fold": stage1.name} | metrics)
     return pd.DataFrame(rows)
@@ -85,7 +88,7 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process
     with work.accelerator.main_process_first():
-        return Work(directory, settings, inputs, overwrite=overwrite and main)
+        return Work(directory, settings, inputs, overwrite=overwrite, main=main)
 
 
 def head_settings(config: Config, spec) -> dict:

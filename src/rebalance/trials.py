@@ -24,6 +24,7 @@ from optuna.trial import Trial
 
 from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
 from src.artifacts.files import read_json
+from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import RUNS
 from src.config.head_keys import head_key, head_ranges
@@ -39,7 +40,6 @@ from src.rebalance.features import FeatureSet, feature_set
 from src.rebalance.stage2 import Experiment, fit, head_settings
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
-from src.search.study import locked
 from src.search.winner import BEST, describe, found_text, head_directory, with_winner
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src.artifacts.files import write_text
+from src.artifacts.lock import locked
 from src.config.schema import Config
 from src.report import diagnosis, overview, provenance, results, submissions
 from src.report.context import Report, gather
@@ -30,7 +31,9 @@ def write_report(dataset: str, experiments: list[str], configs: list[Config]) ->
     """
     report = gather(dataset, experiments, configs)
     path = report.data.directory.parent / "report.html"
-    return write_text(path, document(f"{dataset} · report", _body(report)))
+    page = document(f"{dataset} · report", _body(report))
+    with locked(path):
+        return write_text(path, page)
 
 
 def _body(report: Report) -> str:
