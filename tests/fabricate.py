@@ -140,7 +140,7 @@ def seal(directory: Path, **facts) -> None:
     """Write the manifest, with true digests of the files that are there, as `Work.finish` does.
     Of an older one other facts are kept: what is there is what the stage would have made."""
     path = directory / MANIFEST
-    files = [f for f in sorted(directory.iterdir()) if f.is_file() and f != path]
+    files = [f for f in sorted(directory.glob("*")) if f.is_file() and f != path]
     old = read_json(path) if path.is_file() else {}
     write_json(path, old | facts | {"outputs": {f.name: sha256(f) for f in files}})
 
