@@ -6,7 +6,8 @@ More views:            python 05_predict.py --config configs/birds_lt.yaml --set
 
 Reads   runs/<dataset>/<experiment>/stage1, stage2, posthoc (from 02, 03, 04)
 Writes  predict/stage1.npz, predict/<head>.npz, predict/posthoc.npz, manifest.json; and per network
-        predict/cache/, so that a new head or calibration needs no second pass of the backbone
+        predict/cache/, so that a new head or calibration needs no second pass of the backbone;
+        with predict.keep_views also predict/views/<network>/view<i>.npz
 """
 
 from pathlib import Path

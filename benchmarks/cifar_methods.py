@@ -31,7 +31,7 @@ class Budget:
 
 
 SHORT_MIXING = {"train.mixing.off_epochs": 4}  # ends with the first drop of the learning rate
-SHORT_BBN = {"model.bbn.t_max": 27}  # α ends at 1/2: the branches count alike
+SHORT_BBN = {"model.network.t_max": 27}  # α ends at 1/2: the branches count alike
 BBNS = ("bbn", "bbn_alpha0", "bbn_alpha1", "bbn_anti_alias")
 
 BUDGETS = {
@@ -46,7 +46,7 @@ BUDGETS = {
         "ResNet-20, 20 epochs, bf16, batch 128, lr 0.1 (1 epoch warm-up, × 0.1 after 16 and 19), "
         "Nesterov, weight decay 2e-4 on weights; with one sampler, the last "
         f"{SHORT_MIXING['train.mixing.off_epochs']} epochs are not mixed; "
-        f"BBN's T_max is {SHORT_BBN['model.bbn.t_max']}",
+        f"BBN's T_max is {SHORT_BBN['model.network.t_max']}",
         {
             "model.backbone": "cifar_resnet20",
             "train.epochs": 20,
@@ -158,8 +158,8 @@ METHODS = {
             },
         ),
         Method("reversed", "reversed sampler alone", {"train.sampler": "reversed"}, ablation=True),
-        Method("bbn_alpha0", "BBN, α = 0", BBN | {"model.bbn.alpha": 0.0}, ablation=True),
-        Method("bbn_alpha1", "BBN, α = 1", BBN | {"model.bbn.alpha": 1.0}, ablation=True),
+        Method("bbn_alpha0", "BBN, α = 0", BBN | {"model.network.alpha": 0.0}, ablation=True),
+        Method("bbn_alpha1", "BBN, α = 1", BBN | {"model.network.alpha": 1.0}, ablation=True),
         Method(
             "multi_task",
             "cross-entropy with frequency classifier",
@@ -187,7 +187,7 @@ METHODS = {
         Method("bbn_anti_alias", "BBN, anti-aliasing", BBN | {"model.anti_alias": True},
                ablation=True),
         Method("kt_images", "KT, every image counts alike",
-               {"model.network": "kt", "model.kt.average": "images"}, ablation=True),
+               {"model.network": "kt", "model.network.average": "images"}, ablation=True),
         Method("task_separator", "task separator", SEPARATOR, ablation=True),
         Method("ride", "RIDE", RIDE, ablation=True),
         Method("paco", "GPaCo", PACO, ablation=True),

@@ -202,7 +202,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
         Entry(
             "… every image alike",
             "as KT, where class means are wrong on few training images",
-            "model: {network: kt, kt: {average: images}}",
+            "model: {network: {name: kt, average: images}}",
             "ours",
             "src/networks/kt.py",
             "kt_images",

@@ -36,7 +36,6 @@ from src.config.read import load_config
 from src.config.schema import Config
 from src.data.images import load_image
 from src.data.transforms import EvalTransform, Preprocessing
-from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Network
 from src.networks.weights import load_network
@@ -92,8 +91,7 @@ def with_blur(
     plain: tuple[Network, Preprocessing], config: Config, data: Dataset
 ) -> tuple[Network, Preprocessing]:
     """The plain weights in the network of a config with blur: the keys are the same."""
-    bins = bin_numbers(data.classes["bin"])
-    network, _ = build_network(config.model, data.num_classes, bins)
+    network, _ = build_network(config.model, data.classes_of(data.images))
     network.load_state_dict(plain[0].state_dict())
     return network.eval(), plain[1]
 

@@ -39,12 +39,19 @@ def means_by_class(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np
     return (sums / counts[:, None]).astype(np.float32)
 
 
+def seen(f: np.ndarray, head: dict[str, np.ndarray]) -> np.ndarray:
+    """The columns (from, to) of the features [N, D] that a head acts on; all if it names none."""
+    return f if "columns" not in head else f[:, slice(*head["columns"])]
+
+
 def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.ndarray:
     """Logits of a head that 02 or 03 saved.
 
     kind: linear (weight [K, D], bias [K]), cosine (weight, scale []), or centred (weight, bias,
-    center [D]), which is linear in the unit vector of f − center.
+    center [D]), which is linear in the unit vector of f − center. A head of one branch of a network
+    also has `columns`, see `seen`.
     """
+    f = seen(f, head)
     if kind == "linear":
         return linear_logits(f, head["weight"], head.get("bias"))
     if kind == "cosine":

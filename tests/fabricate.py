@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from src.artifacts.dataset import Classes
 from src.artifacts.files import read_json, sha256, write_bytes, write_json, write_table
 from src.artifacts.heads import save_head
 from src.artifacts.predictions import Predictions
@@ -187,3 +188,10 @@ def write_predictions(world: World, experiment: str, names=NAMES, *, noise=0.0, 
 
 def folds_input() -> dict[str, str]:
     return {"folds.csv": sha256(RUNS / DATASET / "folds" / "folds.csv")}
+
+
+def some_classes(num: int, bins=None, counts=None) -> Classes:
+    """K classes of which nothing else matters: without bins all are in one."""
+    bins = np.zeros(num, dtype=np.int64) if bins is None else np.asarray(bins)
+    counts = np.full(num, 10) if counts is None else np.asarray(counts)
+    return Classes(num, bins, tuple(map(str, range(num))), counts)

@@ -11,13 +11,16 @@ from src.errors import UserError
 from src.networks import build_network
 from src.networks.anti_alias import BLUR
 from src.networks.cifar_resnet import Block, CifarResNet
+from tests.fabricate import some_classes
 
 NETS = ["cifar_resnet20", "resnet18", "resnet50", "mobilenetv2_100"]
 
 
 def network(backbone, **keys):
     torch.manual_seed(0)
-    return build_network(Model(backbone=backbone, pretrained=False, **keys), 5)[0].eval()
+    return build_network(Model(backbone=backbone, pretrained=False, **keys), some_classes(5))[
+        0
+    ].eval()
 
 
 @pytest.mark.parametrize("width", [3, 5])
@@ -100,7 +103,7 @@ def test_backbones_without_a_place_for_it_say_so(backbone):
 
 
 def test_aa_layer_in_kwargs_points_to_the_key():
-    with pytest.raises(UserError, match="model.anti_alias=true"):
+    with pytest.raises(UserError, match="anti_alias=true"):
         parse_config({"model": {"kwargs": {"aa_layer": "blur"}}})
     with pytest.raises(UserError, match="blur_kernel"):
         parse_config({"model": {"anti_alias": True, "blur_kernel": 4}})

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from src import logits as arrays
 from src.auxiliaries import build_auxiliaries
+from src.config.auxiliaries import Frequency
 from src.config.model import Model
-from src.config.networks import KT, Frequency
+from src.config.networks import KT
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.metrics import bin_numbers
@@ -18,6 +19,7 @@ from src.networks.base import Output, Progress
 from src.networks.kt import remember, to_range, transfer
 from src.networks.weights import load_network
 from src.training.loop import Objective
+from tests.fabricate import some_classes
 from tests.training_kit import random_batch, resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 K = 6
@@ -43,7 +45,9 @@ def test_bins_are_numbered_from_the_most_frequent_one_that_is_there():
 
 
 def frequency(weight=1.0):
-    loss = build_auxiliaries((Frequency(weight=weight),), width=2, bins=BINS)["frequency"]
+    loss = build_auxiliaries((Frequency(weight=weight),), width=2, classes=some_classes(K, BINS))[
+        "frequency"
+    ]
     with torch.no_grad():
         loss.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     return loss
@@ -83,8 +87,8 @@ def test_frequency_of_mixed_images_is_mixed():
 
 
 def test_the_objective_runs_the_network_once_and_trains_all_its_parts():
-    network, _ = build_network(Model(backbone="cifar_resnet20", pretrained=False), K)
-    auxiliaries = build_auxiliaries((Frequency(),), width=64, bins=BINS)
+    network, _ = build_network(Model(backbone="cifar_resnet20", pretrained=False), some_classes(K))
+    auxiliaries = build_auxiliaries((Frequency(),), width=64, classes=some_classes(K, BINS))
     objective, calls = Objective(network, PlainCE(), auxiliaries), []
     network.register_forward_hook(lambda *_: calls.append(1))
     terms = objective(Batch(*random_batch()), FIRST)
@@ -96,7 +100,7 @@ def test_the_objective_runs_the_network_once_and_trains_all_its_parts():
 
 def test_one_bin_is_refused():
     with pytest.raises(UserError, match="frequency needs classes in two bins or more, found 1"):
-        build_auxiliaries((Frequency(),), width=2, bins=np.zeros(K, dtype=np.int64))
+        build_auxiliaries((Frequency(),), width=2, classes=some_classes(K))
 
 
 def test_an_auxiliary_is_there_once():
@@ -139,7 +143,7 @@ def test_without_momentum_the_memory_is_the_mean_of_all_images():
 
 def test_teaching_begins_with_the_means_of_the_epoch_before():
     """Not with what an untrained network saw in the first batches."""
-    network = kt(kt=KT(start_epoch=2)).eval()
+    network = kt(start_epoch=2).eval()
     old, new = Batch(*random_batch(seed=1)), Batch(*random_batch(seed=2))
     network.loss(old, PlainCE(), Progress(0, 0, 0.0, 4))
     for step in (1, 2):
@@ -232,8 +236,8 @@ def test_with_every_image_alike_and_phi_one_it_is_the_criterion_of_the_batch():
 
 def kt(**keys):
     torch.manual_seed(0)
-    model = Model(backbone="cifar_resnet20", network="kt", pretrained=False, **keys)
-    return build_network(model, K)[0]
+    model = Model(backbone="cifar_resnet20", network=KT(**keys), pretrained=False)
+    return build_network(model, some_classes(K))[0]
 
 
 def test_only_the_first_head_trains_the_backbone():
@@ -256,7 +260,7 @@ def test_class_means_teach_from_start_epoch_on():
     early, _ = kt().loss(batch, PlainCE(), FIRST)
     expected = F.cross_entropy(kt()(batch.images).logits, batch.labels)
     assert early["second"].item() == pytest.approx(expected.item(), rel=1e-5)
-    network = kt(kt=KT(start_epoch=0))
+    network = kt(start_epoch=0)
     with torch.no_grad():  # a teacher that is always right
         f = F.normalize(network(batch.images).features, dim=1)
         first = {int(y): f[i] for i, y in reversed(list(enumerate(batch.labels)))}
@@ -269,7 +273,7 @@ def test_class_means_teach_from_start_epoch_on():
 @pytest.mark.parametrize("phi, temperature", [(0.2, 1.0), (0.5, 2.0)])
 def test_the_second_term_by_hand_with_a_memory_that_is_there(phi, temperature):
     """The teacher is the cosine to the memory from before this batch, on the range of head 1."""
-    network = kt(kt=KT(phi=phi, temperature=temperature, momentum=1.0)).eval()
+    network = kt(phi=phi, temperature=temperature, momentum=1.0).eval()
     images, _ = random_batch()
     with torch.no_grad():
         network.classifier.weight.normal_(std=0.05)
@@ -311,7 +315,7 @@ def test_kt_resumes_with_its_memory_and_reads_plain_weights(tmp_path, monkeypatc
     network, _ = load_network(directory / "weights.safetensors", data)
     assert (network.memory.norm(dim=1) > 0).all()
 
-    state = build_network(tiny_config().model, K)[0].state_dict()
+    state = build_network(tiny_config().model, some_classes(K))[0].state_dict()
     adopted = kt().adopt(state)
     torch.testing.assert_close(adopted["first.weight"], state["classifier.weight"])
     torch.testing.assert_close(adopted["classifier.weight"], state["classifier.weight"])

@@ -1,5 +1,7 @@
 """BBN: two branches, cumulative learning, warm start."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.bbn import alpha
 from src.networks.weights import load_network, load_pretrained
+from tests.fabricate import some_classes
 from tests.training_kit import (
     random_batch,
     resumes_exactly,
@@ -28,8 +31,8 @@ FIRST = Progress(0, 0, 0.0, 10)
 
 def bbn(alpha="decay", backbone="cifar_resnet20", **keys):
     torch.manual_seed(0)
-    model = Model(backbone=backbone, network="bbn", pretrained=False, bbn=BBN(alpha=alpha), **keys)
-    network, _ = build_network(model, K)
+    model = Model(backbone=backbone, network=BBN(alpha=alpha), pretrained=False, **keys)
+    network, _ = build_network(model, some_classes(K))
     with torch.no_grad():  # apart, as after some training
         for p in network.rebalancing.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -138,7 +141,7 @@ def test_the_gradient_of_the_loss_to_the_features_of_both_branches(double):
 @pytest.mark.parametrize("anti_alias", [False, True])
 def test_the_cut_backbone_computes_what_the_whole_one_does(backbone, anti_alias):
     model = Model(backbone=backbone, network="bbn", pretrained=False, anti_alias=anti_alias)
-    network = build_network(model, K)[0].eval()
+    network = build_network(model, some_classes(K))[0].eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         both, whole = network(images).features, network.backbone(images)
@@ -147,7 +150,9 @@ def test_the_cut_backbone_computes_what_the_whole_one_does(backbone, anti_alias)
 
 def test_a_backbone_without_residual_blocks_is_refused():
     with pytest.raises(UserError, match="VisionTransformer"):
-        build_network(Model(backbone="vit_tiny_patch16_224", network="bbn", pretrained=False), K)
+        build_network(
+            Model(backbone="vit_tiny_patch16_224", network="bbn", pretrained=False), some_classes(K)
+        )
 
 
 @pytest.mark.parametrize(
@@ -169,24 +174,23 @@ def test_config_refuses_what_makes_no_sense(train, words):
 @pytest.mark.parametrize(
     "model, words",
     [
-        ({"bbn": {"alpha": 0.5}}, "model.bbn.alpha is used by model.network=bbn alone"),
-        ({"network": "kt", "ride": {"experts": 4}}, "model.ride.experts .* found kt"),
-        ({"kt": {"phi": 0.5}}, "model.kt.phi"),
-        ({"paco": {"queue": 8}}, "model.paco.queue"),
-        ({"task_separator": {"routing": "soft"}}, "model.task_separator.routing"),
-        ({"network": "bbn", "bbn": {"alpha": 0.5, "t_max": 9}}, "remove t_max"),
+        ({"bbn": {"alpha": 0.5}}, "`model.bbn`; write model.network: {name: bbn, …}"),
+        ({"network": {"name": "kt", "experts": 4}}, "unknown key `model.network.experts`"),
+        ({"network": {"phi": 0.5}}, "it needs 'name', one of plain, bbn, kt"),
+        ({"network": {"name": "pako"}}, "did you mean 'paco'?"),
+        ({"network": "rid"}, "did you mean 'ride'?"),
+        ({"network": {"name": "bbn", "alpha": 0.5, "t_max": 9}}, "remove t_max"),
     ],
 )
 def test_keys_that_another_network_reads_are_refused(model, words):
-    train = {"second_sampler": "reversed"} if model.get("network") == "bbn" else {}
-    with pytest.raises(UserError, match=words):
-        tiny_config(model, train)
+    with pytest.raises(UserError, match=re.escape(words)):
+        tiny_config(model, {"second_sampler": "reversed"})
 
 
 def test_a_dump_names_every_networks_keys_and_is_taken():
     train = {"second_sampler": "reversed"}
     for keys in ({"alpha": 0.5}, {"t_max": 9}):
-        config = tiny_config({"network": "bbn", "bbn": keys}, train)
+        config = tiny_config({"network": {"name": "bbn"} | keys}, train)
         assert parse_config(dump_config(config)) == config
 
 
@@ -197,7 +201,7 @@ def test_weights_of_a_plain_network_go_into_both_branches(tmp_path, monkeypatch)
     reversed_stream = {"epochs": 2, "second_sampler": "reversed"}
     source = {"network": "bbn", "pretrained": "experiment:plain"}
     config = tiny_config(source, reversed_stream)
-    network, _ = build_network(config.model, K)
+    network, _ = build_network(config.model, some_classes(K))
     said = load_pretrained(network, config.model, "tiny", "fold0")
     assert "other shape: 'classifier.bias', 'classifier.weight'" in said
     block = load_network(plain / "weights.safetensors", data)[0].backbone.layer3[-1]
@@ -207,7 +211,7 @@ def test_weights_of_a_plain_network_go_into_both_branches(tmp_path, monkeypatch)
 
     trained = train_tiny(config, "bbn")  # and a BBN checkpoint keeps its two different branches
     config = tiny_config(source | {"pretrained": "experiment:bbn"}, reversed_stream)
-    network, _ = build_network(config.model, K)
+    network, _ = build_network(config.model, some_classes(K))
     said = load_pretrained(network, config.model, "tiny", "fold0")
     own = load_network(trained / "weights.safetensors", data)[0].state_dict()
     assert "fresh" not in said
@@ -216,10 +220,12 @@ def test_weights_of_a_plain_network_go_into_both_branches(tmp_path, monkeypatch)
 
 
 def test_a_file_of_backbone_weights_goes_into_both_branches(tmp_path):
-    backbone = build_network(Model(backbone="resnet18", pretrained=False), K)[0].backbone
+    backbone = build_network(Model(backbone="resnet18", pretrained=False), some_classes(K))[
+        0
+    ].backbone
     torch.save(backbone.state_dict(), tmp_path / "weights.pt")
     model = Model(backbone="resnet18", network="bbn", pretrained=str(tmp_path / "weights.pt"))
-    network, _ = build_network(model, K)
+    network, _ = build_network(model, some_classes(K))
     load_pretrained(network, model, "tiny", "fold0")
     expected = backbone.layer4[-1].conv1.weight
     torch.testing.assert_close(network.rebalancing[0].conv1.weight, expected)

@@ -121,7 +121,7 @@ def test_some_methods_have_a_schedule_of_their_own():
     assert (short.train.mixing.off_epochs, long.train.mixing.off_epochs) == (4, 0)
     assert short.train.mixing.mixup == long.train.mixing.mixup == 1.0
     short, long = (job_config(Job(str(CIFAR), b, "bbn", "exp100", 0)) for b in ("cpu", "gpu"))
-    assert short.model.bbn.t_max > short.train.epochs and long.model.bbn.t_max is None
+    assert short.model.network.t_max > short.train.epochs and long.model.network.t_max is None
     others = job_config(Job(str(CIFAR), "cpu", "ce", "exp100", 0))
     assert short.train.milestones == others.train.milestones
     assert long.train.milestones == (0.6, 0.8)  # of the authors' 200 epochs

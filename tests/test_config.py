@@ -35,8 +35,8 @@ ROOT = Path(__file__).parents[1]
         ({"train": {"milestones": [0.8, 0.6]}}, "rising fractions"),
         ({"stage2": [{"head": "crt"}, {"head": "crt"}]}, "used twice"),
         ({"stage2": [{"head": "crt", "name": "stage1"}]}, "reserved"),
-        ({"posthoc": {"heads": ["lws"]}}, "stage2 has only"),
-        ({"ensemble": {"members": ["lws"]}}, "stage2 has only"),
+        ({"posthoc": {"heads": ["lws"]}}, "there are only"),
+        ({"ensemble": {"members": ["lws"]}}, "there are only"),
     ],
 )
 def test_a_mistake_is_named_with_what_was_meant(tree, says):

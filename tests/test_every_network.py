@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,17 +13,16 @@ from src.artifacts.predictions import load_predictions
 from src.auxiliaries import build_auxiliaries
 from src.data.dataset import Batch
 from src.losses import build_criterion
-from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Progress
 from src.training.loop import Objective
-from tests.training_kit import COUNTS, random_batch, tiny_config, tiny_dataset, train_tiny
+from tests.training_kit import random_batch, tiny_config, tiny_dataset, train_tiny
 
 ROOT = Path(__file__).parents[1]
 TWO = {"second_sampler": "class_balanced"}
 METHODS = {
     "bbn": ({"network": "bbn"}, {"second_sampler": "reversed"}),
-    "kt": ({"network": "kt", "kt": {"start_epoch": 0}}, {}),
+    "kt": ({"network": {"name": "kt", "start_epoch": 0}}, {}),
     "paco": (
         {"network": "paco"},
         {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},
@@ -45,11 +43,11 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny_config(*METHODS[name])
     torch.manual_seed(0)
-    numbers = bin_numbers(tiny_dataset().classes["bin"])
-    network, _ = build_network(config.model, len(COUNTS), numbers)
-    width = network.classifier.weight.shape[1]
-    auxiliaries = build_auxiliaries(config.train.auxiliaries, width, numbers)
-    criterion = build_criterion(config, np.array(COUNTS))
+    data = tiny_dataset()
+    classes = data.classes_of(data.images)
+    network, _ = build_network(config.model, classes)
+    auxiliaries = build_auxiliaries(config.train.auxiliaries, network.width, classes)
+    criterion = build_criterion(config, classes)
     objective = Objective(network, criterion, auxiliaries).train()
     others, labels = random_batch(seed=1)
     batch = Batch(*random_batch(), other=Batch(others, labels.flip(0)))

@@ -14,6 +14,7 @@ from src.data.samplers import SAMPLERS
 from src.errors import UserError
 from src.losses import CRITERIA, build_criterion, effective_weights
 from src.networks.base import Progress, mixed
+from tests.fabricate import some_classes
 
 COUNTS = np.array([100, 25, 4, 1])
 EMPTY = np.array([100, 25, 0, 1])
@@ -26,7 +27,8 @@ def criterion(name: str, counts=COUNTS, scale: float | None = None, deferred=Non
     scale = scale or (4.0 if name == "ldam" else None)
     model = {"head": "cosine", "cosine_scale": scale} if scale else {}
     train = {"criterion": {"name": name, **keys}, "deferred": deferred or {}}
-    return build_criterion(parse_config({"model": model, "train": train}), counts)
+    classes = some_classes(len(counts), counts=counts)
+    return build_criterion(parse_config({"model": model, "train": train}), classes)
 
 
 def batch(seed: int = 0, labels=(0, 1, 1, 3, 0, 0)) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from src.prepare import prepare as prepare_module
 from src.training import stage1
 from src.training.loop import Objective
 from src.training.mixing import Mixer, _paste, hidden_mixing
+from tests.fabricate import some_classes
 from tests.prepare_kit import config, folder_source
 from tests.training_kit import tiny_config, tiny_dataset, train_tiny
 
@@ -44,8 +45,8 @@ def small_network(backbone: str = "cifar_resnet20", size: int = 16):
     model = {"backbone": backbone, "pretrained": False, "image_size": size}
     tree = parse_config({"model": model})
     torch.manual_seed(0)
-    network, _ = build_network(tree.model, 4)
-    return network, build_criterion(tree, COUNTS)
+    network, _ = build_network(tree.model, some_classes(4))
+    return network, build_criterion(tree, some_classes(4, counts=COUNTS))
 
 
 def partner_order(batch: Batch, found: Batch) -> torch.Tensor:

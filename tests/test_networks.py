@@ -13,6 +13,7 @@ from src.networks import build_network, check_image_size
 from src.networks.cifar_resnet import DEPTHS, Block, CifarResNet
 from src.networks.heads import build_head
 from src.networks.weights import load_network, load_pretrained, save_network
+from tests.fabricate import some_classes
 
 SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)
 TIMM = {"backbone": "resnet18", "pretrained": False, "image_size": 32}
@@ -42,7 +43,7 @@ def test_the_option_a_shortcut_halves_the_map_and_pads_channels_with_zeros():
 def test_a_network_gives_logits_and_the_features_its_classifier_sees(backbone):
     kwargs = {"img_size": 32} if "vit" in backbone else {}
     network, prep = build_network(
-        Model(backbone=backbone, pretrained=False, image_size=32, kwargs=kwargs), 7
+        Model(backbone=backbone, pretrained=False, image_size=32, kwargs=kwargs), some_classes(7)
     )
     out = network.eval()(torch.rand(2, 3, 32, 32))
     assert out.logits.shape == (2, 7) and out.features.shape[1] == network.backbone.num_features
@@ -67,12 +68,12 @@ def test_cosine_logits_stay_within_the_scale_and_ignore_the_features_length():
 )
 def test_what_the_backbone_cannot_do_is_said(change, says):
     with pytest.raises(UserError, match=says):
-        build_network(Model(pretrained=False, **change), 7)
+        build_network(Model(pretrained=False, **change), some_classes(7))
 
 
 def test_an_image_size_that_the_network_cannot_take_is_said_before_training():
     model = Model(backbone="vit_tiny_patch16_224", pretrained=False, image_size=100)
-    network, _ = build_network(model, 7)
+    network, _ = build_network(model, some_classes(7))
     with pytest.raises(UserError, match="set model.kwargs.img_size=100"):
         check_image_size(network, model)
     check_image_size(network, model.model_copy(update={"image_size": 224}))
@@ -81,7 +82,7 @@ def test_an_image_size_that_the_network_cannot_take_is_said_before_training():
 
 def test_weights_come_back_with_their_preprocessing_and_the_same_bytes(digits):
     data = load_dataset("digits")
-    network, prep = build_network(SMALL, data.num_classes)
+    network, prep = build_network(SMALL, some_classes(data.num_classes))
     path = save_network(digits / "a.safetensors", network, SMALL, prep, data)
     again = save_network(digits / "b.safetensors", network, SMALL, prep, data)
     assert sha256(path) == sha256(again)
@@ -93,7 +94,7 @@ def test_weights_come_back_with_their_preprocessing_and_the_same_bytes(digits):
 
 def test_weights_of_other_classes_or_other_programs_are_refused(digits):
     data = load_dataset("digits")
-    network, prep = build_network(SMALL, data.num_classes)
+    network, prep = build_network(SMALL, some_classes(data.num_classes))
     path = save_network(digits / "a.safetensors", network, SMALL, prep, data)
     table = data.directory / "classes.csv"
     table.write_text(table.read_text().replace("zero", "null"))
@@ -116,7 +117,7 @@ def test_a_local_file_fills_the_backbone_and_says_what_it_did_not_use(tmp_path, 
     state = theirs.state_dict()
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     model = Model(**TIMM | {"pretrained": str(path)})
-    network, _ = build_network(model, 7)
+    network, _ = build_network(model, some_classes(7))
     line = load_pretrained(network, model, "digits", "fold0")
     assert "loaded 120 of 122 tensors; fresh: 'classifier.bias', 'classifier.weight'" in line
     assert "unused: 'backbone.fc.bias', 'backbone.fc.weight'" in line
@@ -127,25 +128,25 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "w.safetensors")
     model = Model(**TIMM | {"pretrained": str(tmp_path / "w.safetensors")})
     with pytest.raises(UserError, match="Is it a file for model.backbone"):
-        load_pretrained(build_network(model, 7)[0], model, "digits", "fold0")
+        load_pretrained(build_network(model, some_classes(7))[0], model, "digits", "fold0")
     model = Model(**TIMM | {"pretrained": str(tmp_path / "none.pth")})
     with pytest.raises(UserError, match="is missing"):
-        load_pretrained(build_network(model, 7)[0], model, "digits", "fold0")
+        load_pretrained(build_network(model, some_classes(7))[0], model, "digits", "fold0")
 
 
 def test_another_experiment_gives_everything_but_a_head_of_another_shape(digits):
     data = load_dataset("digits")
-    network, prep = build_network(SMALL, data.num_classes)
+    network, prep = build_network(SMALL, some_classes(data.num_classes))
     where = digits / "runs" / "digits" / "old" / "stage1" / "fold1" / "weights.safetensors"
     save_network(where, network, SMALL, prep, data)
     model = SMALL.model_copy(update={"pretrained": "experiment:old"})
-    same, _ = build_network(model, data.num_classes)
+    same, _ = build_network(model, some_classes(data.num_classes))
     assert "loaded" in load_pretrained(same, model, "digits", "fold1")
     torch.testing.assert_close(same.classifier.weight, network.classifier.weight)
     with pytest.raises(UserError, match="fold0"):  # another fold's network has seen these images
         load_pretrained(same, model, "digits", "fold0")
     model = SMALL.model_copy(update={"pretrained": "experiment:digits/old"})
-    wider, _ = build_network(model, 99)
+    wider, _ = build_network(model, some_classes(99))
     line = load_pretrained(wider, model, "flowers", "fold0")
     assert "fresh, other shape: 'classifier.bias', 'classifier.weight'" in line
     torch.testing.assert_close(wider.backbone.conv1.weight, network.backbone.conv1.weight)

@@ -13,7 +13,7 @@ from src.artifacts.predictions import load_predictions
 from src.config.data import Data
 from src.config.losses import BalancedSoftmax
 from src.config.model import Model
-from src.config.networks import PaCo
+from src.config.networks import PaCo, Plain
 from src.config.training import Augment
 from src.data.dataset import Batch
 from src.data.loader import training_loader
@@ -26,6 +26,7 @@ from src.networks.base import Progress
 from src.networks.paco import EMPTY, contrast
 from src.networks.weights import load_network, load_pretrained
 from src.training.job import build_epochs
+from tests.fabricate import some_classes
 from tests.training_kit import (
     COUNTS,
     SIZE,
@@ -38,16 +39,14 @@ from tests.training_kit import (
 
 K = 6
 FIRST = Progress(0, 0, 0.0, 4)
-CRITERION = BalancedSoftmaxLoss(BalancedSoftmax(), np.array(COUNTS))
+CRITERION = BalancedSoftmaxLoss(BalancedSoftmax(), some_classes(len(COUNTS), counts=COUNTS))
 TRAIN = {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}}
 
 
 def paco(head="linear", **keys):
     torch.manual_seed(0)
-    model = Model(
-        backbone="cifar_resnet20", network="paco", pretrained=False, head=head, paco=PaCo(**keys)
-    )
-    network = build_network(model, K)[0]
+    model = Model(backbone="cifar_resnet20", network=PaCo(**keys), pretrained=False, head=head)
+    network = build_network(model, some_classes(K))[0]
     with torch.no_grad():
         network.classifier.weight.normal_(std=0.3)
     return network
@@ -344,14 +343,14 @@ def test_the_same_images_again_are_for_paco(network, train, words):
 
 
 def test_published_values_are_the_defaults():
-    settings = tiny_config({"network": "paco"}, TRAIN).model.paco
+    settings = tiny_config({"network": "paco"}, TRAIN).model.network
     assert settings == PaCo(alpha=0.01, beta=1.0, temperature=0.05, queue=1024, width=32)
 
 
 def test_a_killed_run_goes_on_with_its_queue(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = tiny_dataset()
-    model = {"network": "paco", "paco": {"queue": 12, "width": 8, "alpha": 0.1}}
+    model = {"network": {"name": "paco", "queue": 12, "width": 8, "alpha": 0.1}}
     auxiliaries = [{"name": "frequency"}]
     train = TRAIN | {"ema": 0.9, "micro_batch": 4, "auxiliaries": auxiliaries}
     directory = resumes_exactly(tiny_config(model, train), monkeypatch)
@@ -365,13 +364,13 @@ def test_a_killed_run_goes_on_with_its_queue(tmp_path, monkeypatch):
     )
 
     config = tiny_config(model | {"pretrained": "experiment:whole"}, train)
-    fresh = build_network(config.model, K)[0]
+    fresh = build_network(config.model, some_classes(K))[0]
     said = load_pretrained(fresh, config.model, "tiny", "fold0")
     assert "fresh: 'queue', 'queue_labels'" in said
     assert (fresh.queue_labels == EMPTY).all()
     torch.testing.assert_close(fresh.projection[0].weight, network.projection[0].weight)
-    plain = config.model.model_copy(update={"network": "plain"})
-    said = load_pretrained(build_network(plain, K)[0], plain, "tiny", "fold0")
+    plain = config.model.model_copy(update={"network": Plain()})
+    said = load_pretrained(build_network(plain, some_classes(K))[0], plain, "tiny", "fold0")
     assert "fresh" not in said and "unused: 'projection.0.bias'" in said
 
 
@@ -380,5 +379,5 @@ def test_weights_of_a_plain_network_start_it(tmp_path, monkeypatch):
     tiny_dataset()
     train_tiny(tiny_config(train={"epochs": 2}), "plain")
     model = tiny_config({"network": "paco", "pretrained": "experiment:plain"}, TRAIN).model
-    said = load_pretrained(build_network(model, K)[0], model, "tiny", "fold0")
+    said = load_pretrained(build_network(model, some_classes(K))[0], model, "tiny", "fold0")
     assert "fresh: 'projection.0.bias'" in said and "unused" not in said

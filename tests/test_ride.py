@@ -14,6 +14,7 @@ from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.ride import divergence
 from src.networks.weights import load_network, load_pretrained
+from tests.fabricate import some_classes
 from tests.training_kit import random_batch, resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 K = 6
@@ -23,10 +24,9 @@ COPIES = {"pretrained": "weights that a test does not load"}  # experts begin as
 
 def ride(backbone="cifar_resnet20", pretrained=False, settings=None, **keys):
     torch.manual_seed(0)
-    model = Model(
-        backbone=backbone, network="ride", pretrained=pretrained, ride=settings or {}, **keys
-    )
-    network = build_network(model, K)[0]
+    network = {"name": "ride"} | (settings or {})
+    model = Model(backbone=backbone, network=network, pretrained=pretrained, **keys)
+    network = build_network(model, some_classes(K))[0]
     with torch.no_grad():  # apart, as after some training
         for head in network.classifier.heads:
             head.weight.normal_(std=0.3)
@@ -219,21 +219,21 @@ def test_mixed_labels_share_the_criterion_and_leave_the_divergence():
     [
         ({}, {"compile": True}, "its parts one by one"),
         ({}, {"second_sampler": "reversed"}, "second_sampler is used by"),
-        ({"ride": {"experts": 1}}, {}, "experts"),
-        ({"ride": {"width": 0.5}}, {}, "width"),
-        ({"ride": {"diversity": 0.5, "temperature": 3.0}}, {}, "no lower bound"),
+        ({"experts": 1}, {}, "experts"),
+        ({"width": 0.5}, {}, "width"),
+        ({"diversity": 0.5, "temperature": 3.0}, {}, "no lower bound"),
         ({}, {"criterion": {"name": "ldam"}}, "model.head=cosine"),
     ],
 )
 def test_config_refuses_what_makes_no_sense(model, train, words):
     with pytest.raises(UserError, match=words):
-        tiny_config({"network": "ride"} | model, train)
+        tiny_config({"network": {"name": "ride"} | model}, train)
 
 
 def test_backbones_that_cannot_be_cut_or_narrowed_are_refused():
     with pytest.raises(UserError, match="VisionTransformer"):
         ride("vit_tiny_patch16_224")
-    with pytest.raises(UserError, match="set model.ride.width=1"):
+    with pytest.raises(UserError, match="set model.network.width=1"):
         ride("resnet18", settings={"width": 0.75})
 
 
@@ -242,7 +242,7 @@ def test_warm_start_from_a_plain_network_and_from_one_like_this(tmp_path, monkey
     data = tiny_dataset()
     plain = train_tiny(tiny_config(train={"epochs": 2}), "plain")
     config = tiny_config({"network": "ride", "pretrained": "experiment:plain"}, {"epochs": 2})
-    network, _ = build_network(config.model, K)
+    network, _ = build_network(config.model, some_classes(K))
     said = load_pretrained(network, config.model, "tiny", "fold0")
     assert "'classifier.heads.0.bias'" in said and "unused: 'classifier.bias'" in said
     body = load_network(plain / "weights.safetensors", data)[0].backbone
@@ -255,16 +255,18 @@ def test_warm_start_from_a_plain_network_and_from_one_like_this(tmp_path, monkey
 
     trained = train_tiny(config, "ride")
     config = tiny_config({"network": "ride", "pretrained": "experiment:ride"})
-    network, _ = build_network(config.model, K)
+    network, _ = build_network(config.model, some_classes(K))
     assert "fresh" not in load_pretrained(network, config.model, "tiny", "fold0")
     own = load_network(trained / "weights.safetensors", data)[0].state_dict()
     for key, tensor in network.state_dict().items():
         torch.testing.assert_close(own[key], tensor)
 
-    narrow = {"network": "ride", "ride": {"width": 0.75}, "pretrained": "experiment:plain"}
+    narrow = {"network": {"name": "ride", "width": 0.75}, "pretrained": "experiment:plain"}
     config = tiny_config(narrow)
-    with pytest.raises(UserError, match="set model.ride.width=1"):
-        load_pretrained(build_network(config.model, K)[0], config.model, "tiny", "fold0")
+    with pytest.raises(UserError, match="set model.network.width=1"):
+        load_pretrained(
+            build_network(config.model, some_classes(K))[0], config.model, "tiny", "fold0"
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.task_separator import route
 from src.networks.weights import load_network, load_pretrained
+from tests.fabricate import some_classes
 from tests.training_kit import random_batch, resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 K = 6
@@ -23,11 +24,10 @@ def separator(routing="hard", bins=BINS):
     torch.manual_seed(0)
     model = Model(
         backbone="cifar_resnet20",
-        network="task_separator",
+        network={"name": "task_separator", "routing": routing},
         pretrained=False,
-        task_separator={"routing": routing},
     )
-    network = build_network(model, K, bins)[0]
+    network = build_network(model, some_classes(K, bins))[0]
     with torch.no_grad():
         for expert in network.experts:
             expert.classifier.weight.normal_()
@@ -173,7 +173,7 @@ def test_training_warm_start_and_resume(tmp_path, monkeypatch):
     plain = train_tiny(tiny_config(train={"epochs": 2}), "plain")
     model = {"network": "task_separator", "pretrained": "experiment:plain"}
     config = tiny_config(model, {"second_sampler": "class_balanced", "ema": 0.9})
-    network, _ = build_network(config.model, K, BINS)
+    network, _ = build_network(config.model, some_classes(K, BINS))
     load_pretrained(network, config.model, "tiny", "fold0")
     expected, _ = load_network(plain / "weights.safetensors", data)
     for part in (network, *network.experts):

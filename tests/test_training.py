@@ -27,7 +27,7 @@ from src.training.loop import Objective
 from src.training.optim import build_optimizer, build_schedule
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
-from tests.fabricate import seal
+from tests.fabricate import seal, some_classes
 from tests.training_kit import resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 STAGE1 = Path("runs/digits/exp/stage1")
@@ -381,7 +381,7 @@ def test_multistep_drops_at_its_milestones():
 
 def test_layer_decay_lowers_the_lr_towards_the_input_and_norms_do_not_decay():
     model = Model(backbone="resnet18", pretrained=False, image_size=32)
-    network, _ = build_network(model, 5)
+    network, _ = build_network(model, some_classes(5))
     train = Train(layer_decay=0.5, head_lr_factor=10.0, lr=1.0, weight_decay=0.1)
     optimizer = build_optimizer(train, network, network.bodies())
     scale = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
@@ -391,7 +391,9 @@ def test_layer_decay_lowers_the_lr_towards_the_input_and_norms_do_not_decay():
     assert scale[id(network.classifier.weight)] == 10
     assert decay[id(first)] == 0.1 and decay[id(network.backbone.bn1.weight)] == 0
     assert len(scale) == len(list(network.parameters()))
-    small, _ = build_network(Model(backbone="cifar_resnet20", pretrained=False, image_size=16), 5)
+    small, _ = build_network(
+        Model(backbone="cifar_resnet20", pretrained=False, image_size=16), some_classes(5)
+    )
     with pytest.raises(UserError, match="layer_decay"):
         build_optimizer(train, small, small.bodies())
 
@@ -409,7 +411,7 @@ def decays(train: Train, network) -> dict[str, float]:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_is_for_matrices_alone_or_for_everything(optimizer, layer_decay):
     model = Model(backbone="resnet18", pretrained=False, image_size=32)
-    network, _ = build_network(model, 5)
+    network, _ = build_network(model, some_classes(5))
     keys = {"optimizer": optimizer, "layer_decay": layer_decay, "weight_decay": 2e-4}
     found = decays(Train(**keys), network)
     assert {found["backbone.bn1.weight"], found["classifier.bias"]} == {0.0}

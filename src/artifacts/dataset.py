@@ -1,6 +1,7 @@
 """A prepared dataset: the tables that 01 wrote, and the folds that later stages go by.
 
 folds.csv    image_id, path, class_id, label, fold, group_id, width, height, sha1, phash
+             and the columns that data.columns names, as test.csv has them
 classes.csv  label, class_id, class_name, count, bin; row i is label i
 test.csv     image_id, path, … in submission order
 """
@@ -14,10 +15,30 @@ import pandas as pd
 from src.artifacts.files import read_json, read_table, sha256
 from src.artifacts.ids import check_unique
 from src.artifacts.work import MANIFEST, RUNS, checked, require
+from src.config.data import OURS
 from src.errors import UserError, some
+from src.metrics import bin_numbers
 
 ALWAYS_TRAIN = -1
 FULL = "full"  # name of the network that is trained on every image
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What is known about the labels, for networks, losses and heads.
+
+    num: K · bins: number of each label's bin, [K], 0 the most frequent · names: of the classes, [K]
+    · counts: training images per label, [K], of the subset that is trained on
+    """
+
+    num: int
+    bins: np.ndarray
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    @property
+    def num_bins(self) -> int:
+        return int(self.bins.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,16 @@ class Dataset:
     def counts(self, images: pd.DataFrame) -> np.ndarray:
         """Images per label in a subset, [K]."""
         return np.bincount(images["label"].to_numpy(), minlength=self.num_classes)
+
+    def classes_of(self, images: pd.DataFrame) -> Classes:
+        """What is known about the labels when these images are trained on."""
+        bins, names = bin_numbers(self.classes["bin"]), tuple(self.classes["class_name"])
+        return Classes(self.num_classes, bins, names, self.counts(images))
+
+
+def own_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What data.columns names, of the images in a part of folds.csv or test.csv: [N] text each."""
+    return {name: table[name].to_numpy(dtype=str) for name in table.columns if name not in OURS}
 
 
 def dataset_dir(name: str) -> Path:

@@ -1,9 +1,10 @@
 """Logits and features of many images on disk. Everything joins by `image_id`.
 
-*.npz        image_id, logits [N, K], label (-1 unknown), fold, features [N, D] where they exist
+*.npz        image_id, logits [N, K], label (-1 unknown), fold, features [N, D] where they exist,
+             column.<name>: the columns of data.columns, text
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from src.artifacts.work import checked
 from src.errors import UserError, some
 
 UNKNOWN = -1
+COLUMN = "column."  # in an .npz, before the name of a column
+ARRAYS = {"image_id": str, "logits": np.float32, "label": np.int64, "fold": np.int64}
+ARRAYS |= {"features": np.float32}
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Predictions:
     """Logits of many images, joined by `image_id` and never by row.
 
     image_id: [N] text · logits: [N, K] float32 · label: [N], -1 where unknown · fold: [N], the fold
-    whose model made the row, -1 for an average over models · features: [N, D] float32 or None
+    whose model made the row, -1 for an average over models · features: [N, D] float32 or None ·
+    columns: what data.columns keeps beside each image, [N] text by name
     """
 
     image_id: np.ndarray
@@ -29,19 +34,24 @@ class Predictions:
     label: np.ndarray
     fold: np.ndarray
     features: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything by the name it has in an .npz, [N, …] each; `from_arrays` is the way back."""
+        found = {name: getattr(self, name) for name in ARRAYS}
+        found |= {COLUMN + name: values for name, values in self.columns.items()}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def with_logits(self, logits: np.ndarray) -> "Predictions":
+        """The same images with other logits [N, K], without the features."""
+        return replace(self, logits=logits, features=None)
 
     def save(self, path: Path) -> Path:
         """Write an .npz, sorted by image_id."""
         order = np.argsort(self.image_id, kind="stable")
-        arrays = {
-            "image_id": self.image_id.astype(str)[order],
-            "logits": self.logits.astype(np.float32)[order],
-            "label": self.label.astype(np.int64)[order],
-            "fold": self.fold.astype(np.int64)[order],
-        }
-        if self.features is not None:
-            arrays["features"] = self.features.astype(np.float32)[order]
-        return write_arrays(path, **arrays)
+        arrays = self.arrays()
+        typed = {name: array.astype(ARRAYS.get(name, str))[order] for name, array in arrays.items()}
+        return write_arrays(path, **typed)
 
     def take(self, image_ids) -> "Predictions":
         """Rows in the order of `image_ids`. Errors: UserError unless both are the same set."""
@@ -49,10 +59,13 @@ class Predictions:
         check_same_ids(self.image_id, ids, "predictions", "the images asked for")
         order = np.argsort(self.image_id, kind="stable")
         rows = order[np.searchsorted(self.image_id, ids, sorter=order)]
-        features = None if self.features is None else self.features[rows]
-        return Predictions(
-            self.image_id[rows], self.logits[rows], self.label[rows], self.fold[rows], features
-        )
+        return from_arrays({name: array[rows] for name, array in self.arrays().items()})
+
+
+def from_arrays(arrays: dict[str, np.ndarray]) -> Predictions:
+    """What `Predictions.arrays` gave."""
+    columns = {n.removeprefix(COLUMN): a for n, a in arrays.items() if n.startswith(COLUMN)}
+    return Predictions(*(arrays.get(name) for name in ARRAYS), columns)
 
 
 def load_predictions(path: Path, num_classes: int) -> Predictions:
@@ -71,28 +84,32 @@ def load_predictions(path: Path, num_classes: int) -> Predictions:
         )
     if not np.isfinite(arrays["logits"]).all():
         raise UserError(f"{path}: logits hold NaN or infinity; the training has diverged")
-    names = ("image_id", "logits", "label", "fold")
-    loaded = Predictions(*(arrays[n] for n in names), arrays.get("features"))
+    loaded = from_arrays(arrays)
     return loaded.take(np.sort(loaded.image_id))
 
 
 def stack(parts: list[Predictions]) -> Predictions:
     """Out-of-fold predictions of all folds as one. Errors: UserError when an image is in two."""
-    ids = np.concatenate([p.image_id for p in parts])
-    check_unique(ids, "out-of-fold predictions")
-    features = None
-    if (
-        all(p.features is not None for p in parts)
-        and len({p.features.shape[1] for p in parts}) == 1
-    ):
-        features = np.concatenate([p.features for p in parts])
-    return Predictions(
-        ids,
-        np.concatenate([p.logits for p in parts]),
-        np.concatenate([p.label for p in parts]),
-        np.concatenate([p.fold for p in parts]),
-        features,
-    ).take(np.sort(ids))
+    rows = concatenate(parts)
+    check_unique(rows.image_id, "out-of-fold predictions")
+    return rows.take(np.sort(rows.image_id))
+
+
+def concatenate(parts: list[Predictions]) -> Predictions:
+    """The rows of all parts, in this order; features where all have them, equally wide.
+
+    Errors: UserError when they do not carry the same columns.
+    """
+    carried = [sorted(p.columns) for p in parts]
+    if any(names != carried[0] for names in carried):
+        raise UserError(
+            f"predictions to be joined carry different columns: {some(carried)}. Run 02 and 03 "
+            "again with --overwrite, so that all are made from the folds.csv there is now."
+        )
+    if len({None if p.features is None else p.features.shape[1] for p in parts}) > 1:
+        parts = [replace(p, features=None) for p in parts]
+    arrays = [p.arrays() for p in parts]
+    return from_arrays({name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
 
 
 def save_features(path: Path, image_id: np.ndarray, features: np.ndarray) -> Path:

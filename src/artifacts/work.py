@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from src.artifacts.files import read_json, sha256, write_json
 from src.artifacts.lock import let_go, own
 from src.config.tree import defaults_like, flatten, plain
+from src.config.upgrade import upgraded
 from src.errors import UserError, some
 
 RUNS = Path("runs")
@@ -69,9 +70,10 @@ class Work:
     def manifest(self) -> dict:
         return read_json(self.directory / MANIFEST)
 
-    def finished(self) -> bool:
+    def finished(self, *, wanted: Iterable[str] = ()) -> bool:
         """True: nothing to do. False: start or continue. Only the main process speaks and deletes.
 
+        wanted: outputs that these settings ask for, and that earlier work may have gone without.
         Errors: UserError when the directory was finished with other settings (names the keys), or
         from other inputs and `redo_on_new_inputs` is off.
         """
@@ -82,12 +84,19 @@ class Work:
         self.check_settings(manifest["settings"], path)
         if not self.redo_on_new_inputs:
             self.check_inputs(manifest["inputs"], path)
+        if new := [name for name in wanted if name not in manifest["outputs"]]:
+            if self.main:
+                print(f"{self.directory}: finished without {some(new)}; making what is missing")
+                path.unlink()
+            return False
         changed = self._changed(manifest["inputs"])
         lost = [name for name in manifest["outputs"] if not self._intact(name, manifest)]
         if changed or lost:
             if self.main:
                 print(f"{self.directory}: {some(changed or lost)} changed since; doing it again")
                 path.unlink()
+                for name in lost:  # or it would be taken for work that is done already
+                    (self.directory / name).unlink(missing_ok=True)
             return False
         if self.main:
             print(f"{self.directory}: finished already, skipped")
@@ -120,7 +129,7 @@ class Work:
 
         A key that did not exist when `found` was written counts as its default.
         """
-        old, new = flatten(found), flatten(self.settings)
+        old, new = flatten(upgraded(found)), flatten(self.settings)
         old |= {k: self.defaults[k] for k in new.keys() - old.keys() if k in self.defaults}
         keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if keys:
@@ -163,7 +172,8 @@ def checked(path: Path) -> Path:
     path = Path(path)
     if RUNS not in path.parents or not path.is_file():
         return path
-    manifest = next((p / MANIFEST for p in path.parents[:2] if (p / MANIFEST).is_file()), None)
+    above = (p / MANIFEST for p in path.parents[:-2])  # not in `runs` itself, nor above it
+    manifest = next((p for p in above if p.is_file()), None)
     if manifest is None:
         return path
     facts, name = read_json(manifest), path.relative_to(manifest.parent).as_posix()

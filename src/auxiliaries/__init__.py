@@ -4,15 +4,14 @@ One file each; `train.auxiliaries: [{name: …}]` chooses from the table. An aux
 (the network's output for `batch.images`, batch, progress) → a number, its weight included.
 """
 
-import numpy as np
 from torch import nn
 
+from src.artifacts.dataset import Classes
 from src.auxiliaries.frequency import FrequencyLoss
 
 AUXILIARIES = {"frequency": FrequencyLoss}
 
 
-def build_auxiliaries(sections: tuple, width: int, bins: np.ndarray) -> nn.ModuleDict:
-    """sections: `train.auxiliaries` · width: of the features, D · bins: number of each label's
-    bin, [K]"""
-    return nn.ModuleDict({s.name: AUXILIARIES[s.name](s, width, bins) for s in sections})
+def build_auxiliaries(sections: tuple, width: int, classes: Classes) -> nn.ModuleDict:
+    """sections: `train.auxiliaries` · width: of the features, D"""
+    return nn.ModuleDict({s.name: AUXILIARIES[s.name](s, width, classes) for s in sections})

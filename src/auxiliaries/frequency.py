@@ -7,12 +7,12 @@ has the same on frozen features.
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src.config.networks import Frequency
+from src.artifacts.dataset import Classes
+from src.config.auxiliaries import Frequency
 from src.data.dataset import Batch
 from src.metrics import need_bins
 from src.networks.base import Output, Progress, mixed
@@ -20,18 +20,18 @@ from src.networks.heads import build_head
 
 
 class FrequencyLoss(nn.Module):
-    """bins: number of each label's bin, [K]. Mixed images have the bins of both labels.
+    """Mixed images have the bins of both labels.
 
     Errors: UserError when all classes are in one bin.
     """
 
-    def __init__(self, config: Frequency, width: int, bins: np.ndarray):
+    def __init__(self, config: Frequency, width: int, classes: Classes):
         super().__init__()
         self.weight = config.weight
-        count = int(bins.max()) + 1
+        count = classes.num_bins
         need_bins(count, "train.auxiliaries: frequency")
         self.head = build_head("linear", width, count, scale=1.0)
-        self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
+        self.register_buffer("bins", torch.from_numpy(classes.bins), persistent=False)
 
     def forward(self, output: Output, batch: Batch, progress: Progress) -> torch.Tensor:
         partner = None if batch.partner is None else self.bins[batch.partner]

@@ -5,6 +5,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from src.config.section import VOLATILE, Section
+from src.errors import some
+
+# columns of folds.csv, in order; every other column of folds.csv and test.csv is from data.columns
+OURS = (
+    "image_id", "path", "class_id", "label", "fold", "group_id", "width", "height", "sha1", "phash",
+)  # fmt: skip
 
 
 class Data(Section):
@@ -37,12 +43,25 @@ class Data(Section):
         "never to choose anything. The default is used only where the file exists; without it, "
         "labels that the test folders, list or JSON carry are used; null: none",
     )
-    image_column: str = Field("image_id", description="csv source: column with the image's id")
+    image_column: str = Field(
+        "image_id", description="csv source and data.metadata: column with the image's id"
+    )
     label_column: str = Field("class_id", description="csv source: column with the class id")
     name_column: str | None = Field(None, description="csv source: column with the class's name")
     group_column: str | None = Field(
         None,
         description="csv source: images that share a value (an individual, a session) share a fold",
+    )
+    columns: tuple[str, ...] = Field(
+        (),
+        description="columns of your own (country, month, observation) that 01 … 06 keep beside "
+        "every image, as text: of the train and test tables (csv source), of the images in the "
+        "JSON (coco source, empty where an image lacks one), or of data.metadata",
+    )
+    metadata: str | None = Field(
+        None,
+        description="under root; a CSV with the ids of train images, test images or both, and "
+        "those of data.columns that their own table lacks. Ids of no image are passed over",
     )
     train_images: str = Field(
         "", description="csv, list and coco source: directory of train images, under root"
@@ -93,6 +112,18 @@ class Data(Section):
         "color_jitter and erase). The images are the same, bit by bit",
         json_schema_extra=VOLATILE,
     )
+
+    @model_validator(mode="after")
+    def _columns(self):
+        names = self.columns
+        if taken := sorted({n for n in names if n in OURS or names.count(n) > 1 or not n.strip()}):
+            raise ValueError(
+                f"columns: {some(taken)} is empty, named twice, or a column that 01 writes itself "
+                f"({', '.join(OURS)}); leave it out, or rename it in your table"
+            )
+        if self.metadata is not None and not names:
+            raise ValueError("metadata is read for data.columns, which names none")
+        return self
 
 
 class Longtail(Section):

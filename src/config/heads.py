@@ -1,11 +1,11 @@
 """The keys of stage 2: one section per head, told apart by `head`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from src.config.losses import Sampler
-from src.config.section import Section
+from src.config.section import Section, named
 
 NAME = "directory under stage2/; null: the head's kind"
 EPOCHS = "passes of N features"
@@ -17,7 +17,7 @@ class AnyHead(Section):
     """What all heads have in common."""
 
     head: str
-    name: str | None = Field(None, description=NAME)
+    name: str | None = Field(None, pattern=r"^[\w.+-]+$", description=NAME)
 
     @property
     def title(self) -> str:
@@ -155,4 +155,4 @@ class NCM(AnyHead):
     )
 
 
-Head = Annotated[CRT | LWS | MaxNorm | CosineHead | NCM, Field(discriminator="head")]
+Head = named(CRT, LWS, MaxNorm, CosineHead, NCM, by="head")

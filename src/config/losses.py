@@ -1,10 +1,10 @@
 """Keys of stage 1's criteria, of deferring and of mixing, and which of them exclude each other."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from src.config.section import Section
+from src.config.section import EPOCHS, Section, named
 
 Sampler = Literal["instance", "class_balanced", "square_root", "power", "progressive", "reversed"]
 SecondSampler = Literal[Sampler, "same"]
@@ -62,10 +62,9 @@ class Seesaw(Section):
     smoothing: float = SMOOTHING
 
 
-Criterion = Annotated[
-    CrossEntropy | Focal | ClassBalanced | LDAM | BalancedSoftmax | LogitAdjusted | LADE | Seesaw,
-    Field(discriminator="name"),
-]
+Criterion = named(
+    CrossEntropy, Focal, ClassBalanced, LDAM, BalancedSoftmax, LogitAdjusted, LADE, Seesaw
+)
 
 
 class Deferred(Section):
@@ -106,9 +105,11 @@ def balancing(criterion) -> str | None:
     return BALANCING.get(criterion.name) if on else None
 
 
-def balanced_by(train) -> str | None:
-    """The first choice in the section train that makes classes count equally; None: there is none,
-    so that the logits carry the prior of the training images."""
+def balanced_by(model, train) -> str | None:
+    """The first choice in these sections that makes classes count equally; None: there is none, so
+    that the logits carry the prior of the training images."""
+    if model.network.prior:
+        return f"model.network={model.network.name}, which {model.network.prior}"
     if balancing(train.criterion):
         return f"train.criterion={train.criterion.name}"
     for key in ("sampler", "second_sampler"):
@@ -139,7 +140,9 @@ class Mixing(Section):
         0.5, ge=0, le=1, description="remix: tau, the larger class must have less of the image"
     )
     probability: float = Field(1.0, ge=0, le=1, description="share of the steps that are mixed")
-    off_epochs: int = Field(0, ge=0, description="last epochs without mixing")
+    off_epochs: int = Field(
+        0, ge=0, json_schema_extra=EPOCHS, description="last epochs without mixing"
+    )
 
     @property
     def alphas(self) -> dict[str, float]:
@@ -158,12 +161,6 @@ def check_training(train, model) -> None:
     _check_balance(train)
     _check_deferred(train)
     _check_mixing(train)
-    users = model.network in ("bbn", "paco", "task_separator") or train.mixing.alphas
-    if train.second_sampler is not None and not users:
-        raise ValueError(
-            "train.second_sampler is used by bbn, paco, task_separator and two-sampler mixing; "
-            f"with model.network={model.network} and train.mixing off, remove it"
-        )
 
 
 def _check_balance(train) -> None:

@@ -2,15 +2,16 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from src.config.networks import BBN, KT, RIDE, Network, PaCo, TaskSeparator
+from src.config.initialisers import HeadInit, RandomInit
+from src.config.networks import Network, Plain
 from src.config.section import Section
 
 
 class Model(Section):
     network: Network = Field(
-        "plain",
+        default_factory=Plain,
         description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
         "branches for two samplers; kt: a second head learns from class means; paco: classes and "
         "samples are contrasted at once; ride: the mean of diverse experts on shared early stages; "
@@ -32,19 +33,17 @@ class Model(Section):
     cosine_scale: float = Field(
         16.0, gt=0, description="cosine head: logits lie in [-scale, scale]; LDAM's paper has 30"
     )
+    head_init: HeadInit = Field(
+        default_factory=RandomInit,
+        description="where the head starts; random: near zero, all classes equal; class_means: at "
+        "the means of the pretrained features of each class's training images",
+    )
     anti_alias: bool = Field(
         False,
         description="blur feature maps before taking every second pixel: ResNets, EfficientNets, "
         "MobileNets and others with timm's aa_layer, and the CIFAR ResNets",
     )
     blur_kernel: Literal[3, 5] = Field(3, description="anti_alias: pixels, width of the blur")
-    bbn: BBN = Field(default_factory=BBN, description="the network bbn")
-    kt: KT = Field(default_factory=KT, description="the network kt")
-    paco: PaCo = Field(default_factory=PaCo, description="the network paco")
-    task_separator: TaskSeparator = Field(
-        default_factory=TaskSeparator, description="the network task_separator"
-    )
-    ride: RIDE = Field(default_factory=RIDE, description="the network ride")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
     drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
     image_size: int = Field(
@@ -60,3 +59,14 @@ class Model(Section):
     std: tuple[float, float, float] | None = Field(
         None, description="of pixels in 0..1; null: what the backbone was pretrained with"
     )
+
+    @model_validator(mode="after")
+    def _used(self):
+        changed = self.changed()
+        if "blur_kernel" in changed and not self.anti_alias:
+            raise ValueError("blur_kernel is of anti_alias, which is off; set anti_alias=true")
+        if "cosine_scale" in changed and self.head != "cosine":
+            raise ValueError("cosine_scale is of the cosine head; set head=cosine")
+        if "aa_layer" in self.kwargs:
+            raise ValueError("kwargs.aa_layer: set anti_alias=true instead")
+        return self

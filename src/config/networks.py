@@ -1,15 +1,44 @@
-"""Keys of the networks and auxiliaries that have some of their own, and what they refuse."""
+"""Keys of the networks, and their traits: what else in a config goes with each.
 
-from typing import Annotated, Literal, get_args
+A network is one section here, one file and one line in src/networks. Checks, and stages that do not
+import torch, ask the section what they must know.
+"""
+
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from src.config.section import Section
-
-Network = Literal["plain", "bbn", "kt", "paco", "ride", "task_separator"]
+from src.config.section import EPOCHS, Section, named
 
 
-class BBN(Section):
+class NetworkSection(Section):
+    """What a network says of itself, as far as it differs from a plain one."""
+
+    unmixed: ClassVar[str | None] = None  # why images of a batch cannot be mixed
+    second: ClassVar[Literal["unused", "optional", "needed", "same"]] = "unused"  # second sampler
+    compiles: ClassVar[bool] = True  # it trains through `forward`, which torch.compile compiles
+    whole_batches: ClassVar[bool] = True  # one set of logits for all images of a batch
+    unlabelled: ClassVar[str | None] = None  # why auxiliaries find no labels for the features
+    prior: ClassVar[str | None] = None  # how it makes classes count equally, whatever the criterion
+    branches: ClassVar[tuple[str, ...]] = ()  # names of its heads, where it has several
+
+    def check(self, model, train) -> None:
+        """Errors: ValueError for choices in the sections model and train that make no sense with
+        it, beyond what the traits say."""
+
+
+class Plain(NetworkSection):
+    name: Literal["plain"] = "plain"
+
+
+class BBN(NetworkSection):
+    unmixed = "it mixes the losses of two images already"
+    second = "needed"
+    compiles = False
+    whole_batches = False
+    unlabelled = "the two halves of the features come from different images"
+
+    name: Literal["bbn"] = "bbn"
     alpha: Literal["decay"] | Annotated[float, Field(ge=0, le=1)] = Field(
         "decay",
         description="weight of the conventional branch against the re-balancing one: decay from 1 "
@@ -18,6 +47,7 @@ class BBN(Section):
     t_max: int | None = Field(
         None,
         ge=1,
+        json_schema_extra=EPOCHS,
         description="decay: alpha is 1 - ((T-1) / t_max)^2 in epoch T and reaches 0 after t_max "
         "epochs; null: train.epochs. The authors take 100 for 90 epochs and 200 for 180",
     )
@@ -29,7 +59,11 @@ class BBN(Section):
         return self
 
 
-class KT(Section):
+class KT(NetworkSection):
+    unmixed = "class means, and whether they are right, need images of one class"
+    whole_batches = False
+
+    name: Literal["kt"] = "kt"
     phi: float = Field(
         0.2,
         ge=0,
@@ -47,11 +81,18 @@ class KT(Section):
         0.1, gt=0, le=1, description="step of a class mean towards the features of a batch"
     )
     start_epoch: int = Field(
-        1, ge=0, description="epochs in which class means are only gathered and teach nothing"
+        1,
+        ge=0,
+        json_schema_extra=EPOCHS,
+        description="epochs in which class means are only gathered and teach nothing",
     )
 
 
-class PaCo(Section):
+class PaCo(NetworkSection):
+    unmixed = "it pulls images of one class together, and a mixed image has two"
+    second = "same"
+
+    name: Literal["paco"] = "paco"
     alpha: float = Field(
         0.01,
         ge=0,
@@ -77,8 +118,28 @@ class PaCo(Section):
         "128 for ImageNet-LT",
     )
 
+    def check(self, model, train) -> None:
+        criterion = train.criterion
+        if criterion.name not in ("balanced_softmax", "logit_adjusted") or criterion.smoothing:
+            raise ValueError(
+                "model.network=paco has a loss of its own, which takes the class prior from "
+                "balanced softmax and nothing else; set train.criterion={name: balanced_softmax}, "
+                "without smoothing"
+            )
+        if train.deferred.weights or train.deferred.sampling:
+            raise ValueError(
+                "train.deferred makes classes count equally late in training, and the class prior "
+                "in model.network=paco does so all along; switch it off"
+            )
 
-class TaskSeparator(Section):
+
+class TaskSeparator(NetworkSection):
+    unmixed = "an expert is trained on images that belong to one bin"
+    second = "optional"
+    compiles = False
+    whole_batches = False
+
+    name: Literal["task_separator"] = "task_separator"
     routing: Literal["hard", "soft"] = Field(
         "hard",
         description="hard: each image goes to the expert that the gate trusts most; soft: the "
@@ -86,7 +147,10 @@ class TaskSeparator(Section):
     )
 
 
-class RIDE(Section):
+class RIDE(NetworkSection):
+    compiles = False
+
+    name: Literal["ride"] = "ride"
     experts: int = Field(3, ge=2, le=16, description="later stages and heads on one trunk")
     diversity: float = Field(
         0.2,
@@ -116,12 +180,7 @@ class RIDE(Section):
         return self
 
 
-class Frequency(Section):
-    name: Literal["frequency"] = "frequency"
-    weight: float = Field(1.0, gt=0, description="factor on its loss")
-
-
-Auxiliary = Frequency  # one member so far
+Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator)
 
 
 def check_network(model, train) -> None:
@@ -130,76 +189,48 @@ def check_network(model, train) -> None:
     model, train: the sections of the config
     """
     network = model.network
-    for other in get_args(Network):
-        keys = [] if other in ("plain", network) else getattr(model, other).changed()
-        if keys:
-            raise ValueError(
-                f"model.{other}.{keys[0]} is used by model.network={other} alone, found {network}; "
-                "remove the key or choose that network"
-            )
-    changed = model.changed()
-    if "blur_kernel" in changed and not model.anti_alias:
-        raise ValueError("model.blur_kernel is of anti_alias, which is off; set anti_alias=true")
-    if "cosine_scale" in changed and model.head != "cosine":
-        raise ValueError("model.cosine_scale is of the cosine head; set model.head=cosine")
-    names = [auxiliary.name for auxiliary in train.auxiliaries]
-    if len(set(names)) < len(names):
-        raise ValueError(f"train.auxiliaries: each can be there once, found {names}")
-    if "aa_layer" in model.kwargs:
-        raise ValueError("model.kwargs.aa_layer: set model.anti_alias=true instead")
-    if network == "bbn" and train.second_sampler is None:
+    asked = f"model.network={network.name}"
+    if train.auxiliaries and network.unlabelled:
         raise ValueError(
-            "model.network=bbn trains its second branch on images of train.second_sampler; set "
-            "train.second_sampler=reversed"
+            f"train.auxiliaries: with {asked} {network.unlabelled}, so there is no label that an "
+            "auxiliary could learn from them"
         )
-    if network == "bbn" and names:
-        raise ValueError(
-            "train.auxiliaries: with model.network=bbn the two halves of the features come from "
-            "different images, so there is no label that an auxiliary could learn from them"
-        )
-    if network in ("bbn", "kt", "task_separator") and train.criterion.name == "lade":
+    if train.criterion.name == "lade" and not network.whole_batches:
         raise ValueError(
             "train.criterion lade compares the logits that one network gives to all images of a "
-            f"batch, and parts of model.network={network} see some of them or a mixture; set "
+            f"batch, and parts of {asked} see some of them or a mixture; set "
             "train.criterion={name: cross_entropy}"
         )
-    if network in ("bbn", "task_separator", "ride") and train.compile:
+    if train.compile and not network.compiles:
         raise ValueError(
-            f"train.compile compiles a network's forward pass, and model.network={network} trains "
-            "its parts one by one; set train.compile=false"
+            f"train.compile compiles a network's forward pass, and {asked} trains its parts one by "
+            "one; set train.compile=false"
         )
-    if network == "paco":
-        _check_paco(train)
-    elif train.second_sampler == "same":
+    if train.mixing.alphas and network.unmixed:
+        raise ValueError(f"train.mixing does not go with {asked}: {network.unmixed}")
+    _check_second(network, train, asked)
+    network.check(model, train)
+
+
+def _check_second(network: NetworkSection, train, asked: str) -> None:
+    second = train.second_sampler
+    if network.second == "same" and second != "same":
+        raise ValueError(
+            f"{asked} contrasts two views of each image; set train.second_sampler=same"
+        )
+    if network.second == "needed" and second is None:
+        raise ValueError(
+            f"{asked} trains its second branch on images of train.second_sampler; set "
+            "train.second_sampler=reversed"
+        )
+    if second == "same" and network.second != "same":
         raise ValueError(
             "train.second_sampler=same gives two views of each image, which model.network=paco "
-            f"contrasts; {network} would learn nothing from the second, choose another sampler or "
-            "remove it"
+            f"contrasts; {network.name} would learn nothing from the second, choose another "
+            "sampler or remove it"
         )
-    reason = {
-        "bbn": "it mixes the losses of two images already",
-        "kt": "class means, and whether they are right, need images of one class",
-        "paco": "it pulls images of one class together, and a mixed image has two",
-        "task_separator": "an expert is trained on images that belong to one bin",
-    }.get(network)
-    if reason and train.mixing.alphas:
-        raise ValueError(f"train.mixing does not go with model.network={network}: {reason}")
-
-
-def _check_paco(train) -> None:
-    if train.second_sampler != "same":
+    if second is not None and network.second == "unused" and not train.mixing.alphas:
         raise ValueError(
-            "model.network=paco contrasts two views of each image; set train.second_sampler=same"
-        )
-    criterion = train.criterion
-    if criterion.name not in ("balanced_softmax", "logit_adjusted") or criterion.smoothing:
-        raise ValueError(
-            "model.network=paco has a loss of its own, which takes the class prior from balanced "
-            "softmax and nothing else; set train.criterion={name: balanced_softmax}, without "
-            "smoothing"
-        )
-    if train.deferred.weights or train.deferred.sampling:
-        raise ValueError(
-            "train.deferred makes classes count equally late in training, and the class prior in "
-            "model.network=paco does so all along; switch it off"
+            "train.second_sampler is used by bbn, paco, task_separator and two-sampler mixing; "
+            f"with {asked} and train.mixing off, remove it"
         )

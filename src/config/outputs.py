@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from src.config.section import Section
+from src.config.section import VOLATILE, Section
 
 
 class Posthoc(Section):
@@ -53,6 +53,12 @@ class TTA(Section):
 
 class Predict(Section):
     tta: TTA = Field(default_factory=TTA, description="test-time augmentation: views per image")
+    keep_views: bool = Field(
+        False,
+        description="also keep the logits and features of each network and view, in "
+        "predict/views/<network>/view<i>.npz. May be turned on later: only the views are then made",
+        json_schema_extra=VOLATILE,
+    )
 
 
 class Ensemble(Section):

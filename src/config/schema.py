@@ -13,6 +13,7 @@ from src.config.data import Bins, Data, Folds, Longtail
 from src.config.heads import CRT, NCM, Head
 from src.config.losses import check_training
 from src.config.model import Model
+from src.config.names import STAGE1, at
 from src.config.networks import check_network
 from src.config.outputs import Ensemble, Posthoc, Predict
 from src.config.search import Search
@@ -20,7 +21,7 @@ from src.config.section import Section
 from src.config.training import Train
 from src.errors import some
 
-RESERVED = ("stage1", "posthoc", "features")  # directories of ours beside the heads'
+RESERVED = (STAGE1, "posthoc", "features")  # directories of ours beside the heads'
 
 
 class Config(Section):
@@ -44,8 +45,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        names = [head.title for head in self.stage2]
-        taken = sorted({n for n in names if names.count(n) > 1 or n in RESERVED})
+        titles = [head.title for head in self.stage2]
+        names = self.head_names
+        taken = sorted({n for n in titles if titles.count(n) > 1 or n in RESERVED})
         if taken:
             raise ValueError(
                 f"stage2 heads need names of their own: {some(taken)} is used twice or reserved; "
@@ -60,13 +62,21 @@ class Config(Section):
         check_network(self.model, self.train)
         check_training(self.train, self.model)
         for known in self.posthoc.heads or ():
-            if known not in ("stage1", *names):
-                raise ValueError(f"posthoc.heads names {known!r}, but stage2 has only {names}")
+            if known not in names:
+                raise ValueError(f"posthoc.heads names {known!r}, but there are only {names}")
         for member in self.ensemble.members:
-            if member not in ("posthoc", "stage1", *names):
-                raise ValueError(f"ensemble.members names {member!r}, but stage2 has only {names}")
+            if member not in ("posthoc", *names):
+                raise ValueError(f"ensemble.members names {member!r}, but there are only {names}")
         _check_device_cache(self)
         return self
+
+    @property
+    def head_names(self) -> list[str]:
+        """Every head's name: `stage1`, its branches where the network has several, and the heads of
+        stage 2 (src/config/names.py)."""
+        branches = self.model.network.branches or ("",)
+        own = [at(STAGE1, branch) for branch in self.model.network.branches]
+        return [STAGE1, *own, *(at(h.title, branch) for h in self.stage2 for branch in branches)]
 
     @property
     def dataset(self) -> str:

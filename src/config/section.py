@@ -1,11 +1,17 @@
-"""The base of every section of a config: frozen, and an unknown key is an error."""
+"""What sections of a config are made of: frozen models, and unions of them told apart by a name."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any, Union
 
-VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never what comes out
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+# keys that change how fast a run goes, or what is kept beside its result, never the result
+VOLATILE = {"volatile": True}
+EPOCHS = {"unit": "epochs"}  # keys that count epochs: a search's shorter trainings shrink them
 
 
 class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def changed(self) -> list[str]:
@@ -14,3 +20,15 @@ class Section(BaseModel):
         fields = type(self).model_fields.items()
         default = {key: field.get_default(call_default_factory=True) for key, field in fields}
         return [key for key, value in default.items() if getattr(self, key) != value]
+
+
+def named(*sections: type[Section], by: str = "name") -> Any:
+    """The type of a key that takes one of these sections, told apart by its key `by`. A name alone
+    is short for the section with all else at its default: `bbn` for `{name: bbn}`."""
+
+    def whole(value: Any) -> Any:
+        return {by: value} if isinstance(value, str) else value
+
+    if len(sections) == 1:
+        return Annotated[sections[0], BeforeValidator(whole)]
+    return Annotated[Union[sections], Field(discriminator=by), BeforeValidator(whole)]  # noqa: UP007

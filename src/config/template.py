@@ -26,27 +26,33 @@ def template() -> str:
 def _template_field(key: str, field: FieldInfo, owner: BaseModel, depth: int) -> list[str]:
     pad, value = "  " * depth, getattr(owner, key)
     comment = [f"{pad}# {line}" for line in _wrap(_meaning(field), 96 - len(pad))]
+    others = [m() for m in sections_in(field.annotation) if tags_of(m) and m is not type(value)]
     if isinstance(value, BaseModel):
-        inner = [
-            line
-            for k, f in type(value).model_fields.items()
-            for line in _template_field(k, f, value, depth + 1)
-        ]
-        return [*comment, f"{pad}{key}:", *inner]
+        lines = [*comment, f"{pad}{key}:", *_keys(value, depth + 1)]
+        return lines + [f"{pad}# {line}" for m in others for line in [f"{key}:", *_keys(m, 1)]]
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
         lines = [*comment, f"{pad}{key}:"]
-        for item in value:
-            inner = [
-                line
-                for k, f in type(item).model_fields.items()
-                for line in _template_field(k, f, item, depth + 2)
-            ]
-            first = next(i for i, line in enumerate(inner) if not line.lstrip().startswith("#"))
-            inner[first] = f"{pad}  - {inner[first].lstrip()}"
-            lines += inner
-        return lines
+        shown = [line for item in value for line in _item(item, depth + 2)]
+        others = [m for m in others if type(m) not in map(type, value)]
+        return lines + shown + [f"{pad}  # {line}" for m in others for line in _item(m, 1)]
+    if others and value == ():
+        shown = [f"{pad}  # {line}" for m in others for line in _item(m, 1)]
+        return [*comment, f"{pad}{key}: []", *shown]
     text = yaml.safe_dump(plain(value), default_flow_style=True, width=1000)
     return [*comment, f"{pad}{key}: {text.replace('...', '').strip()}"]
+
+
+def _keys(section: BaseModel, depth: int) -> list[str]:
+    fields = type(section).model_fields.items()
+    return [line for k, f in fields for line in _template_field(k, f, section, depth)]
+
+
+def _item(section: BaseModel, depth: int) -> list[str]:
+    """A member of a list; the first line that is a key gets the dash."""
+    lines = _keys(section, depth)
+    first = next(i for i, line in enumerate(lines) if not line.lstrip().startswith("#"))
+    lines[first] = f"{'  ' * (depth - 1)}- {lines[first].lstrip()}"
+    return lines
 
 
 def _meaning(field: FieldInfo) -> str:

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from src.config.auxiliaries import Auxiliary
 from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
-from src.config.networks import Auxiliary
-from src.config.section import VOLATILE, Section
+from src.config.section import EPOCHS, VOLATILE, Section
 
 
 class Augment(Section):
@@ -94,7 +94,12 @@ class Train(Section):
         (0.6, 0.8), description="multistep: fractions of the training at which the lr drops"
     )
     gamma: float = Field(0.1, gt=0, lt=1, description="multistep: factor at each milestone")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up from lr / 100")
+    warmup_epochs: float = Field(
+        1.0,
+        ge=0,
+        json_schema_extra=EPOCHS,
+        description="epochs of linear warm-up from lr / 100",
+    )
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
     auxiliaries: tuple[Auxiliary, ...] = Field(
         (),
@@ -152,6 +157,9 @@ class Train(Section):
             raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
         if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
+        names = [auxiliary.name for auxiliary in self.auxiliaries]
+        if len(set(names)) < len(names):
+            raise ValueError(f"auxiliaries: each can be there once, found {names}")
         if list(self.milestones) != sorted(self.milestones) or not all(
             0 < m < 1 for m in self.milestones
         ):

@@ -4,17 +4,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from src.config.section import VOLATILE
 from src.errors import UserError
 
 
 def dump_config(config: BaseModel, *, volatile: bool = True) -> dict:
     """The resolved config as plain data for YAML, if asked without the keys that only set speed."""
-    out = {}
-    for key, field in type(config).model_fields.items():
-        if not volatile and (field.json_schema_extra or {}).get("volatile"):
-            continue
-        out[key] = plain(getattr(config, key), volatile=volatile)
-    return out
+    left_out = () if volatile else volatile_keys(config)
+    keys = [key for key in type(config).model_fields if key not in left_out]
+    return {key: plain(getattr(config, key), volatile=volatile) for key in keys}
+
+
+def volatile_keys(section: BaseModel) -> list[str]:
+    """Keys of a section that only set the speed."""
+    fields = type(section).model_fields.items()
+    return [key for key, field in fields if field.json_schema_extra == VOLATILE]
 
 
 def plain(value: Any, *, volatile: bool = True) -> Any:
@@ -73,6 +77,8 @@ def put(tree: dict, key: str, value: Any, origin: str) -> None:
     node: Any = tree
     for part in parents:
         index = _index(node, part, origin)
+        if isinstance(node, dict) and isinstance(node.get(index), str):
+            node[index] = {"name": node[index]}  # `network: bbn`, and now one of its keys
         if isinstance(node, dict) and not isinstance(node.get(index), dict | list):
             node[index] = {}
         node = node[index]

@@ -14,12 +14,6 @@ def sections_in(annotation) -> list[type[BaseModel]]:
     return [m for a in get_args(annotation) for m in sections_in(a)]
 
 
-def sections_below(section: type[BaseModel]) -> list[type[BaseModel]]:
-    """The section and all sections below it."""
-    below = [m for f in section.model_fields.values() for m in sections_in(f.annotation)]
-    return [section] + [n for m in below for n in sections_below(m)]
-
-
 def tags_of(section: type[BaseModel]) -> list[str]:
     """What names a member of a union of sections, such as `crt` for stage2 heads."""
     fields = section.model_fields.values()

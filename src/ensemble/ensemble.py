@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.artifacts.dataset import Dataset, load_dataset
+from src.artifacts.dataset import Dataset, load_dataset, own_columns
 from src.artifacts.files import read_json, sha256, write_bytes, write_json, write_table
 from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
@@ -132,7 +132,9 @@ def _write(path: Path, test: np.ndarray, ids: np.ndarray, dataset: Dataset) -> P
     submission = submission_table(test, ids, dataset)
     check_submission(submission, dataset)
     unknown = np.full(len(ids), UNKNOWN)
-    Predictions(ids, test, unknown, unknown).save(path.with_name(f"{path.stem}.npz"))
+    columns = own_columns(dataset.test.set_index("image_id").loc[ids])
+    found = Predictions(ids, test, unknown, unknown, columns=columns)
+    found.save(path.with_name(f"{path.stem}.npz"))
     return write_table(path, submission)
 
 

@@ -32,7 +32,7 @@ def each(state: State, candidates):
 def refuses(state: State, config):
     if state.start != "stage1":
         return f"{state.start} is balanced already"
-    if choice := balanced_by(config.train):
+    if choice := balanced_by(config.model, config.train):
         return f"{choice} has balanced the classes already"
     if state.counts is None:
         return "needs the classes' counts, none are given"

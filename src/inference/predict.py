@@ -3,10 +3,10 @@
 The backbone runs once per network and view. Its features and logits are kept per network as means
 over the views (`predict/cache/`), so a new head or a new calibration costs seconds; views done
 before a kill are not done again. For linear heads the mean of the features gives exactly the mean
-of the logits.
+of the logits. With predict.keep_views each view's own stay, in `predict/views/`.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from src.artifacts.dataset import Dataset, finished_networks, load_dataset
 from src.artifacts.files import read_json, sha256
 from src.artifacts.heads import load_head
-from src.artifacts.predictions import UNKNOWN, Predictions, load_predictions
+from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
 from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.fusion import apply_recipe
-from src.inference.views import tta_views
+from src.inference.views import keep_views, tta_views, view_files
 from src.logits import head_logits
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import load_statistics
@@ -54,7 +54,8 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         step = Work(home / "predict", config.predict, inputs, overwrite=overwrite, main=main)
-        finished = step.finished()
+        views = _kept_views(config, heads)
+        finished = step.finished(wanted=views)
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:
         return paths
@@ -71,9 +72,9 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
     if main:
         for name, path in paths.items():
-            Predictions(found.image_id, sums[name], found.label, found.fold).save(path)
+            found.with_logits(sums[name]).save(path)
         step.finish(
-            [path.name for path in paths.values()],
+            [*(path.name for path in paths.values()), *views],
             networks=networks,
             views=[asdict(view) for view in tta_views(config.predict.tta)],
         )
@@ -125,23 +126,29 @@ def network_predictions(
         key["statistics"] = sha256(statistics)
     cache = directory / "cache"
     merged = cache / f"{stage1.name}-{digest(key)[:12]}.npz"
-    if merged.is_file():
-        return load_predictions(merged, data.num_classes)
     parts = [
         cache / f"{stage1.name}-{digest(key | {'views': asdict(view)})[:12]}.view.npz"
         for view in views
     ]
+    keep = config.predict.keep_views
+    if keep:
+        kept = directory / _views_of(stage1.name, statistics)
+        if accelerator.is_main_process:
+            keep_views(kept, key, parts)
+        parts = view_files(kept, len(views))
+        accelerator.wait_for_everyone()
+    if merged.is_file() and (not keep or all(path.is_file() for path in parts)):
+        return load_predictions(merged, data.num_classes)
     network, prep = load_network(stage1 / "weights.safetensors", data)
     if statistics is not None:
         load_statistics(statistics, network)
     network.to(accelerator.device)
-    test = data.test[["image_id", "path"]]
     for i, (view, path) in enumerate(zip(views, parts, strict=True)):
         if path.is_file():
             continue
         found = run_network(
             network,
-            test,
+            data.test,
             EvalTransform(prep, view),
             prep,
             accelerator,
@@ -156,7 +163,7 @@ def network_predictions(
     accelerator.wait_for_everyone()  # all have looked what is there, and have read the views
     if accelerator.is_main_process:
         mean.save(merged)
-        for path in parts:
+        for path in () if keep else parts:
             path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return mean
@@ -165,13 +172,25 @@ def network_predictions(
 def _mean(parts: list[Predictions]) -> Predictions:
     ids = parts[0].image_id
     aligned = [part.take(ids) for part in parts]
-    return Predictions(
-        ids,
-        np.mean([p.logits for p in aligned], 0),
-        np.full(len(ids), UNKNOWN),
-        np.full(len(ids), -1),
-        np.mean([p.features for p in aligned], 0),
+    logits, features = (
+        np.mean([getattr(p, n) for p in aligned], 0) for n in ("logits", "features")
     )
+    return replace(aligned[0], logits=logits, features=features)
+
+
+def _kept_views(config: Config, heads: dict[str, dict[str, Path]]) -> list[str]:
+    """Names below predict/ of all views' files; none unless predict.keep_views."""
+    if not config.predict.keep_views:
+        return []
+    count = len(tta_views(config.predict.tta))
+    passes = [(n, path) for n in heads for path in (None, *_statistics(heads[n]).values())]
+    found = [path for p in passes for path in view_files(Path(_views_of(*p)), count)]
+    return [path.as_posix() for path in found]
+
+
+def _views_of(network: str, statistics: Path | None) -> str:
+    """Directory below predict/ of a network's views; a head with its own batch norm has its own."""
+    return f"views/{network}" + (f"/{statistics.parents[1].name}" if statistics else "")
 
 
 def _statistics(heads: dict[str, Path]) -> dict[str, Path]:

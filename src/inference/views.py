@@ -1,7 +1,12 @@
-"""Test-time augmentation as a list of views."""
+"""Test-time augmentation as a list of views, and the files of those that are kept."""
 
+import os
+import shutil
 from itertools import product
+from pathlib import Path
 
+from src.artifacts.files import read_json, write_json
+from src.artifacts.work import digest
 from src.config.outputs import TTA
 from src.data.transforms import View
 
@@ -14,3 +19,23 @@ def tta_views(tta: TTA) -> list[View]:
     crops = (CENTRE, *CORNERS) if tta.crops == 5 else (CENTRE,)
     flips = (False, True) if tta.flip else (False,)
     return [View(flip, crop, scale) for scale, crop, flip in product(tta.scales, crops, flips)]
+
+
+def view_files(directory: Path, count: int) -> list[Path]:
+    """Files of the views that predict.keep_views asks for, in the order of `tta_views`."""
+    return [directory / f"view{i}.npz" for i in range(count)]
+
+
+def keep_views(directory: Path, key: dict, cached: list[Path]) -> None:
+    """Make `directory` the home of the views of `key` (weights, test images, views, as JSON).
+
+    Views of another key are removed. Those that were done before views were to be kept, and lie in
+    the cache, move in.
+    """
+    origin = directory / "made_from.json"
+    if not origin.is_file() or digest(read_json(origin)) != digest(key):
+        shutil.rmtree(directory, ignore_errors=True)
+        write_json(origin, key)
+    for path, kept in zip(cached, view_files(directory, len(cached)), strict=True):
+        if path.is_file():
+            os.replace(path, kept)

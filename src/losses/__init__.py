@@ -3,8 +3,7 @@
 One file each; `src/losses/base.py` says what they have in common.
 """
 
-import numpy as np
-
+from src.artifacts.dataset import Classes
 from src.config.schema import Config
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
 from src.losses.base import Criterion
@@ -27,14 +26,11 @@ CRITERIA: dict[str, type[Criterion]] = {
 }
 
 
-def build_criterion(config: Config, counts: np.ndarray) -> Criterion:
-    """The criterion of `train`, with deferred class weights if asked.
-
-    counts: training images per label, [K]
-    """
+def build_criterion(config: Config, classes: Classes) -> Criterion:
+    """The criterion of `train`, with deferred class weights if asked."""
     section, deferred = config.train.criterion, config.train.deferred
     scale = config.model.cosine_scale if config.model.head == "cosine" else 1.0
-    criterion = CRITERIA[section.name](section, counts, scale)
+    criterion = CRITERIA[section.name](section, classes, scale)
     if deferred.weights:
-        criterion.weigh(effective_weights(counts, deferred.beta), deferred.start)
+        criterion.weigh(effective_weights(classes.counts, deferred.beta), deferred.start)
     return criterion

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.losses import BalancedSoftmax
 from src.losses.base import Criterion
 
@@ -17,9 +18,9 @@ class BalancedSoftmaxLoss(Criterion):
     softmax does not see it.
     """
 
-    def __init__(self, config: BalancedSoftmax, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
-        self.constant("prior", config.tau * np.log(np.maximum(counts, 1)))
+    def __init__(self, config: BalancedSoftmax, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
+        self.constant("prior", config.tau * np.log(np.maximum(classes.counts, 1)))
         self.smoothing = config.smoothing
 
     def per_sample(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

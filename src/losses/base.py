@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from src.artifacts.dataset import Classes
 from src.networks.base import Progress
 
 
@@ -17,15 +18,15 @@ class Criterion(nn.Module):
     of the loss alone. Without weights it is the plain mean. With gradient accumulation or several
     processes, each part of a batch is normalised by itself.
 
-    Built from its config section, the class counts [K] of the actual training subset, and the scale
-    s of a cosine head (1 for others).
+    Built from its config section, what is known about the classes (counts are those of the actual
+    training subset), and the scale s of a cosine head (1 for others).
     """
 
-    def __init__(self, config, counts: np.ndarray, scale: float = 1.0):
+    def __init__(self, config, classes: Classes, scale: float = 1.0):
         super().__init__()
         self.weighted_from = math.inf
         self.weighted = False
-        self.constant("weights", np.ones(len(counts)))
+        self.constant("weights", np.ones(classes.num))
 
     def constant(self, name: str, values: np.ndarray) -> None:
         """A float32 buffer that follows the module to its device and stays out of checkpoints."""

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from src.artifacts.dataset import Classes
 from src.config.losses import ClassBalanced
 from src.losses.base import Criterion
 from src.losses.focal import sigmoid_focal, softmax_focal
@@ -27,10 +28,10 @@ class ClassBalancedLoss(Criterion):
     by the number of images, as the authors train.
     """
 
-    def __init__(self, config: ClassBalanced, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
+    def __init__(self, config: ClassBalanced, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
         self.gamma, self.sigmoid = config.gamma, config.form == "sigmoid"
-        weights = effective_weights(counts, config.beta)
+        weights = effective_weights(classes.counts, config.beta)
         if self.sigmoid:
             self.constant("factor", weights)
         else:

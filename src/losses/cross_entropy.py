@@ -1,9 +1,9 @@
 """Cross-entropy with label smoothing."""
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.losses import CrossEntropy
 from src.losses.base import Criterion
 
@@ -11,8 +11,8 @@ from src.losses.base import Criterion
 class CrossEntropyLoss(Criterion):
     """L = −Σ_c q_c log softmax(z)_c, with q = (1 − ε) · onehot(y) + ε / K."""
 
-    def __init__(self, config: CrossEntropy, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
+    def __init__(self, config: CrossEntropy, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
         self.smoothing = config.smoothing
 
     def per_sample(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Focal loss (Lin et al., ICCV 2017, eq. 4) in its softmax form."""
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.losses import Focal
 from src.losses.base import Criterion
 
@@ -11,8 +11,8 @@ from src.losses.base import Criterion
 class FocalLoss(Criterion):
     """L = −(1 − p_y)^γ log p_y, with p = softmax(z). γ = 0 is cross-entropy."""
 
-    def __init__(self, config: Focal, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
+    def __init__(self, config: Focal, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
         self.gamma = config.gamma
 
     def per_sample(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from src.artifacts.dataset import Classes
 from src.config.losses import LADE, BalancedSoftmax
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
 from src.losses.base import Criterion
@@ -20,11 +21,11 @@ class LADELoss(Criterion):
     classes without any image. Class weights act on the first term, R has its own in π.
     """
 
-    def __init__(self, config: LADE, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
+    def __init__(self, config: LADE, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
         self.alpha, self.penalty = config.alpha, config.penalty
-        self.softmax = BalancedSoftmaxLoss(BalancedSoftmax(), counts)
-        counts = np.asarray(counts, float)
+        self.softmax = BalancedSoftmaxLoss(BalancedSoftmax(), classes)
+        counts = np.asarray(classes.counts, float)
         total = counts.sum()
         self.constant("prior", counts / total)
         self.constant("log_ratio", np.log(len(counts) * np.maximum(counts, 1) / total))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.losses import LDAM
 from src.losses.base import Criterion
 
@@ -16,9 +17,9 @@ class LDAMLoss(Criterion):
     image get margin m. m = 0 is cross-entropy.
     """
 
-    def __init__(self, config: LDAM, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
-        counts = np.asarray(counts, float)
+    def __init__(self, config: LDAM, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
+        counts = np.asarray(classes.counts, float)
         fewest = counts[counts > 0].min()
         margins = config.max_margin * (np.maximum(counts, fewest) / fewest) ** -0.25
         self.constant("margins", scale * margins)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.losses import Seesaw
 from src.losses.base import Criterion
 
@@ -17,10 +18,10 @@ class SeesawLoss(Criterion):
     the steps; a class without an image has N = 1. p = q = 0 is cross-entropy.
     """
 
-    def __init__(self, config: Seesaw, counts: np.ndarray, scale: float = 1.0):
-        super().__init__(config, counts)
+    def __init__(self, config: Seesaw, classes: Classes, scale: float = 1.0):
+        super().__init__(config, classes)
         self.p, self.q, self.smoothing = config.p, config.q, config.smoothing
-        self.constant("log_counts", np.log(np.maximum(counts, 1)))
+        self.constant("log_counts", np.log(np.maximum(classes.counts, 1)))
 
     def per_sample(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         mitigation = self.p * (self.log_counts - self.log_counts[labels, None]).clamp_max(0)

@@ -1,9 +1,10 @@
 """Networks: images → logits. One file each; `model.network` chooses from the table below."""
 
-import numpy as np
 import torch
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
@@ -25,14 +26,11 @@ NETWORKS = {
 
 
 def build_network(
-    model: Model, num_classes: int, bins: np.ndarray | None = None, *, pretrained: bool = False
-):
-    """A network with fresh weights (or timm's, if `pretrained`) and its `Preprocessing`.
-
-    bins: number of each label's bin, [K], 0 the most frequent
-    """
+    model: Model, classes: Classes, *, pretrained: bool = False
+) -> tuple[Network, Preprocessing]:
+    """A network with fresh weights (or timm's, if `pretrained`), and what it expects of images."""
     backbone = build_backbone(model, pretrained=pretrained)
-    network: Network = NETWORKS[model.network](model, backbone, num_classes, bins)
+    network: Network = NETWORKS[model.network.name](model, backbone, classes)
     return network, preprocessing(model, backbone)
 
 

@@ -36,8 +36,8 @@ def build_backbone(model: Model, *, pretrained: bool, width: float = 1.0) -> nn.
         raise UserError(f"model.backbone: timm has no model {model.backbone!r}{hint}")
     if width != 1:
         raise UserError(
-            f"model.ride.width={width}: timm builds {model.backbone} with all of its channels; set "
-            "model.ride.width=1, or take a CIFAR ResNet"
+            f"model.network.width={width}: timm builds {model.backbone} with all of its channels; "
+            "set model.network.width=1, or take a CIFAR ResNet"
         )
     kwargs = dict(model.kwargs)
     if model.drop_path:

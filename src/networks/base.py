@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,9 +31,9 @@ class Progress:
 class Network(nn.Module):
     """images [N, 3, H, W] → `Output`. `classifier` is the last layer: what stage 2 replaces.
 
-    Subclasses are built from (model, backbone, num_classes, bins), where `bins` numbers the bin of
-    each label, [K]. They set `backbone`, `classifier` and `forward`, and override `loss` when
-    training minimises something else than the criterion of the logits.
+    Subclasses are built from (model, backbone, classes). They set `backbone`, `classifier` and
+    `forward`, and override `loss` when training minimises something else than the criterion of the
+    logits, and `classifiers` when there are several.
     """
 
     backbone: nn.Module
@@ -40,6 +41,30 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Output:
         raise NotImplementedError
+
+    def classifiers(self) -> dict[str, tuple[nn.Module, tuple[int, int] | None]]:
+        """The heads by name, which the network's section lists as `branches`, each with the columns
+        (from, to) of the features that it acts on, None: all. One head has no name."""
+        return {"": (self.classifier, None)}
+
+    def heads(self) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
+        """Kind and arrays of each head by name, as `src.logits.head_logits` takes them."""
+        found = {}
+        for name, (module, columns) in self.classifiers().items():
+            arrays = {k: v.float().cpu().numpy() for k, v in module.arrays().items()}
+            if columns is not None:
+                arrays["columns"] = np.array(columns)
+            found[name] = (module.kind, arrays)
+        return found
+
+    @property
+    def width(self) -> int:
+        """D, of the features."""
+        ends = [
+            module.weight.shape[1] if columns is None else columns[1]
+            for module, columns in self.classifiers().values()
+        ]
+        return max(ends)
 
     def mix_points(self) -> list[nn.Module]:
         """Modules at whose input manifold mixup may mix, called once per forward pass each."""

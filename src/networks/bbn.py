@@ -15,11 +15,11 @@ batches one after the other, as in the authors' code, so that batch norm never m
 
 from copy import deepcopy
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.config.networks import BBN as Settings
 from src.data.dataset import Batch
@@ -39,16 +39,14 @@ def alpha(settings: Settings, progress: Progress) -> float:
 class BBN(Network):
     """The conventional branch is the backbone's own end; the other begins as a copy of it."""
 
-    def __init__(
-        self, model: Model, backbone: nn.Module, num_classes: int, bins: np.ndarray | None = None
-    ):
+    def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
-        self.settings, self.dropout = model.bbn, model.dropout
+        self.settings, self.dropout = model.network, model.dropout
         self.backbone = backbone
         own = [backbone.get_submodule(name) for name in before_last_block(backbone).branch]
         self.rebalancing = deepcopy(nn.Sequential(*own))
         self.classifier = build_head(
-            model.head, 2 * backbone.num_features, num_classes, model.cosine_scale
+            model.head, 2 * backbone.num_features, classes.num, model.cosine_scale
         )
 
     def forward(self, images: torch.Tensor) -> Output:

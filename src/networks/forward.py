@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from src.artifacts.predictions import UNKNOWN, Predictions
+from src.artifacts.dataset import own_columns
+from src.artifacts.predictions import UNKNOWN, Predictions, from_arrays
 from src.data.dataset import eval_loader
 from src.data.transforms import Preprocessing
 from src.networks.base import Network
@@ -30,7 +31,8 @@ def run_network(
     label: str | None = None,
     view: int = 0,
 ) -> Predictions:
-    """Predictions of every row of `table` (columns image_id, path, maybe label and fold).
+    """Predictions of every row of `table` (columns image_id, path, maybe label and fold, and those
+    of data.columns, which are kept).
 
     Each process takes every n-th image and none is padded; all processes get all rows, sorted by
     image_id. `label` names the progress bar, None hides it. `view` numbers the random draws of an
@@ -57,16 +59,16 @@ def run_network(
         features.append(output.features.float().cpu().numpy())
         bar.update(len(images))
     bar.close()
-    rows = {
-        "image_id": mine["image_id"].to_numpy(dtype=str),
-        "logits": np.concatenate(logits),
-        "label": _column(mine, "label"),
-        "fold": _column(mine, "fold"),
-        "features": np.concatenate(features),
-    }
+    found = Predictions(
+        mine["image_id"].to_numpy(dtype=str),
+        np.concatenate(logits),
+        _column(mine, "label"),
+        _column(mine, "fold"),
+        np.concatenate(features),
+        own_columns(mine),
+    )
     if world > 1:
-        rows = gather_arrays(rows)
-    found = Predictions(**rows)
+        found = from_arrays(gather_arrays(found.arrays()))
     return found.take(np.sort(found.image_id))
 
 

@@ -14,6 +14,12 @@ class Linear(nn.Linear):
         """What head.safetensors holds."""
         return {"weight": self.weight.detach(), "bias": self.bias.detach()}
 
+    @torch.no_grad()
+    def start_from(self, arrays: dict[str, torch.Tensor]) -> None:
+        """weight [K, D] and bias [K] of an initialiser."""
+        self.weight.copy_(arrays["weight"])
+        self.bias.copy_(arrays["bias"])
+
 
 class Cosine(nn.Module):
     """z = s · cos(f, w_c), with a fixed scale s."""
@@ -34,6 +40,11 @@ class Cosine(nn.Module):
 
     def arrays(self) -> dict[str, torch.Tensor]:
         return {"weight": self.weight.detach(), "scale": self.scale}
+
+    @torch.no_grad()
+    def start_from(self, arrays: dict[str, torch.Tensor]) -> None:
+        """weight [K, D] of an initialiser."""
+        self.weight.copy_(arrays["weight"])
 
 
 def build_head(kind: str, width: int, num_classes: int, scale: float) -> Linear | Cosine:

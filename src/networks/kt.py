@@ -21,11 +21,11 @@ met for the first time starts at its mean in that batch. M is part of the traine
 its checkpoint; the moving average of the weights carries one too, which nothing reads.
 """
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.config.networks import KT
 from src.data.dataset import Batch
@@ -38,15 +38,13 @@ from src.runtime import gather_rows
 class KnowledgeTransfer(Plain):
     """`classifier` is the second head, `first` the one that trains the backbone."""
 
-    def __init__(
-        self, model: Model, backbone: nn.Module, num_classes: int, bins: np.ndarray | None = None
-    ):
-        super().__init__(model, backbone, num_classes, bins)
-        self.settings = model.kt
+    def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
+        super().__init__(model, backbone, classes)
+        self.settings = model.network
         width = backbone.num_features
-        self.first = build_head(model.head, width, num_classes, model.cosine_scale)
-        self.register_buffer("memory", torch.zeros(num_classes, width))
-        self.register_buffer("met", torch.zeros(num_classes))  # images, see `remember`
+        self.first = build_head(model.head, width, classes.num, model.cosine_scale)
+        self.register_buffer("memory", torch.zeros(classes.num, width))
+        self.register_buffer("met", torch.zeros(classes.num))  # images, see `remember`
         self.gathering = -1  # the epoch whose images are averaged
 
     def forward(self, images: torch.Tensor) -> Output:

@@ -24,11 +24,11 @@ The authors augment the two views differently on CIFAR; here both follow `train.
 queue starts with random vectors, this one empty. Their GPaCo code has a third layer in G.
 """
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.config.networks import PaCo as Settings
 from src.data.dataset import Batch
@@ -42,15 +42,13 @@ EMPTY = -1  # label of a place in the queue that holds nothing yet
 class PaCo(Plain):
     """`projection` is G; `queue` [Q, d] and `queue_labels` [Q] hold the newest views first."""
 
-    def __init__(
-        self, model: Model, backbone: nn.Module, num_classes: int, bins: np.ndarray | None = None
-    ):
-        super().__init__(model, backbone, num_classes, bins)
-        self.settings = model.paco
-        inner, width = backbone.num_features, model.paco.width
+    def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
+        super().__init__(model, backbone, classes)
+        self.settings = model.network
+        inner, width = backbone.num_features, model.network.width
         self.projection = nn.Sequential(nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width))
-        self.register_buffer("queue", torch.zeros(model.paco.queue, width))
-        self.register_buffer("queue_labels", torch.full((model.paco.queue,), EMPTY))
+        self.register_buffer("queue", torch.zeros(model.network.queue, width))
+        self.register_buffer("queue_labels", torch.full((model.network.queue,), EMPTY))
 
     def loss(
         self, batch: Batch, criterion: nn.Module, progress: Progress

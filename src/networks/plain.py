@@ -1,10 +1,10 @@
 """One backbone, one head."""
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.networks.backbone import stages
 from src.networks.base import Network, Output
@@ -14,18 +14,12 @@ from src.networks.heads import build_head
 class Plain(Network):
     """images → pooled features [N, D] → dropout → head → logits [N, K]"""
 
-    def __init__(
-        self,
-        model: Model,
-        backbone: nn.Module,
-        num_classes: int,
-        bins: np.ndarray | None = None,
-    ):
+    def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
         self.backbone = backbone
         self.dropout = model.dropout
         self.classifier = build_head(
-            model.head, backbone.num_features, num_classes, model.cosine_scale
+            model.head, backbone.num_features, classes.num, model.cosine_scale
         )
 
     def mix_points(self) -> list[nn.Module]:

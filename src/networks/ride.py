@@ -26,11 +26,11 @@ errors, and its self-distillation from a larger model.
 
 from copy import deepcopy
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
@@ -49,26 +49,24 @@ class RIDE(Network):
     Errors: UserError for a backbone that cannot be cut, or not be built with `ride.width`.
     """
 
-    def __init__(
-        self, model: Model, backbone: nn.Module, num_classes: int, bins: np.ndarray | None = None
-    ):
+    def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
-        self.settings, self.dropout = model.ride, model.dropout
+        self.settings, self.dropout = model.network, model.dropout
         scratch = model.pretrained is False
         small = model.backbone in DEPTHS
-        width = model.ride.width or (NARROW if small and scratch else 1.0)
+        width = model.network.width or (NARROW if small and scratch else 1.0)
         if width < 1:
             backbone = build_backbone(model, pretrained=False, width=width)
         self.backbone, self.narrow = backbone, width < 1
         branch = before_last_scales(backbone).branch
         self.branches = nn.ModuleList()
-        for _ in range(model.ride.experts - 1):
+        for _ in range(model.network.experts - 1):
             fresh = build_backbone(model, pretrained=False, width=width) if scratch else backbone
             own = [fresh.get_submodule(name) for name in branch]
             self.branches.append(deepcopy(nn.Sequential(*own)))
         self.classifier = MeanOfHeads(
-            build_head(model.head, backbone.num_features, num_classes, model.cosine_scale)
-            for _ in range(model.ride.experts)
+            build_head(model.head, backbone.num_features, classes.num, model.cosine_scale)
+            for _ in range(model.network.experts)
         )
 
     def forward(self, images: torch.Tensor) -> Output:
@@ -105,8 +103,8 @@ class RIDE(Network):
             return state
         if self.narrow:
             raise UserError(
-                f"model.ride.width={self.settings.width}: weights of a whole network do not fit "
-                "into experts with fewer channels; set model.ride.width=1 (or null), or "
+                f"model.network.width={self.settings.width}: weights of a whole network do not fit "
+                "into experts with fewer channels; set model.network.width=1 (or null), or "
                 "model.pretrained=false"
             )
         branch = before_last_scales(self.backbone).branch
@@ -168,6 +166,12 @@ class MeanOfHeads(nn.Module):
         """What head.safetensors holds."""
         bias = torch.stack([_linear(head)[1] for head in self.heads]).mean(0)
         return {"weight": self.weight.detach(), "bias": bias.detach()}
+
+    def start_from(self, arrays: dict[str, torch.Tensor]) -> None:
+        """Each expert from its part of the weight [K, E D], so that their mean is the whole."""
+        count = len(self.heads)
+        for head, part in zip(self.heads, arrays["weight"].chunk(count, 1), strict=True):
+            head.start_from(arrays | {"weight": count * part})
 
 
 def _linear(head: Linear | Cosine) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,11 +24,11 @@ Features and `classifier` are the baseline's: stage 2 re-balances the baseline.
 from copy import deepcopy
 from itertools import chain, pairwise
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.metrics import need_bins
@@ -44,21 +44,19 @@ class TaskSeparator(Plain):
     Errors: UserError when all classes are in one bin.
     """
 
-    def __init__(
-        self, model: Model, backbone: nn.Module, num_classes: int, bins: np.ndarray | None = None
-    ):
-        super().__init__(model, backbone, num_classes, bins)
-        count = 0 if bins is None else int(bins.max()) + 1
+    def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
+        super().__init__(model, backbone, classes)
+        count = classes.num_bins
         need_bins(count, "model.network=task_separator")
-        self.routing = model.task_separator.routing
-        self.register_buffer("bins", torch.from_numpy(bins), persistent=False)
+        self.routing = model.network.routing
+        self.register_buffer("bins", torch.from_numpy(classes.bins), persistent=False)
         self.experts = nn.ModuleList(
-            Plain(model, deepcopy(backbone), num_classes) for _ in range(count)
+            Plain(model, deepcopy(backbone), classes) for _ in range(count)
         )
-        widths = (num_classes, *HIDDEN)
+        widths = (classes.num, *HIDDEN)
         hidden = [(nn.Linear(*pair), nn.ReLU()) for pair in pairwise(widths)]
         self.gate = nn.Sequential(
-            nn.LayerNorm(num_classes, elementwise_affine=False),
+            nn.LayerNorm(classes.num, elementwise_affine=False),
             *chain.from_iterable(hidden),
             nn.Linear(HIDDEN[-1], count),
         )

@@ -17,9 +17,9 @@ from src.artifacts.files import sha256, write_bytes
 from src.artifacts.work import RUNS, checked, require
 from src.config.model import Model
 from src.config.tree import dump_config
+from src.config.upgrade import upgraded_model
 from src.data.transforms import Preprocessing, preprocessing_from
 from src.errors import UserError, some
-from src.metrics import bin_numbers
 from src.networks import build_network
 from src.networks.base import Network
 
@@ -49,8 +49,8 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
             f"{path}: trained on other classes than {data.directory / 'classes.csv'} lists; "
             "run 02 again with --overwrite"
         )
-    bins = bin_numbers(data.classes["bin"])
-    network, _ = build_network(Model(**about["model"]), about["num_classes"], bins)
+    model = Model(**upgraded_model(about["model"]))
+    network, _ = build_network(model, data.classes_of(data.images))
     network.load_state_dict(tensors)
     return network.eval(), preprocessing_from(about["preprocessing"])
 

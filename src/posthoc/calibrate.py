@@ -13,7 +13,7 @@ import pandas as pd
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import write_json, write_table
 from src.artifacts.oof import optimism
-from src.artifacts.predictions import Predictions
+from src.artifacts.predictions import Predictions, concatenate
 from src.artifacts.work import RUNS, Work
 from src.config.schema import Config
 from src.fusion import STEPS
@@ -109,9 +109,4 @@ def _scores(start: Start, recipes: Recipes, bins: np.ndarray) -> dict[str, float
 def _pooled(best: Tuned, stage1: dict[int, Predictions]) -> Predictions:
     """The cross-fitted logits: what 06 selects on, so that its selection stays honest."""
     logits = cross_fitted(best.start, best.recipes)
-    return Predictions(
-        np.concatenate([stage1[k].image_id for k in logits]),
-        np.concatenate(list(logits.values())),
-        np.concatenate([stage1[k].label for k in logits]),
-        np.concatenate([stage1[k].fold for k in logits]),
-    )
+    return concatenate([stage1[k].with_logits(z) for k, z in logits.items()])

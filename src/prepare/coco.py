@@ -46,18 +46,39 @@ def read_coco(data: Data) -> Source:
     train["path"] = image_paths(data, "train_images", train["file"], path, "file_name")
     train["group"] = ""
     submission = read_submission(data)
-    test, test_path = _read_test(data, submission)
+    test, test_path, said = _read_test(data, submission)
     known = test.dropna(subset="class_id")[["image_id", "class_id"]]
-    return source_of_tables(data, (train, path), (test, test_path), submission, known)
+    fields = {"train": _fields(tree), "test": said} if data.columns else {}
+    tables = (train, path), (test, test_path)
+    return source_of_tables(data, *tables, submission, known, fields)
 
 
-def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:
+def _read_test(
+    data: Data, submission: Submission
+) -> tuple[pd.DataFrame, Path | None, pd.DataFrame]:
+    """image_id, path and class_id of the test images; the JSON's file; and all it says of them."""
     if data.test is None:
-        return pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str), None
+        empty = pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str)
+        return empty, None, pd.DataFrame()
     path = source_file(data, "test", "JSON")
-    test = in_submission_order(_images(_read(path, ("images",)), path), submission, path)
+    tree = _read(path, ("images",))
+    test = in_submission_order(_images(tree, path), submission, path)
     test["path"] = image_paths(data, "test_images", test["file"], path, "file_name")
-    return test, path
+    return test, path, _fields(tree) if data.columns else pd.DataFrame()
+
+
+def _fields(tree: dict) -> pd.DataFrame:
+    """Every field of the images' entries as text, by image id; "" where an entry lacks it."""
+    entries = tree["images"]
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    fields = {name: [_text(entry.get(name)) for entry in entries] for name in names}
+    return pd.DataFrame(fields, index=[str(entry["id"]) for entry in entries], dtype=str)
+
+
+def _text(value) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> dict:

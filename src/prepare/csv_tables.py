@@ -45,21 +45,29 @@ def read_csv_tables(data: Data) -> Source:
     ).sort_values("image_id", kind="stable", ignore_index=True)
     train["class_name"] = train.groupby("class_id")["class_name"].transform("first")
     submission = read_submission(data)
-    test, test_path = _read_test(data, submission)
-    return source_of_tables(data, (train, train_path), (test, test_path), submission)
+    test, test_path, said = _read_test(data, submission)
+    fields = {"train": table.set_index(data.image_column, drop=False), "test": said}
+    tables = (train, train_path), (test, test_path)
+    return source_of_tables(data, *tables, submission, fields=fields)
 
 
-def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:
+def _read_test(
+    data: Data, submission: Submission
+) -> tuple[pd.DataFrame, Path | None, pd.DataFrame]:
+    """image_id and path of the test images; the table's file; and all it says, by image id."""
     if data.test is None:
-        return pd.DataFrame({"image_id": [], "path": []}, dtype=str), None
+        return pd.DataFrame({"image_id": [], "path": []}, dtype=str), None, pd.DataFrame()
     path = source_file(data, "test", "table")
     if submission.path and path.samefile(submission.path):
         ids = pd.Series(submission.ids, dtype=str)
+        said = read_table(path).set_index(submission.columns[0], drop=False)
     else:
-        ids = _read(path, {"image_column": data.image_column})[data.image_column]
+        table = _read(path, {"image_column": data.image_column})
+        ids = table[data.image_column]
+        said = table.set_index(data.image_column, drop=False)
     ids = in_submission_order(pd.DataFrame({"image_id": ids}), submission, path)["image_id"]
     paths = _paths(data, "test_images", ids, path)
-    return pd.DataFrame({"image_id": ids, "path": paths}, dtype=str), path
+    return pd.DataFrame({"image_id": ids, "path": paths}, dtype=str), path, said
 
 
 def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:

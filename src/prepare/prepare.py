@@ -9,9 +9,11 @@ import pandas as pd
 from src.artifacts.dataset import dataset_dir
 from src.artifacts.files import read_json, write_table, write_text
 from src.artifacts.work import MANIFEST, Work
+from src.config.data import OURS
 from src.config.schema import Config
 from src.errors import UserError, some
 from src.prepare.classes import class_lines, class_order, class_table
+from src.prepare.columns import beside
 from src.prepare.duplicates import find_duplicates
 from src.prepare.figures import draw_figures
 from src.prepare.folds import make_folds
@@ -50,7 +52,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     train["label"] = train["class_id"].map(label_of).astype(int)
     labels, groups = train["label"].to_numpy(), train["group_id"].to_numpy(str)
     train["fold"] = make_folds(labels, groups, config.folds.k, config.folds.seed)
-    outputs = _write(directory, train, test, classes, pairs, bad)
+    outputs = _write(directory, train, test, classes, pairs, bad, source.fields)
     solution = source.solution
     if source.truth is not None:
         solution = write_table(directory / "solution.csv", source.truth)
@@ -138,12 +140,11 @@ def _group(train: pd.DataFrame, test: pd.DataFrame, config: Config) -> pd.DataFr
     return pairs
 
 
-def _write(directory: Path, train, test, classes, pairs, bad) -> list[str]:
+def _write(directory: Path, train, test, classes, pairs, bad, fields) -> list[str]:
     """Write all tables and figures; returns the names of the files."""
-    columns = ["image_id", "path", "class_id", "label", "fold", "group_id", *FACTS]
-    write_table(directory / "folds.csv", train[columns])
+    write_table(directory / "folds.csv", beside(train[list(OURS)], fields.get("train")))
     write_table(directory / "classes.csv", classes)
-    write_table(directory / "test.csv", test)
+    write_table(directory / "test.csv", beside(test, fields.get("test")))
     write_table(directory / "duplicates.csv", pairs)
     write_text(directory / "class_labels.txt", class_lines(classes))
     outputs = ["folds.csv", "classes.csv", "test.csv", "duplicates.csv", "class_labels.txt"]

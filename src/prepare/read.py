@@ -12,6 +12,7 @@ from src.artifacts.lock import locked
 from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.coco import read_coco
+from src.prepare.columns import with_columns
 from src.prepare.csv_tables import read_csv_tables
 from src.prepare.digits import write_digits
 from src.prepare.folder import read_folder
@@ -38,7 +39,8 @@ def read_source(data: Data) -> Source:
     """Read the tables of the source that `data.source` names.
 
     Errors: UserError for missing directories or files, classes without an id or without images,
-    ids that occur twice, ids of the sample submission or the solution that match nothing.
+    ids that occur twice, ids of the sample submission or the solution that match nothing, columns
+    of data.columns that a table lacks.
     """
     if data.source in WRITERS:
         with locked(Path(data.root)):
@@ -48,6 +50,7 @@ def read_source(data: Data) -> Source:
         source = replace(source, truth=None)
     check_unique(source.train["image_id"], f"train images of {data.root}")
     check_unique(source.test["image_id"], f"test images of {data.root}")
+    source = with_columns(data, source)
     if source.solution:
         _check_solution(source, read_table(source.solution), source.solution)
     elif source.truth is not None:

@@ -28,6 +28,8 @@ class Source:
     notes: lines for the user about what was left out
     truth: the classes of test images, in these columns, where no solution file but the test images'
     own folders, list or JSON say them
+    fields: of train and test, what else their file says of an image: text by column, indexed by
+    image id. From `read_source`: the columns of data.columns, in the order of train and test
     """
 
     train: pd.DataFrame
@@ -38,6 +40,7 @@ class Source:
     tables: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truth: pd.DataFrame | None = None
+    fields: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,17 @@ def require_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) ->
     """Errors: UserError that names a missing column, the key that asks for it, and the nearest."""
     for key, column in columns.items():
         if column not in table:
-            near = difflib.get_close_matches(column, list(table.columns), 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            there = columns_there(table, column)
             raise UserError(
-                f"{path}: column {column!r} (data.{key}) is missing; it has "
-                f"{list(table.columns)}{hint} Set data.{key}."
+                f"{path}: column {column!r} (data.{key}) is missing; {there} Set data.{key}."
             )
+
+
+def columns_there(table: pd.DataFrame, column: str) -> str:
+    """`it has […]; did you mean …?`, of a column that is missing."""
+    near = difflib.get_close_matches(column, list(table.columns), 1, 0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"it has {list(table.columns)}{hint}"
 
 
 def check_filled(table: pd.DataFrame, column: str, path: Path) -> None:
@@ -131,10 +139,12 @@ def source_of_tables(
     test: tuple[pd.DataFrame, Path | None],
     submission: Submission,
     known: pd.DataFrame | None = None,
+    fields: dict[str, pd.DataFrame] | None = None,
 ) -> Source:
     """The source that a train and a test table describe, each beside the file it was read from.
 
-    known: image_id and class_id of test images whose class their own table says
+    known: image_id and class_id of test images whose class their own table says · fields: see
+    `Source`
     """
     solution = optional_file(data, "solution") if len(test[0]) else None
     tables = {
@@ -153,6 +163,7 @@ def source_of_tables(
         solution=solution,
         tables={name: path for name, path in tables.items() if path},
         truth=known.set_axis(submission.columns, axis=1) if said else None,
+        fields=fields or {},
     )
 
 

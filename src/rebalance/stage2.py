@@ -118,8 +118,7 @@ def fit_head(
         if live is not None:
             oof = held_out_features(work, live, stage1)
         logits = head_logits(oof.features, arrays, kind)
-        found = Predictions(oof.image_id, logits, oof.label, oof.fold)
-        found.save(step.directory / "oof.npz")
+        oof.with_logits(logits).save(step.directory / "oof.npz")
         outputs.append("oof.npz")
         metrics = summary(logits, oof.label, work.data.classes["bin"].to_numpy())
     step.finish(

@@ -5,10 +5,8 @@ search/ is that of stage 1, stage2/<head>/search/ that of a head.
 
 from pathlib import Path
 
-import yaml
-
 from src.artifacts.dataset import Dataset
-from src.artifacts.files import read_json, sha256, write_text
+from src.artifacts.files import read_json, sha256
 from src.artifacts.work import MANIFEST, checked
 from src.config.head_keys import head_key, head_ranges
 from src.config.read import with_values
@@ -68,13 +66,6 @@ def _winner(directory: Path, keys: set[str], data: Dataset, script: str, section
     if best["folds.csv"] != sha256(data.directory / "folds.csv"):
         raise UserError(f"{path}: searched on other folds than there are now. {again}")
     return best["values"]
-
-
-def write_config(path: Path, config: Config, values: dict) -> Path:
-    """The resolved config as YAML; a comment says which values are from a search."""
-    notes = [f"# from search/{BEST}: {key} = {value!r}\n" for key, value in values.items()]
-    text = yaml.safe_dump(dump_config(config), sort_keys=False, allow_unicode=True)
-    return write_text(path, "".join(notes) + text)
 
 
 def describe(config: Config, values: dict, home: Path) -> str:

@@ -18,10 +18,10 @@ from src.data.loader import training_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import TrainTransform
 from src.losses import build_criterion
-from src.metrics import bin_numbers
 from src.networks import build_network, check_image_size
 from src.networks.weights import load_pretrained
 from src.runtime import seed_all
+from src.training.initial import initialise_heads
 from src.training.loop import Objective, Trainer
 from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
@@ -46,31 +46,32 @@ class Fold:
         return fold_name(self.fold)
 
 
-def build_trainer(job: Fold) -> tuple[Trainer, object, Epochs]:
-    """Network, data and optimizer of one fold, seeded."""
+def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Epochs]:
+    """Network, data and optimizer of one fold, seeded. fresh: False where a checkpoint will say
+    what the weights are."""
     config, train, accelerator = job.config, job.config.train, job.accelerator
     images = job.data.training(job.fold)
-    counts = job.data.counts(images)
+    classes = job.data.classes_of(images)
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
-    bins = bin_numbers(job.data.classes["bin"])
-    network, prep = build_network(config.model, job.data.num_classes, bins, pretrained=hub)
+    network, prep = build_network(config.model, classes, pretrained=hub)
     check_image_size(network, config.model)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
     network.to(accelerator.device)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
+    if fresh:
+        initialise_heads(network, prep, images, classes, config, accelerator)
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()
-    width = network.classifier.weight.shape[1]
-    auxiliaries = build_auxiliaries(train.auxiliaries, width, bins)
-    objective = Objective(network, build_criterion(config, counts), auxiliaries)
+    auxiliaries = build_auxiliaries(train.auxiliaries, network.width, classes)
+    objective = Objective(network, build_criterion(config, classes), auxiliaries)
     epochs = build_epochs(job, images["label"].to_numpy())
     optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
-    mixer = Mixer(train.mixing, counts, len(network.mix_points()))
+    mixer = Mixer(train.mixing, classes.counts, len(network.mix_points()))
     objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
     share = train.batch_size // accelerator.num_processes
     trainer = Trainer(

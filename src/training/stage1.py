@@ -12,9 +12,10 @@ import torch
 
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import write_table
-from src.artifacts.heads import save_head
+from src.artifacts.heads import head_file, save_head
 from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions
+from src.artifacts.trained import write_config
 from src.artifacts.work import RUNS, Work
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
@@ -27,7 +28,7 @@ from src.networks.forward import run_network
 from src.networks.weights import save_network
 from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
-from src.search.winner import describe, with_winner, write_config
+from src.search.winner import describe, with_winner
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.job import Fold, build_trainer
 from src.training.loop import Trainer
@@ -98,9 +99,9 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         step.check_settings(checkpoint["settings"], job.directory / "last.pt")
         step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
-        with locked(job.directory.parent):
-            write_config(job.directory.parents[1] / "config.yaml", config, job.searched)
-    trainer, loader, epochs = build_trainer(job)
+        with locked(job.directory.parent):  # as other folds may be trained by another command
+            write_config(job.directory.parents[1], config, job.searched)
+    trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
     state = {"settings": step.settings, "inputs": step.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
     return finish(job, trainer, history, found, step)
@@ -171,9 +172,10 @@ def finish(
         save_network(
             directory / "weights.safetensors", network, job.config.model, trainer.prep, job.data
         )
-        head = {k: v.float().cpu().numpy() for k, v in network.classifier.arrays().items()}
-        save_head(directory / "head.safetensors", network.classifier.kind, head)
-        outputs = ["weights.safetensors", "head.safetensors", "metrics.csv"]
+        outputs = ["weights.safetensors", "metrics.csv"]
+        for branch, (kind, arrays) in network.heads().items():
+            outputs.append(head_file(branch))
+            save_head(directory / outputs[-1], kind, arrays)
         if found is not None:
             found.save(directory / "oof.npz")
             outputs.append("oof.npz")

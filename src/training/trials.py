@@ -21,6 +21,7 @@ from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.work import RUNS
 from src.config.read import with_values
 from src.config.schema import Config
+from src.config.section import EPOCHS, Section
 from src.config.tree import dump_config, flatten
 from src.errors import UserError
 from src.runtime import start
@@ -33,12 +34,6 @@ from src.training.job import Fold, build_trainer
 from src.training.stage1 import fit
 
 SETTINGS = ("model", "train", "metric", "seed")
-COUNTED_IN_EPOCHS = (
-    "train.warmup_epochs",
-    "train.mixing.off_epochs",
-    "model.bbn.t_max",
-    "model.kt.start_epoch",
-)
 
 
 def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
@@ -119,7 +114,9 @@ def run_trial(
         checkpoint = load_checkpoint(home)
         for row in () if checkpoint is None else checkpoint["history"]:
             report(row)
-        history, _ = fit(job, *build_trainer(job), state, checkpoint, report)
+        history, _ = fit(
+            job, *build_trainer(job, fresh=checkpoint is None), state, checkpoint, report
+        )
     except UserError as error:
         trial.set_user_attr("note", str(error))
         print(f"trial {trial.number}: {error}", flush=True)
@@ -134,6 +131,18 @@ def run_trial(
     return rows[-1][metric]
 
 
+def counted_in_epochs(section: Section, prefix: str) -> list[str]:
+    """Keys of a section, and of those in it, that count epochs of the training."""
+    keys = []
+    for key, field in type(section).model_fields.items():
+        value, place = getattr(section, key), f"{prefix}.{key}"
+        if isinstance(value, Section):
+            keys += counted_in_epochs(value, place)
+        elif field.json_schema_extra == EPOCHS:
+            keys.append(place)
+    return keys
+
+
 def proxy(config: Config) -> Config:
     """The config with the epochs of a trial; what counts in epochs shrinks in proportion.
 
@@ -143,10 +152,8 @@ def proxy(config: Config) -> Config:
     values: dict = {"train.epochs": epochs, "search.epochs": epochs}
     if config.search.pruner != "none":
         values["train.eval_every"] = 1
-    for key in COUNTED_IN_EPOCHS:
-        section, name, *_ = key.split(".")
-        unused = section == "model" and name != config.model.network
-        if now[key] is not None and not unused:
+    for key in counted_in_epochs(config.model, "model") + counted_in_epochs(config.train, "train"):
+        if now[key] is not None:
             scaled = now[key] * epochs / config.train.epochs
             whole = max(round(scaled), int(now[key] > 0))
             values[key] = scaled if isinstance(now[key], float) else whole

@@ -1,0 +1,46 @@
+"""`model.head_init`: the heads of a network that is about to be trained begin where it says."""
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from src.artifacts.dataset import Classes
+from src.config.schema import Config
+from src.data.transforms import EvalTransform, Preprocessing
+from src.initialisers import Known, initial_arrays
+from src.networks.base import Network
+from src.networks.forward import run_network
+
+
+def initialise_heads(
+    network: Network,
+    prep: Preprocessing,
+    images: pd.DataFrame,
+    classes: Classes,
+    config: Config,
+    accelerator: Accelerator,
+) -> None:
+    """Each head by the features that it acts on, of the network as it is now and the evaluation
+    view of the images that it will be trained on. No image is read for random heads."""
+
+    def features():
+        return run_network(
+            network,
+            images,
+            EvalTransform(prep),
+            prep,
+            accelerator,
+            batch_size=config.train.eval_batch_size,
+            workers=config.data.workers,
+            channels_last=config.train.channels_last,
+            label="features for model.head_init",
+        ).features
+
+    ordered = images.sort_values("image_id")
+    known = Known(features, ordered["label"].to_numpy(), classes)
+    for module, columns in network.classifiers().values():
+        part = known if columns is None else known.only(columns)
+        arrays = initial_arrays(config.model.head_init, part, module.kind)
+        if arrays is not None:
+            device = module.weight.device
+            module.start_from({k: torch.from_numpy(v).to(device) for k, v in arrays.items()})
