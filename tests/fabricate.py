@@ -4,6 +4,7 @@ with pixels as features, logistic regression as stage 1 and cRT, and class means
 Paths are relative (`runs/…`), so a test first changes into a directory of its own.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from src.artifacts.dataset import Classes
-from src.artifacts.files import sha256, write_json, write_table
+from src.artifacts.files import read_json, sha256, write_bytes, write_json, write_table
 from src.artifacts.heads import save_head
 from src.artifacts.predictions import Predictions
 from src.artifacts.work import MANIFEST, RUNS
@@ -31,6 +32,7 @@ ODD_IDS = ["00123", "1e5", "NA", "123"]
 FOLDS = 3
 TRAIN = [60, 45, 34, 25, 19, 14, 11, 8, 6, 4]  # images per label
 NAMES = ("stage1", "crt", "ncm")
+WEIGHTS = b"a network"  # of every fold; nothing here reads them
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,17 @@ def write_dataset(world: World, *, sample: bool = True, solution: bool = True) -
         "sample_submission": str(raw / "sample_submission.csv") if sample else None,
         "solution": str(raw / "solution.csv") if solution else None,
     }
-    write_json(directory / MANIFEST, manifest)
+    seal(directory, **manifest)
     return directory
+
+
+def seal(directory: Path, **facts) -> None:
+    """Write the manifest, with true digests of the files that are there, as `Work.finish` does.
+    Of an older one other facts are kept: what is there is what the stage would have made."""
+    path = directory / MANIFEST
+    files = [f for f in sorted(directory.glob("*")) if f.is_file() and f != path]
+    old = read_json(path) if path.is_file() else {}
+    write_json(path, old | facts | {"outputs": {f.name: sha256(f) for f in files}})
 
 
 def write_experiment(world: World, experiment: str, *, noise: float = 0.0, seed: int = 0) -> Path:
@@ -174,9 +185,12 @@ def write_experiment(world: World, experiment: str, *, noise: float = 0.0, seed:
 def write_fold(directory: Path, oof: Predictions, head) -> None:
     oof.save(directory / "oof.npz")
     save_head(directory / "head.safetensors", *head)
-    weights = {"weights.safetensors": "a digest"}  # of stage 1; made by it, read by stage 2
-    facts = {"inputs": folds_input() | weights, "outputs": weights, "select": "last"}
-    write_json(directory / MANIFEST, facts)
+    inputs = folds_input()
+    if directory.parent.name == "stage1":
+        write_bytes(directory / "weights.safetensors", WEIGHTS)
+    else:
+        inputs["weights.safetensors"] = hashlib.sha256(WEIGHTS).hexdigest()
+    seal(directory, inputs=inputs, select="last")
 
 
 def write_predictions(world: World, experiment: str, names=NAMES, *, noise=0.0, seed=0) -> Path:
@@ -188,7 +202,7 @@ def write_predictions(world: World, experiment: str, names=NAMES, *, noise=0.0, 
         logits = logits + noise * rng.normal(size=logits.shape)
         unknown = np.full(count, -1)
         Predictions(world.test_ids, logits, unknown, unknown).save(directory / f"{name}.npz")
-    write_json(directory / MANIFEST, {"inputs": folds_input()})
+    seal(directory, inputs=folds_input())
     return directory
 
 

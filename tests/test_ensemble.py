@@ -43,6 +43,7 @@ from tests.fabricate import (
     ODD_IDS,
     config,
     digits_world,
+    seal,
     write_dataset,
     write_experiment,
     write_predictions,
@@ -308,9 +309,11 @@ def test_permuting_any_artifact_changes_no_byte(world, tmp_path):
     assert len(arrays) > 20
     for seed, path in enumerate(sorted(arrays)):
         permute(path, seed)
+        seal(path.parent)
     for name in ("classes.csv", "test.csv"):
         path = RUNS / "folds" / name
         write_table(path, read_table(path).sample(frac=1, random_state=0))
+        seal(path.parent)
     shutil.rmtree(RUNS / "submissions")
     ensemble([both, HEADS], ["good", "bad"], out=tmp_path / "out.csv")
     assert [path.read_bytes() for path in files] == first
@@ -383,6 +386,7 @@ def test_a_test_image_without_a_prediction_is_named(world):
         found = {name: archive[name][1:] for name in archive.files}
         lost = archive["image_id"][0]
     write_arrays(path, **found)
+    seal(path.parent)
     with pytest.raises(UserError, match=f"1 missing .'{lost}'"):
         ensemble([ONE], ["good"])
 

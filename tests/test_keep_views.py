@@ -140,3 +140,16 @@ def test_views_of_another_network_are_not_taken_for_this_ones(passes):
     predict(config(keep=False), "exp", False)
     predict(config(), "exp", False)
     assert len(passes) == 16 and not set(kept().values()) & set(before.values())
+
+
+def test_a_damaged_view_is_made_again(passes):
+    predict(config(), "exp", False)
+    before, path = kept(), HOME / "predict" / FILES[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"{path}: damaged, or edited"):
+        load_predictions(path, 6)
+    passes.clear()
+    predict(config(), "exp", False)
+    assert kept() == before and len(passes) == 1

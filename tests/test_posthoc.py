@@ -36,6 +36,7 @@ from tests.fabricate import (
     config,
     count,
     digits_world,
+    seal,
     step,
     write_dataset,
     write_experiment,
@@ -59,6 +60,7 @@ def edit(path: Path, **arrays) -> None:
     with np.load(path) as archive:
         found = {name: archive[name] for name in archive.files}
     write_arrays(path, **found | {name: change(found[name]) for name, change in arrays.items()})
+    seal(path.parent)
 
 
 # ---- the whole stage ---------------------------------------------------------------------------
@@ -140,6 +142,7 @@ def test_permuting_rows_changes_no_byte(world):
             found = {name: archive[name] for name in archive.files}
         order = np.random.default_rng(seed).permutation(len(found["image_id"]))
         write_arrays(path, **{name: array[order] for name, array in found.items()})
+        seal(path.parent)
     posthoc(config(), "exp", overwrite=True)
     assert first == [(HOME / "posthoc" / name).read_bytes() for name in names]
 
@@ -235,6 +238,7 @@ def test_a_changed_folds_csv_is_noticed_after_04_too(world):
     posthoc(config(), "exp")
     path = Path("runs") / DATASET / "folds" / "folds.csv"
     write_table(path, read_table(path).iloc[::-1])
+    seal(path.parent)
     with pytest.raises(UserError, match="made from a different folds.csv"):
         posthoc(config(), "exp")
 
@@ -558,6 +562,7 @@ def test_a_bin_called_head_does_not_hide_the_start_head(world):
     classes = read_table(path)
     classes["bin"] = ["head"] * 5 + ["tail"] * 5
     write_table(path, classes)
+    seal(path.parent)
     table = posthoc(config(), "exp")
     assert set(table["start"]) == {"stage1", "crt", "ncm"}
     assert table["head"].max() <= 1 and table["tail"].max() <= 1

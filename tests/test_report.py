@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.metrics import balanced_accuracy_score
 import src.report.stages as stages_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
-from src.artifacts.predictions import Predictions
+from src.artifacts.predictions import Predictions, load_predictions
 from src.config.outputs import Judge
 from src.config.read import parse_config
 from src.metrics import Outcomes, rule_text
@@ -25,7 +26,7 @@ from src.report.confusions import worst_pairs
 from src.report.context import gather
 from src.report.page import SECTIONS, write_report
 from src.report.stages import format_table, score_rows, score_stages, table_of
-from tests.fabricate import count
+from tests.fabricate import count, seal
 
 COUNTS = [40, 30, 22, 16, 12, 9, 7, 5, 4, 3]  # images of digit 0 … 9
 FOLDS, K, EPOCHS = 3, len(COUNTS), 4
@@ -68,7 +69,6 @@ def fill(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     for stage, sharpness in (("stage1", 3.0), ("stage2/ncm", 12.0)):
         for fold in range(FOLDS):
             save(home / stage / f"fold{fold}", images, pixels, fold, sharpness)
-            metrics_table(fold).to_csv(home / stage / f"fold{fold}/metrics.csv", index=False)
     posthoc(home, images, pixels)
     submission(home.parent / "submissions")
     searched(home / "search", "train.lr", {})
@@ -116,7 +116,7 @@ def manifest(directory: Path, **facts) -> None:
     folds = Path("runs/digits/folds/folds.csv")
     tree = {"git": "0123456789ab", "inputs": {"folds.csv": sha256(folds)}, "seconds": 61.5}
     tree |= {"settings": {}, "versions": {"python": "3.11"}, "machine": "x86_64, 2 cores"}
-    write_json(directory / "manifest.json", tree | facts)
+    seal(directory, **tree | facts)
 
 
 def logits_of(images: pd.DataFrame, pixels: np.ndarray, fold: int, sharpness: float) -> np.ndarray:
@@ -139,6 +139,7 @@ def save(
     ids, label = images["image_id"][out].to_numpy(), images["label"][out].to_numpy()
     oof = Predictions(ids, logits, label, np.full(len(ids), fold))
     oof.save(directory / "oof.npz")
+    metrics_table(fold).to_csv(directory / "metrics.csv", index=False)
     manifest(directory, select="last", device="cpu")
 
 
@@ -168,7 +169,7 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     gains = ["gain", "gain_low", "gain_high"]
     columns = ["start", "step", "kept", *gains, "accuracy", "params", "reason"]
     write_table(directory / "table.csv", pd.DataFrame(rows, columns=columns))
-    manifest(directory, outputs={"oof.npz": sha256(directory / "oof.npz")})
+    manifest(directory)
 
 
 def searched(directory: Path, key: str, judged: dict) -> None:
@@ -319,7 +320,10 @@ def test_missing_stages_name_their_script(run):
 
 
 def test_an_ensemble_of_older_predictions_is_left_out(run):
-    manifest(run / "exp/posthoc", outputs={"oof.npz": "0" * 64})
+    path = run / "exp/posthoc/oof.npz"
+    old = load_predictions(path, K)
+    replace(old, logits=2 * old.logits).save(path)
+    manifest(path.parent)  # 04 was run again
     assert "ensemble" not in stage_table().index
 
 

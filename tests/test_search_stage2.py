@@ -11,7 +11,7 @@ import pytest
 
 import src.rebalance.stage2 as stage2_module
 import src.rebalance.trials as searching
-from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
+from src.artifacts.files import read_json, read_table, sha256, write_table
 from src.artifacts.heads import save_head
 from src.artifacts.predictions import Predictions, load_predictions, save_features
 from src.artifacts.work import MANIFEST, digest
@@ -22,6 +22,7 @@ from src.errors import UserError
 from src.metrics import balanced_accuracy
 from src.rebalance.stage2 import stage2
 from src.rebalance.trials import search_heads
+from tests.fabricate import seal
 
 COUNTS, WIDTH, FOLDS = [60, 30, 12, 6], 8, 3
 HOME = Path("runs/made/exp")
@@ -46,7 +47,7 @@ def made(tmp_path, monkeypatch):
     write_table(folder / "folds.csv", pd.DataFrame(images))
     write_table(folder / "classes.csv", pd.DataFrame(classes))
     write_table(folder / "test.csv", pd.DataFrame({"image_id": [], "path": []}))
-    write_json(folder / MANIFEST, {"status": "finished"})
+    seal(folder, status="finished")
     means = 2 * np.eye(len(COUNTS), WIDTH)
     for k in range(FOLDS):
         rng = np.random.default_rng(k)
@@ -62,7 +63,7 @@ def made(tmp_path, monkeypatch):
         logits = features[out] @ head["weight"].T
         oof = Predictions(ids[out], logits, labels[out], fold[out], features[out])
         oof.save(stage1 / "oof.npz")
-        write_json(stage1 / MANIFEST, {"inputs": {"folds.csv": sha256(folder / "folds.csv")}})
+        seal(stage1, inputs={"folds.csv": sha256(folder / "folds.csv")})
         name = digest({"weights": sha256(stage1 / "weights.safetensors")})[:12]
         cache = HOME / "stage2/features" / stage1.name
         save_features(cache / f"plain-{name}.npz", ids[~out], features[~out])
@@ -172,6 +173,7 @@ def shuffle_held_out(fold: int) -> None:
     p, rng = load_predictions(path, 4), np.random.default_rng(9)
     noise = rng.normal(size=p.features.shape).astype(np.float32)
     Predictions(p.image_id, p.logits, rng.permutation(p.label), p.fold, noise).save(path)
+    seal(path.parent)
 
 
 def test_trials_never_read_what_is_held_out_of_the_judging_fold():

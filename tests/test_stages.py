@@ -2,7 +2,13 @@
 
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +18,7 @@ import src.fusion.step as step_module
 import src.inference.predict as predict_module
 import src.rebalance.features as features_module
 from src.artifacts.dataset import load_dataset
-from src.artifacts.files import read_json, sha256, write_json
+from src.artifacts.files import read_json, sha256, write_bytes, write_json
 from src.artifacts.heads import load_head, save_head
 from src.artifacts.predictions import Predictions, load_features, load_predictions
 from src.config.heads import CRT
@@ -30,7 +36,7 @@ from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
-from tests.fabricate import count
+from tests.fabricate import count, seal
 
 HOME = Path("runs/digits/exp")
 
@@ -153,6 +159,7 @@ def test_a_new_calibration_costs_no_second_pass(trained, monkeypatch):
     before = len(passes)
     path = HOME / "posthoc/posthoc.json"
     path.write_text(path.read_text() + "\n")
+    seal(path.parent)
     predict(cfg, "exp", False)
     assert len(passes) == before
 
@@ -227,6 +234,46 @@ def test_a_prediction_run_goes_on_after_the_views_that_are_done(trained, monkeyp
     passes.clear()
     again = {n: sha256(p) for n, p in predict(cfg, "exp", False).items()}
     assert len(passes) == 5 and again == whole
+
+
+@pytest.mark.parametrize("dawdles", ["at the start", "before it reads the views"])
+def test_no_process_removes_views_that_another_has_yet_to_read(digits, monkeypatch, dawdles):
+    """Two processes as two threads; the second is slow. All views are there, as after a kill."""
+    data, stage1_home, cache = load_dataset("digits"), HOME / "stage1/fold0", HOME / "predict/cache"
+    write_bytes(stage1_home / "weights.safetensors", b"a network")
+    cfg, ids = config("predict.tta.flip=true"), data.test["image_id"].to_numpy(str)
+    part = Predictions(ids, np.eye(10)[np.arange(len(ids)) % 10], *np.full((2, len(ids)), -1))
+    part = replace(part, features=np.ones((len(ids), 2)))
+    together, read = threading.Barrier(2, timeout=5), predict_module.load_predictions
+
+    def slowly(path, num_classes):
+        if threading.current_thread().name == "1" and dawdles != "at the start":
+            time.sleep(0.3)
+        return read(path, num_classes)
+
+    monkeypatch.setattr(predict_module, "load_predictions", slowly)
+    monkeypatch.setattr(predict_module, "load_network", lambda *_: (torch.nn.Identity(), None))
+    monkeypatch.setattr(predict_module, "EvalTransform", lambda *_: None)
+    monkeypatch.setattr(predict_module, "run_network", lambda *_, **__: part)
+
+    def process(rank: int) -> np.ndarray:
+        threading.current_thread().name = str(rank)
+        if rank and dawdles == "at the start":
+            time.sleep(0.3)
+        one = SimpleNamespace(
+            is_main_process=rank == 0, device="cpu", wait_for_everyone=together.wait
+        )
+        return predict_module.network_predictions(cfg, data, stage1_home, cache.parent, one).logits
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # before they are merged
+        alone = SimpleNamespace(is_main_process=True, device="cpu", wait_for_everyone=lambda: None)
+        patch.setattr(predict_module, "_mean", Mock(side_effect=KeyboardInterrupt))
+        predict_module.network_predictions(cfg, data, stage1_home, cache.parent, alone)
+    assert len(list(cache.glob("*.view.npz"))) == 2
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(process, range(2))
+    np.testing.assert_array_equal(first, second)
+    assert not list(cache.glob("*.view.npz"))
 
 
 @pytest.mark.parametrize(

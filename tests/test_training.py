@@ -27,7 +27,7 @@ from src.training.loop import Objective
 from src.training.optim import build_optimizer, build_schedule
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
-from tests.fabricate import some_classes
+from tests.fabricate import seal, some_classes
 from tests.training_kit import resumes_exactly, tiny_config, tiny_dataset, train_tiny
 
 STAGE1 = Path("runs/digits/exp/stage1")
@@ -91,6 +91,7 @@ def test_changed_folds_stop_a_finished_run(digits):
     stage1(digits_config("train.epochs=1"), "exp", ["0"], False)
     table = Path("runs/digits/folds/folds.csv")
     table.write_text(table.read_text().replace(",0,", ",1,", 1))
+    seal(table.parent)
     with pytest.raises(UserError, match="another 'folds.csv'"):
         stage1(digits_config("train.epochs=1"), "exp", ["0"], False)
 

@@ -9,10 +9,11 @@ from PIL import Image
 
 import src.training.stage1 as stage1
 from src.artifacts.dataset import Dataset, load_dataset
-from src.artifacts.files import write_json, write_table
+from src.artifacts.files import write_table
 from src.artifacts.work import RUNS
 from src.config.read import parse_config
 from src.runtime import start
+from tests.fabricate import seal
 
 DATASET = "tiny"
 COUNTS = [12, 10, 6, 6, 4, 2]  # two classes in each bin
@@ -41,7 +42,7 @@ def tiny_dataset() -> Dataset:
     classes = pd.DataFrame(classes | {"count": COUNTS, "bin": BINS})
     write_table(directory / "classes.csv", classes)
     write_table(directory / "test.csv", table[["image_id", "path"]].head(2))
-    write_json(directory / "manifest.json", {"status": "finished"})
+    seal(directory, status="finished")
     return load_dataset(DATASET)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from src.artifacts.files import read_json, read_table, sha256
 from src.artifacts.ids import check_unique
-from src.artifacts.work import MANIFEST, RUNS, require
+from src.artifacts.work import MANIFEST, RUNS, checked, require
 from src.config.data import OURS
 from src.errors import UserError, some
 from src.metrics import bin_numbers
@@ -86,13 +86,14 @@ def dataset_dir(name: str) -> Path:
 
 
 def load_dataset(name: str) -> Dataset:
-    """Errors: UserError when 01 has not finished, or its tables contradict each other."""
+    """Errors: UserError when 01 has not finished, or its tables are damaged or contradict."""
     directory = dataset_dir(name)
     require(directory / MANIFEST, "01_prepare_folds.py")
     numbers = ("label", "fold", "width", "height")
-    images = read_table(directory / "folds.csv", numbers).sort_values("image_id", kind="stable")
-    classes = read_table(directory / "classes.csv", ("label", "count")).sort_values("label")
-    test = read_table(directory / "test.csv")
+    paths = [checked(directory / name) for name in ("folds.csv", "classes.csv", "test.csv")]
+    images = read_table(paths[0], numbers).sort_values("image_id", kind="stable")
+    classes = read_table(paths[1], ("label", "count")).sort_values("label")
+    test = read_table(paths[2])
     if classes["label"].tolist() != list(range(len(classes))):
         raise UserError(f"{directory / 'classes.csv'}: labels must be 0 … K-1; run 01 again")
     outside = images[~images["label"].between(0, len(classes) - 1)]

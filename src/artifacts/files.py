@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -115,7 +116,18 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: not a readable .npz file ({error})") from error
 
 
+_digests: dict[tuple[int, ...], str] = {}  # of this process
+TICK = 10**8  # nanoseconds; a file system's clock may stand still for as long
+
+
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes, which are read once per process unless the file changes."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        about = os.fstat(file.fileno())
+        key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        if key not in _digests:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if time.time_ns() - about.st_ctime_ns < TICK:  # the next change may not show
+                return digest
+            _digests[key] = digest
+        return _digests[key]

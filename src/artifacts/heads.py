@@ -15,6 +15,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from src.artifacts.files import write_bytes
+from src.artifacts.work import checked
 from src.errors import UserError
 
 HEAD_ARRAYS = {
@@ -52,7 +53,7 @@ def load_head(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(checked(path), framework="numpy") as file:
             facts = json.loads((file.metadata() or {}).get("longtail", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from src.artifacts.files import read_arrays, write_arrays
 from src.artifacts.ids import check_same_ids, check_unique
+from src.artifacts.work import checked
 from src.errors import UserError, some
 
 UNKNOWN = -1
@@ -71,8 +72,9 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> Predictions:
 
 
 def load_predictions(path: Path, num_classes: int) -> Predictions:
-    """Errors: UserError for missing arrays, duplicate ids, non-finite logits or another K."""
-    arrays = read_arrays(path)
+    """Errors: UserError for a damaged file, missing arrays, duplicate ids, non-finite logits or
+    another K."""
+    arrays = read_arrays(checked(path))
     missing = {"image_id", "logits", "label", "fold"} - arrays.keys()
     if missing:
         raise UserError(f"{path}: arrays {some(sorted(missing))} are missing")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from src.artifacts.files import read_json, sha256, write_json
+from src.artifacts.lock import let_go, own
 from src.config.tree import defaults_like, flatten, plain
 from src.config.upgrade import upgraded
 from src.errors import UserError, some
@@ -35,7 +37,10 @@ class Work:
         work.finish(outputs, metrics={…})    # writes manifest.json, last
 
     settings: config sections and plain values that decide what comes out; keys that only set the
-    speed are left out. inputs: files it is made from, by name.
+    speed are left out. inputs: files it is made from, by name. main: False in all but one of the
+    processes of a launch; that one holds the directory's lock from here to the end of the work,
+    or of the process. shared: no lock, several commands may work on the directory together.
+    Errors: UserError when an input is damaged, or another process works on the directory.
     """
 
     def __init__(
@@ -46,21 +51,26 @@ class Work:
         *,
         overwrite: bool = False,
         redo_on_new_inputs: bool = True,
+        main: bool = True,
+        shared: bool = False,
     ):
         self.directory = Path(directory)
         self.settings = plain(settings, volatile=False)
         self.defaults = flatten(defaults_like(settings))
-        self.inputs = {name: sha256(path) for name, path in sorted(inputs.items())}
+        self.inputs = {name: sha256(checked(path)) for name, path in sorted(inputs.items())}
         self.redo_on_new_inputs = redo_on_new_inputs
+        self.main = main
         self.began = time.time()
-        if overwrite and self.directory.is_dir():
+        if main and not shared:
+            own(self.directory)
+        if overwrite and main and self.directory.is_dir():
             (self.directory / MANIFEST).unlink(missing_ok=True)  # first: from here on unfinished
             shutil.rmtree(self.directory)
 
     def manifest(self) -> dict:
         return read_json(self.directory / MANIFEST)
 
-    def finished(self, *, main: bool = True, wanted: Iterable[str] = ()) -> bool:
+    def finished(self, *, wanted: Iterable[str] = ()) -> bool:
         """True: nothing to do. False: start or continue. Only the main process speaks and deletes.
 
         wanted: outputs that these settings ask for, and that earlier work may have gone without.
@@ -75,20 +85,32 @@ class Work:
         if not self.redo_on_new_inputs:
             self.check_inputs(manifest["inputs"], path)
         if new := [name for name in wanted if name not in manifest["outputs"]]:
-            if main:
+            if self.main:
                 print(f"{self.directory}: finished without {some(new)}; making what is missing")
                 path.unlink()
             return False
         changed = self._changed(manifest["inputs"])
-        lost = [name for name in manifest["outputs"] if not (self.directory / name).is_file()]
+        lost = [name for name in manifest["outputs"] if not self._intact(name, manifest)]
         if changed or lost:
-            if main:
+            if self.main:
                 print(f"{self.directory}: {some(changed or lost)} changed since; doing it again")
                 path.unlink()
+                for name in lost:  # or it would be taken for work that is done already
+                    (self.directory / name).unlink(missing_ok=True)
             return False
-        if main:
+        if self.main:
             print(f"{self.directory}: finished already, skipped")
+        self.release()
         return True
+
+    def release(self) -> None:
+        """Let others work on the directory."""
+        if self.main:
+            let_go(self.directory)
+
+    def _intact(self, name: str, manifest: dict) -> bool:
+        path = self.directory / name
+        return path.is_file() and sha256(path) == manifest["outputs"][name]
 
     def _changed(self, found: dict[str, str]) -> list[str]:
         names = self.inputs.keys() | found.keys()
@@ -137,6 +159,35 @@ class Work:
                 **facts,
             },
         )
+        self.release()
+
+
+def checked(path: Path) -> Path:
+    """`path`, if its bytes are still those of which its manifest has the sha256.
+
+    The manifest is the one beside the file, or above it for names such as figures/x.png. Left alone
+    is what no manifest lists: unfinished work, caches, and all that is not below `runs`.
+    Errors: UserError that names the file, and the command that makes it again.
+    """
+    path = Path(path)
+    if RUNS not in path.parents or not path.is_file():
+        return path
+    above = (p / MANIFEST for p in path.parents[:-2])  # not in `runs` itself, nor above it
+    manifest = next((p for p in above if p.is_file()), None)
+    if manifest is None:
+        return path
+    facts, name = read_json(manifest), path.relative_to(manifest.parent).as_posix()
+    expected = facts.get("outputs", {}).get(name)
+    if expected is None or expected == (found := sha256(path)):
+        return path
+    words = [word for word in facts.get("argv", []) if word != "--overwrite"]
+    command = f"`python {shlex.join(words)}`" if words else "the script that made it"
+    raise UserError(
+        f"{path}: damaged, or edited since it was made: its sha256 is {found[:12]}…, but "
+        f"{manifest} has {expected[:12]}…. Bring the file back, or run {command} again, which "
+        f"makes it anew. To keep an edit made on purpose, take {name!r} out of the outputs in "
+        f"{manifest}, and make again what was made from the old file."
+    )
 
 
 def require(path: Path, script: str) -> Path:

@@ -95,6 +95,7 @@ def ensemble(
     files = [f"{name}.csv", f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params}
     write_json(manifest, _facts(step, began, files, chosen, table, score, scored))
+    step.release()
     return Result(path, table, choice, score, scored, len(ids))
 
 

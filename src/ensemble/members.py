@@ -11,7 +11,7 @@ from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
 from src.artifacts.oof import check_held_out, load_oof
 from src.artifacts.predictions import Predictions, load_predictions
-from src.artifacts.work import MANIFEST, RUNS, require
+from src.artifacts.work import MANIFEST, RUNS, checked, require
 from src.config.names import of_stage1
 from src.config.schema import Config
 from src.errors import UserError
@@ -79,7 +79,7 @@ def _check_recipe(manifest: dict, posthoc: Path, origin: Path) -> None:
     """Errors: UserError when 04 was run again since 05 made `origin`."""
     for name in (RECIPE, ARRAYS):
         used, path = manifest["inputs"].get(name), posthoc / name
-        if used is not None and not (path.is_file() and used == sha256(path)):
+        if used is not None and not (path.is_file() and used == sha256(checked(path))):
             raise UserError(
                 f"{origin}: made with another {path} than the one there now. "
                 "Run `python 05_predict.py` with the same --config again."

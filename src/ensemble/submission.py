@@ -8,7 +8,7 @@ import pandas as pd
 from src.artifacts.dataset import Dataset
 from src.artifacts.files import read_json, read_table
 from src.artifacts.ids import check_same_ids, check_unique
-from src.artifacts.work import MANIFEST
+from src.artifacts.work import MANIFEST, checked
 from src.errors import UserError, some
 from src.metrics import summary
 
@@ -58,7 +58,7 @@ def score_solution(
     Errors: UserError for a missing column, ids twice or not in the test set, unknown class ids.
     """
     columns = read_json(dataset.directory / MANIFEST)["submission"]
-    table = read_table(path)
+    table = read_table(checked(path))
     lacking = [c for c in columns.values() if c not in table]
     if lacking:
         raise UserError(f"{path}: columns {some(lacking)} are missing; it has {list(table)}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from src.artifacts.files import read_arrays, read_json, write_arrays, write_json
+from src.artifacts.work import checked
 from src.errors import UserError
 
 RECIPE, ARRAYS = "posthoc.json", "posthoc.npz"
@@ -91,5 +92,5 @@ def save_recipe(directory: Path, tree: dict) -> list[str]:
 def load_recipe(directory: Path) -> dict:
     """What `save_recipe` wrote. Errors: UserError for a missing or damaged file."""
     path = directory / ARRAYS
-    arrays = read_arrays(path) if path.is_file() else {}
-    return unpack(read_json(directory / RECIPE), arrays, path)
+    arrays = read_arrays(checked(path)) if path.is_file() else {}
+    return unpack(read_json(checked(directory / RECIPE)), arrays, path)

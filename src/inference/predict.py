@@ -54,9 +54,9 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         inputs |= {f"{network}/{n}/{STATISTICS}": p for n, p in _statistics(files).items()}
     main = accelerator.is_main_process
     with accelerator.main_process_first():
-        step = Work(home / "predict", config.predict, inputs, overwrite=overwrite and main)
+        step = Work(home / "predict", config.predict, inputs, overwrite=overwrite, main=main)
         views = _kept_views(config, heads)
-        finished = step.finished(main=main, wanted=views)
+        finished = step.finished(wanted=views)
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:
         return paths
@@ -159,6 +159,7 @@ def network_predictions(
             found.save(path)
         accelerator.wait_for_everyone()
     mean = _mean([load_predictions(path, data.num_classes) for path in parts])
+    accelerator.wait_for_everyone()  # all have looked what is there, and have read the views
     if accelerator.is_main_process:
         mean.save(merged)
         for path in () if keep else parts:

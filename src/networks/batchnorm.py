@@ -8,6 +8,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from src.artifacts.files import write_bytes
+from src.artifacts.work import checked
 from src.errors import UserError, some
 
 LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -46,7 +47,7 @@ def load_statistics(path: Path, network: nn.Module) -> None:
     """Put saved statistics into a network. Errors: UserError unless they are of this network."""
     own = statistics(network)
     try:
-        found = load(path.read_bytes())
+        found = load(checked(path).read_bytes())
     except SafetensorError as error:
         raise UserError(f"{path}: damaged file ({error}); run 03 again") from error
     if differing := sorted(own.keys() ^ found.keys()):

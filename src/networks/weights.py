@@ -17,7 +17,7 @@ from timm.models import load_state_dict
 
 from src.artifacts.dataset import FULL, Dataset, load_dataset
 from src.artifacts.files import sha256, write_bytes
-from src.artifacts.work import RUNS, require
+from src.artifacts.work import RUNS, checked, require
 from src.config.model import Model
 from src.config.tree import dump_config
 from src.config.upgrade import upgraded_model
@@ -114,7 +114,7 @@ def _with_rest(
 
 def _read_ours(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(checked(path), "pt") as file:
             about = (file.metadata() or {}).get(HEADER)
             if about is None:
                 raise UserError(f"{path}: not written by 02; it carries no `{HEADER}` header")

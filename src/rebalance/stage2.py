@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from src.artifacts.dataset import FULL, Dataset, finished_networks, fold_of, load_dataset
 from src.artifacts.heads import save_head
+from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import RUNS, Work
 from src.config.schema import Config
@@ -80,11 +81,13 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
         for spec in config.stage2:
             name = spec.title
             step = head_step(work, spec, name, stage1, overwrite)
-            if step.finished(main=work.accelerator.is_main_process):
+            if step.finished():
                 metrics = step.manifest()["metrics"]
             else:
                 if fold is None and not _live(spec):
-                    fold = load_fold(work, stage1, views)
+                    main = work.accelerator.is_main_process
+                    with locked(home / "stage2" / "features", wait=False, main=main):
+                        fold = load_fold(work, stage1, views)
                 metrics = fit_head(work, spec, name, stage1, fold, step)
             rows.append({"classifier": name, "fold": stage1.name} | metrics)
     return pd.DataFrame(rows)
@@ -104,7 +107,7 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process
     with work.accelerator.main_process_first():
-        return Work(directory, settings, inputs, overwrite=overwrite and main)
+        return Work(directory, settings, inputs, overwrite=overwrite, main=main)
 
 
 def head_settings(config: Config, spec) -> dict:

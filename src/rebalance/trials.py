@@ -24,6 +24,7 @@ from optuna.trial import Trial
 
 from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
 from src.artifacts.files import read_json
+from src.artifacts.lock import locked
 from src.artifacts.work import RUNS
 from src.config.head_keys import head_key, head_ranges
 from src.config.heads import Head
@@ -37,7 +38,6 @@ from src.metrics import OUTCOMES, SCORES, paired_gain
 from src.rebalance.stage2 import Experiment, Fold, fit, head_settings, load_fold
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
-from src.search.study import locked
 from src.search.winner import BEST, describe, found_text, head_directory, with_winner
 
 

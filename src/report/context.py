@@ -7,7 +7,7 @@ from pathlib import Path
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
 from src.artifacts.oof import optimism
-from src.artifacts.work import MANIFEST
+from src.artifacts.work import MANIFEST, checked
 from src.config.schema import Config
 from src.errors import UserError
 from src.plots.curves import Metrics, load_curves
@@ -84,6 +84,8 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
         rows = score_rows(data, name, stages)
     except UserError as error:
         stages, rows, problem = {}, {}, str(error)
+    for path in sorted((home / "stage1").glob("*/metrics.csv")):
+        checked(path)
     curves = load_curves(home / "stage1")
     reasons = optimism(home / stage for stage in stages)
     return Experiment(name, config, home, stages, rows, curves, manifests, reasons, problem)

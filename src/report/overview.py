@@ -1,6 +1,7 @@
 """The page's first part: what the dataset is."""
 
 from src.artifacts.files import read_table
+from src.artifacts.work import checked
 from src.config.schema import Config
 from src.metrics import bin_names
 from src.plots.distribution import distribution_panel
@@ -117,7 +118,7 @@ def duplicates(report: Report) -> str:
     path = report.data.directory / "duplicates.csv"
     if not path.is_file():
         return section("duplicates", "Duplicates", missing("No table.", "01_prepare_folds.py"))
-    found = read_table(path)
+    found = read_table(checked(path))
     if not len(found):
         return section("duplicates", "Duplicates", note("No two files show the same photo."))
     keys = ["kind", "split_a", "split_b", "conflict"]

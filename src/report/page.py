@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src.artifacts.files import write_text
+from src.artifacts.lock import locked
 from src.report import diagnosis, overview, provenance, results, submissions
 from src.report.context import Report
 from src.report.markup import document, esc
@@ -25,7 +26,9 @@ SECTIONS = (
 def write_report(report: Report) -> Path:
     """Write the page for what `gather` read, with whatever stages have run."""
     path = report.data.directory.parent / "report.html"
-    return write_text(path, document(f"{report.name} · report", _body(report)))
+    page = document(f"{report.name} · report", _body(report))
+    with locked(path):
+        return write_text(path, page)
 
 
 def _body(report: Report) -> str:

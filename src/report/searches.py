@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from src.artifacts.files import read_json, read_table
-from src.artifacts.work import MANIFEST
+from src.artifacts.work import MANIFEST, checked
 from src.config.search import Range
 from src.plots.history import history_panels
 from src.plots.style import svg
@@ -37,8 +37,8 @@ def _one(experiment: Experiment, directory: Path) -> str:
     keys = read_json(directory / MANIFEST)["settings"]["search"]["keys"]
     ranges = {key: Range.model_validate(span) for key, span in keys.items()}
     numbers = [key for key, span in ranges.items() if span.choices is None]
-    trials = read_table(directory / "trials.csv", ("trial", "score", *numbers))
-    best, name = read_json(directory / WINNER), directory.relative_to(experiment.home)
+    trials = read_table(checked(directory / "trials.csv"), ("trial", "score", *numbers))
+    best, name = read_json(checked(directory / WINNER)), directory.relative_to(experiment.home)
     drawn = [
         svg(panel, f"{esc(experiment.name)}: {esc(name)}, {esc(what)}")
         for what, panel in history_panels(trials, ranges, best["metric"]).items()

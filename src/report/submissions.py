@@ -3,6 +3,7 @@
 import pandas as pd
 
 from src.artifacts.files import read_json, read_table
+from src.artifacts.work import checked
 from src.config.tree import flatten
 from src.fusion.store import brief
 from src.metrics import gain_text
@@ -38,14 +39,15 @@ def posthoc(report: Report) -> str:
 def _posthoc_of(experiment: Experiment) -> str:
     if "posthoc" not in experiment.manifests:
         return missing("Nothing is calibrated.", "04_posthoc_calibrate.py")
-    recipe = read_json(experiment.home / "posthoc" / "posthoc.json")
+    recipe = read_json(checked(experiment.home / "posthoc" / "posthoc.json"))
     pairs = [("start head", f"<code>{esc(recipe['head'])}</code>")]
     pairs += [(step["step"], _params(step["params"])) for step in recipe["steps"]]
     if not recipe["steps"]:
         pairs.append(("steps", "none helped"))
     path = experiment.home / "posthoc" / "table.csv"
     rule = note(esc(recipe["rule"])) if "rule" in recipe else ""  # earlier versions have none
-    return facts(pairs, "recipe") + rule + (_steps(read_table(path)) if path.is_file() else "")
+    steps = _steps(read_table(checked(path))) if path.is_file() else ""
+    return facts(pairs, "recipe") + rule + steps
 
 
 def _steps(found: pd.DataFrame) -> str:

@@ -13,11 +13,12 @@ import pandas as pd
 from accelerate import Accelerator
 
 from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
+from src.artifacts.lock import locked
 from src.artifacts.work import MANIFEST, Work
 from src.config.search import Search
 from src.errors import UserError
 from src.plots.history import draw_history
-from src.search.study import Objective, Worker, locked, open_study, table, winner, work
+from src.search.study import Objective, Worker, open_study, table, winner, work
 from src.search.winner import BEST
 
 
@@ -57,7 +58,7 @@ def run_search(
     with Worker(directory) as worker:
         if overwrite and worker.others():
             raise UserError(f"{directory}: {worker.others()} still work on it; stop them first")
-        step = Work(directory, plan.settings, plan.inputs, redo_on_new_inputs=False)
+        step = Work(directory, plan.settings, plan.inputs, redo_on_new_inputs=False, shared=True)
         if overwrite:
             _clear(directory)
         if _finished(step, plan.spec.trials):

@@ -7,13 +7,11 @@ for a timeout: it is given up and its values go to the next free worker. Handing
 done by one process at a time, so that there are never more than asked for.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
 from src.artifacts.files import write_table
+from src.artifacts.lock import drop, locked, take
 from src.config.search import Range, Search
 from src.errors import UserError
 
@@ -37,18 +36,15 @@ class Worker:
     def __init__(self, directory: Path):
         self.directory = directory
         self.name = f"{platform.node()}-{os.getpid()}-{time.time_ns()}"  # ids come back
-        self.file = None
+        self.file = directory / "workers" / self.name
 
     def __enter__(self) -> "Worker":
-        path = self.directory / "workers" / self.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "w")  # noqa: SIM115 (held open as long as the worker lives)
-        fcntl.lockf(self.file, fcntl.LOCK_EX)
+        take(self.file)
         return self
 
     def __exit__(self, *error) -> None:
-        Path(self.file.name).unlink(missing_ok=True)
-        self.file.close()
+        self.file.unlink(missing_ok=True)
+        drop(self.file)
 
     def others(self) -> list[str]:
         """Workers that are alive, without this one."""
@@ -57,25 +53,15 @@ class Worker:
 
     def alive(self, name: str | None) -> bool:
         """Whether a worker still holds its lock."""
-        if name == self.name:  # looking would let go of the own lock
+        if name == self.name:
             return True
-        if name is None or not (self.directory / "workers" / name).is_file():
+        path = self.directory / "workers" / (name or "")
+        if not path.is_file():
             return False
-        with open(self.directory / "workers" / name, "r+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
+        if take(path) is not None:
+            return True
+        drop(path)
         return False
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One process at a time."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 def open_study(directory: Path, spec: Search, about: dict) -> optuna.Study:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src.artifacts.dataset import Dataset
 from src.artifacts.files import read_json, sha256
-from src.artifacts.work import MANIFEST
+from src.artifacts.work import MANIFEST, checked
 from src.config.head_keys import head_key, head_ranges
 from src.config.read import with_values
 from src.config.schema import Config
@@ -56,7 +56,7 @@ def _winner(directory: Path, keys: set[str], data: Dataset, script: str, section
     path = directory / BEST
     if not (directory / MANIFEST).is_file():
         return {}
-    best = read_json(path)
+    best = read_json(checked(path))
     again = f"Run {script} with --search --overwrite again, or set {section}.use=false."
     if set(best["values"]) != keys:
         raise UserError(

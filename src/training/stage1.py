@@ -13,6 +13,7 @@ import torch
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import write_table
 from src.artifacts.heads import head_file, save_head
+from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions
 from src.artifacts.trained import write_config
 from src.artifacts.work import RUNS, Work
@@ -64,7 +65,8 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         job = Fold(config, data, fold, home / "stage1" / name, accelerator, searched)
         rows.append({"fold": name} | train_fold(job, overwrite))
         if accelerator.is_main_process:
-            draw_curves(load_curves(home / "stage1"), home / "stage1" / "curves.png")
+            with locked(home / "stage1"):  # other folds may be trained by another command
+                draw_curves(load_curves(home / "stage1"), home / "stage1" / "curves.png")
     accelerator.end_training()
     return pd.DataFrame(rows)
 
@@ -86,10 +88,11 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
             job.directory,
             settings,
             inputs,
-            overwrite=overwrite and main,
+            overwrite=overwrite,
             redo_on_new_inputs=False,
+            main=main,
         )
-        finished = step.finished(main=main)
+        finished = step.finished()
     if finished:
         return step.manifest()["metrics"]
     checkpoint = load_checkpoint(job.directory)
@@ -97,7 +100,8 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         step.check_settings(checkpoint["settings"], job.directory / "last.pt")
         step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
-        write_config(job.directory.parents[1], config, job.searched)
+        with locked(job.directory.parent):  # as other folds may be trained by another command
+            write_config(job.directory.parents[1], config, job.searched)
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
     state = {"settings": step.settings, "inputs": step.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
