@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 
 from src.config.schema import Config
 from src.config.walk import all_keys, choices_in, sections_below, sections_in, tags_of
+from src.errors import shortened
 
 
 def explain(error: dict) -> str:
@@ -15,7 +16,7 @@ def explain(error: dict) -> str:
     tags = {tag for m in sections_below(Config) for tag in tags_of(m)}
     key = ".".join(str(p) for p in location if p not in tags)
     if error["type"] == "extra_forbidden":
-        return f"unknown key `{key}`; {_nearest_key(location)}"
+        return f"unknown key `{shortened(key)}`; {_nearest_key(location)}"
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     field = _field_at(location)
@@ -28,7 +29,7 @@ def explain(error: dict) -> str:
         options = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
     near = difflib.get_close_matches(str(found), options, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"`{key}`: found {found!r}; {error['msg']}{hint}{meaning}"
+    return f"`{key}`: found {shortened(repr(found))}; {shortened(error['msg'], 400)}{hint}{meaning}"
 
 
 def _nearest_key(location: tuple) -> str:

@@ -6,7 +6,7 @@ VOLATILE = {"volatile": True}  # keys that change how fast a run goes, never wha
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def changed(self) -> list[str]:
         """Keys that differ from their default. What a file names does not tell: `config.yaml` of a
