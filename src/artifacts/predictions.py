@@ -13,6 +13,13 @@ from src.artifacts.ids import check_same_ids, check_unique
 from src.errors import UserError, some
 
 UNKNOWN = -1
+ARRAYS = {  # numpy's kinds, dimensions, and both in words
+    "image_id": ("U", 1, "text [N]"),
+    "logits": ("f", 2, "floats [N, K]"),
+    "label": ("iu", 1, "whole numbers [N]"),
+    "fold": ("iu", 1, "whole numbers [N]"),
+    "features": ("f", 2, "floats [N, D]"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,9 @@ class Predictions:
 
 
 def load_predictions(path: Path, num_classes: int) -> Predictions:
-    """Errors: UserError for missing arrays, duplicate ids, non-finite logits or another K."""
-    arrays = read_arrays(path)
-    missing = {"image_id", "logits", "label", "fold"} - arrays.keys()
-    if missing:
-        raise UserError(f"{path}: arrays {some(sorted(missing))} are missing")
+    """Errors: UserError for missing arrays or such of another kind, duplicate ids, non-finite
+    logits or another K."""
+    arrays = _read(path, ("image_id", "logits", "label", "fold"))
     check_unique(arrays["image_id"], path)
     shape = arrays["logits"].shape
     if shape != (len(arrays["image_id"]), num_classes):
@@ -72,6 +77,26 @@ def load_predictions(path: Path, num_classes: int) -> Predictions:
     names = ("image_id", "logits", "label", "fold")
     loaded = Predictions(*(arrays[n] for n in names), arrays.get("features"))
     return loaded.take(np.sort(loaded.image_id))
+
+
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of a file. Errors: UserError unless all `names` are there, and every array of
+    ours has its kind and dimensions and as many rows as there are ids."""
+    arrays = read_arrays(path)
+    again = "delete it and run the script that writes it again"
+    if missing := sorted(set(names) - arrays.keys()):
+        raise UserError(f"{path}: arrays {some(missing)} are missing; {again}")
+    rows = arrays["image_id"].size
+    for name, (kinds, dimensions, expected) in ARRAYS.items():
+        array = arrays.get(name)
+        if array is None:
+            continue
+        if array.dtype.kind not in kinds or array.ndim != dimensions or len(array) != rows:
+            raise UserError(
+                f"{path}: {name} is {array.dtype} {list(array.shape)}, expected {expected} with "
+                f"N = {rows} ids; {again}"
+            )
+    return arrays
 
 
 def stack(parts: list[Predictions]) -> Predictions:
@@ -102,8 +127,6 @@ def save_features(path: Path, image_id: np.ndarray, features: np.ndarray) -> Pat
 
 def load_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Ids [N], sorted, and features [N, D]. Errors: UserError for a damaged file."""
-    arrays = read_arrays(path)
-    if {"image_id", "features"} - arrays.keys():
-        raise UserError(f"{path}: not a file of features; delete it and run 03 again")
+    arrays = _read(path, ("image_id", "features"))
     order = np.argsort(arrays["image_id"], kind="stable")
     return arrays["image_id"][order], arrays["features"][order]

@@ -25,9 +25,7 @@ KEYS = {TAG + "str", TAG + "merge"}
 def load_yaml(text: str, origin: str) -> Any:
     """Plain data; None for an empty text. Errors: UserError that begins with `origin`."""
     if len(text) > LONGEST:
-        raise UserError(
-            f"{origin}: {len(text)} characters, expected a config of at most {LONGEST}"
-        )
+        raise UserError(f"{origin}: {len(text)} characters, expected a config of at most {LONGEST}")
     try:
         loader = _Loader(text)
         loader.name = origin  # it says where: in "origin", line 3, column 5

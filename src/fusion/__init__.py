@@ -4,9 +4,12 @@ A recipe is a start head and steps with their parameters: what 04 kept, and 05 d
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
+from src.artifacts.files import read_json
+from src.errors import UserError
 from src.fusion.logit_adjustment import LOGIT_ADJUSTMENT
 from src.fusion.ncm_fusion import NCM_FUSION
 from src.fusion.step import Params, State, Step
@@ -25,6 +28,23 @@ def apply_steps(state: State, steps: Iterable[tuple[str, Params]]) -> State:
     for name, params in steps:
         state = state.with_logits(STEPS[name].apply(state, params))
     return state
+
+
+def load_recipe(path: Path, heads: Iterable[str] | None = None) -> dict:
+    """posthoc.json, of which `head` and `steps` are the recipe.
+
+    heads: those that there are. Errors: UserError for a recipe that needs other steps or heads.
+    """
+    needs = {"head": str, "steps": list, "steps/*/step": str, "steps/*/params": dict}
+    recipe = read_json(path, needs)
+    again = "Run `python 04_posthoc_calibrate.py` with the same --config again."
+    if unknown := [step["step"] for step in recipe["steps"] if step["step"] not in STEPS]:
+        raise UserError(f"{path}: there are no steps {unknown}, only {sorted(STEPS)}. {again}")
+    params = [step["params"] for step in recipe["steps"]]
+    needed = {recipe["head"], *(str(p["head"]) for p in params if "head" in p)}
+    if heads is not None and (lacking := sorted(needed - set(heads))):
+        raise UserError(f"{path}: needs the heads {lacking}, there are {sorted(heads)}. {again}")
+    return recipe
 
 
 def apply_recipe(

@@ -13,14 +13,14 @@ import numpy as np
 from accelerate import Accelerator
 
 from src.artifacts.dataset import Dataset, finished_networks, load_dataset
-from src.artifacts.files import read_json, sha256
+from src.artifacts.files import sha256
 from src.artifacts.heads import load_head
 from src.artifacts.predictions import UNKNOWN, Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
 from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
-from src.fusion import apply_recipe
+from src.fusion import apply_recipe, load_recipe
 from src.inference.views import tta_views
 from src.logits import head_logits
 from src.networks.batchnorm import FILE as STATISTICS
@@ -58,7 +58,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
     if finished:
         return paths
-    recipe, counts = read_json(recipe_path), data.counts(data.images)
+    recipe, counts = load_recipe(recipe_path, ("stage1", *names)), data.counts(data.images)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from src.artifacts.files import read_json, read_table
+from src.artifacts.files import read_table
 from src.config.tree import flatten
+from src.fusion import load_recipe
 from src.plots.style import BIN_COLORS
 from src.report.context import Experiment, Report
 from src.report.markup import (
@@ -35,7 +36,7 @@ def posthoc(report: Report) -> str:
 def _posthoc_of(experiment: Experiment) -> str:
     if "posthoc" not in experiment.manifests:
         return missing("Nothing is calibrated.", "04_posthoc_calibrate.py")
-    recipe = read_json(experiment.home / "posthoc" / "posthoc.json")
+    recipe = load_recipe(experiment.home / "posthoc" / "posthoc.json")
     pairs = [("start head", f"<code>{esc(recipe['head'])}</code>")]
     pairs += [(step["step"], _params(step["params"])) for step in recipe["steps"]]
     if not recipe["steps"]:
