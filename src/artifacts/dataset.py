@@ -59,11 +59,11 @@ def load_dataset(name: str) -> Dataset:
     """Errors: UserError when 01 has not finished, or its tables contradict each other."""
     directory = dataset_dir(name)
     require(directory / MANIFEST, "01_prepare_folds.py")
-    numbers, texts = ("label", "fold", "width", "height"), ("image_id", "path", "class_id")
+    numbers, texts = ("label", "fold", "width", "height"), ("image_id", "path")
     images = _table(directory / "folds.csv", numbers, texts).sort_values("image_id", kind="stable")
-    texts = ("class_id", "class_name", "bin")
-    classes = _table(directory / "classes.csv", ("label", "count"), texts).sort_values("label")
-    test = _table(directory / "test.csv", (), ("image_id", "path"))
+    named = ("class_id", "class_name", "bin")
+    classes = _table(directory / "classes.csv", ("label", "count"), named).sort_values("label")
+    test = _table(directory / "test.csv", (), texts)
     if classes["label"].tolist() != list(range(len(classes))):
         raise UserError(f"{directory / 'classes.csv'}: labels must be 0 … K-1; run 01 again")
     outside = images[~images["label"].between(0, len(classes) - 1)]
