@@ -20,10 +20,12 @@ from src.rebalance import HEADS, crt, maxnorm
 from src.rebalance.features import FeatureSet
 from src.rebalance.lws import Scale
 from src.rebalance.maxnorm import cb_ce, cb_softmax_bce, project_
+from tests.fabricate import some_classes
 
 CPU = torch.device("cpu")
 COUNTS = [240, 120, 60, 30, 12, 6]
-BINS = np.array(["many", "many", "medium", "medium", "few", "few"])
+CLASSES = some_classes(6, [0, 0, 1, 1, 2, 2])
+MANY, FEW = CLASSES.bins == 0, CLASSES.bins == 2
 
 
 def planted(counts=COUNTS, width=8, seed=0, noise=0.6) -> FeatureSet:
@@ -41,7 +43,7 @@ def planted(counts=COUNTS, width=8, seed=0, noise=0.6) -> FeatureSet:
         F.cross_entropy(z, torch.from_numpy(labels)).backward()
         optimizer.step()
     head = {"weight": weight.detach().numpy(), "bias": bias.detach().numpy()}
-    return FeatureSet(f, [f + 0.1, f - 0.1], labels, BINS, ("linear", head))
+    return FeatureSet(f, [f + 0.1, f - 0.1], labels, CLASSES, ("linear", head))
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +92,14 @@ def test_a_head_is_a_function_of_the_seed_and_comes_back_from_disk(spec, data, t
 @pytest.mark.parametrize("spec", [CRT(), LWS(), MaxNorm(), CosineHead()])
 def test_rebalancing_raises_the_few_shot_classes(spec, data):
     before, after = balanced(data.classifier), balanced(fit(spec, data))
-    assert after[BINS == "few"].mean() > before[BINS == "few"].mean() + 0.1
+    assert after[FEW].mean() > before[FEW].mean() + 0.1
     assert after.mean() > before.mean()
 
 
 def test_the_sampler_is_what_raises_them(data):
     instance = balanced(fit(CRT(sampler="instance", epochs=8), data))
     by_class = balanced(fit(CRT(epochs=8), data))
-    assert by_class[BINS == "few"].mean() > instance[BINS == "few"].mean() + 0.05
+    assert by_class[FEW].mean() > instance[FEW].mean() + 0.05
 
 
 def test_a_diverged_head_is_an_error_in_words(data):
@@ -188,7 +190,7 @@ def test_lws_scales_rows_and_biases_by_one_number_each(data):
     arrays, stage1 = fit(LWS(epochs=5), data)[1], data.classifier[1]
     scale = arrays["bias"] / stage1["bias"]
     np.testing.assert_allclose(arrays["weight"], scale[:, None] * stage1["weight"], rtol=1e-4)
-    assert scale[BINS == "few"].mean() > scale[BINS == "many"].mean()
+    assert scale[FEW].mean() > scale[MANY].mean()
     z = scale * linear_logits(data.plain, stage1["weight"], stage1["bias"])
     np.testing.assert_allclose(head_logits(data.plain, arrays, "linear"), z, rtol=1e-3, atol=1e-4)
 
@@ -212,7 +214,7 @@ def test_the_gradients_of_scaling_and_of_the_cosine_head(double):
 @pytest.mark.parametrize("spec", [LWS(), MaxNorm()])
 def test_what_starts_from_stage_1_needs_a_linear_classifier(spec, data):
     cosine = ("cosine", {"weight": data.classifier[1]["weight"], "scale": np.float32(1)})
-    other = FeatureSet(data.plain, [], data.labels, BINS, cosine)
+    other = FeatureSet(data.plain, [], data.labels, CLASSES, cosine)
     with pytest.raises(UserError, match=f"head {spec.head} starts from .* it is cosine"):
         fit(spec, other)
     with pytest.raises(UserError, match="linear"):
@@ -314,7 +316,7 @@ HAND = FeatureSet(
     plain=np.array([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0], [-2.0, 2.0]], np.float32),
     views=[],
     labels=np.array([0, 0, 1, 1]),
-    bins=np.array(["many", "few"]),
+    classes=some_classes(2, [0, 1]),
     classifier=("linear", {}),
 )
 QUERY = np.array([[1.0, 1.0], [-3.0, 0.0], [0.0, 5.0]], np.float32)

@@ -36,7 +36,7 @@ from src.rebalance.features import FeatureSet
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
-from tests.fabricate import count, seal
+from tests.fabricate import count, seal, some_classes
 
 HOME = Path("runs/digits/exp")
 
@@ -109,7 +109,7 @@ def test_crt_is_a_function_of_its_seed_and_lifts_a_rare_class():
     labels = np.repeat([0, 1], [190, 10])
     f = rng.normal(size=(200, 4)).astype(np.float32)
     f[:, 0] += np.where(labels == 1, 1.5, -0.5)
-    data = FeatureSet(f, [], labels, np.array(["many", "few"]), ("linear", {}))
+    data = FeatureSet(f, [], labels, some_classes(2, [0, 1]), ("linear", {}))
     cpu = torch.device("cpu")
 
     def fit(sampler, seed=0):

@@ -14,6 +14,7 @@ from src.metrics import balanced_accuracy, recalls
 from src.rebalance import HEADS, maxnorm
 from src.rebalance.features import FeatureSet
 from src.rebalance.sgd import plan, rows_of_epoch
+from tests.fabricate import some_classes
 
 CPU = torch.device("cpu")
 
@@ -142,8 +143,8 @@ def tail(images: int, classes: int, width: int, seed: int = 0, ratio: float = 30
         F.cross_entropy(z, torch.from_numpy(labels)).backward()
         optimizer.step()
     head = {"weight": weight.detach().numpy(), "bias": bias.detach().numpy()}
-    bins = np.where(np.arange(classes) < classes // 2, "many", "few")
-    return FeatureSet(f, [], labels, bins, ("linear", head))
+    bins = (np.arange(classes) >= classes // 2).astype(int)
+    return FeatureSet(f, [], labels, some_classes(classes, bins), ("linear", head))
 
 
 def drawn(counts: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

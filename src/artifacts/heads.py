@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from src.artifacts.files import write_bytes
 from src.artifacts.tensors import header, read_tensors
+from src.config.names import STAGE1, branch_of, of_stage1
 from src.errors import UserError
 
 HEAD_ARRAYS = {
@@ -26,6 +27,14 @@ HEAD_ARRAYS = {
 def head_file(branch: str = "") -> str:
     """The file's name in a network's directory; without a branch, that of a head's own."""
     return f"head@{branch}.safetensors" if branch else "head.safetensors"
+
+
+def head_path(home: Path, name: str, network: str) -> Path:
+    """Where 02 or 03 puts the head `name` of the network `fold<k>` or `full` of an experiment. The
+    name `stage1` of a network with branches has no file: its logits are no head's."""
+    if of_stage1(name):
+        return home / STAGE1 / network / head_file(branch_of(name))
+    return home / "stage2" / name / network / head_file()
 
 
 def save_head(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> Path:

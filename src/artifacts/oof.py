@@ -7,10 +7,13 @@ import numpy as np
 
 from src.artifacts.dataset import INPUTS, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json
+from src.artifacts.heads import head_path, load_head
 from src.artifacts.ids import check_same_ids
 from src.artifacts.predictions import Predictions, load_predictions, stack
 from src.artifacts.work import MANIFEST
+from src.config.names import STAGE1, branch_of, of_stage1
 from src.errors import UserError, some
+from src.logits import head_logits
 
 
 def check_finished(directory: Path, dataset: Dataset, script: str) -> None:
@@ -40,9 +43,34 @@ def load_folds(directory: Path, dataset: Dataset, script: str) -> dict[int, Pred
     return found
 
 
-def load_oof(directory: Path, dataset: Dataset, script: str) -> Predictions:
+def head_dir(home: Path, name: str) -> Path:
+    """Of an experiment's head, with a directory for each fold."""
+    return home / STAGE1 if of_stage1(name) else home / "stage2" / name
+
+
+def script_of(name: str) -> str:
+    """What makes a head."""
+    return "02_train_stage1.py" if of_stage1(name) else "03_train_stage2.py"
+
+
+def load_head_folds(home: Path, name: str, dataset: Dataset) -> dict[int, Predictions]:
+    """Held-out predictions of a head by fold. What 02 wrote is the network's own; those of one of
+    its branches come from the same features. Errors: as in `load_folds`."""
+    found = load_folds(head_dir(home, name), dataset, script_of(name))
+    if of_stage1(name) and branch_of(name):
+        return {k: at_branch(part, home, name, k) for k, part in found.items()}
+    return found
+
+
+def at_branch(found: Predictions, home: Path, name: str, fold: int) -> Predictions:
+    """A network's predictions with the logits of its head `name`."""
+    kind, arrays = load_head(head_path(home, name, fold_name(fold)))
+    return found.with_logits(head_logits(found.features, arrays, kind))
+
+
+def load_oof(home: Path, name: str, dataset: Dataset) -> Predictions:
     """The same of all folds as one, sorted by image_id."""
-    parts = load_folds(directory, dataset, script)
+    parts = load_head_folds(home, name, dataset)
     return stack([parts[fold] for fold in sorted(parts)])
 
 

@@ -4,12 +4,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from src.config.initialisers import ClassMeans, HeadInit, RandomInit
 from src.config.losses import Sampler
 from src.config.section import Section, named
 
 NAME = "directory under stage2/; null: the head's kind"
 PASSES = 30  # where epochs are null, at least
 LR = "peak learning rate of SGD, cosine to 0"
+INIT = "where the head starts: random, near zero, or at the means of each class's features"
 SCALE = "logits lie in [-scale, scale]"
 
 
@@ -92,6 +94,7 @@ class Switched(Trained):
 
 class CRT(Switched):
     head: Literal["crt"] = "crt"
+    init: HeadInit = Field(default_factory=RandomInit, description=INIT)
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     adapter: int = Field(
         0,
@@ -108,6 +111,11 @@ class CRT(Switched):
 
     @model_validator(mode="after")
     def _consistent(self):
+        if self.bn == "train" and self.init.name != "random":
+            raise ValueError(
+                f"init: {self.init.name} looks at cached features, and bn: train has none; remove "
+                "one of them"
+            )
         if self.frequency_weight and not self.adapter:
             raise ValueError(
                 "frequency_weight: on frozen features two linear heads share nothing, so the "
@@ -166,6 +174,7 @@ class CosineHead(Trained):
     head: Literal["cosine"] = "cosine"
     epochs: int | None = Field(None, ge=0, description=f"{_epochs(enough)}; 0: NCM with a scale")
     scale: float = Field(16.0, gt=0, description=SCALE)
+    init: HeadInit = Field(default_factory=ClassMeans, description=INIT)
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 
 

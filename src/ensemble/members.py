@@ -9,10 +9,9 @@ from scipy.special import log_softmax
 from src.artifacts.dataset import INPUTS, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
-from src.artifacts.oof import check_held_out, load_oof
+from src.artifacts.oof import check_held_out, head_dir, load_oof
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, checked, require
-from src.config.names import of_stage1
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.store import ARRAYS, RECIPE
@@ -68,11 +67,8 @@ def _oof(home: Path, head: str, dataset: Dataset) -> tuple[Predictions, list[Pat
         oof = load_predictions(path, dataset.num_classes)
         check_held_out(oof, dataset, path)
         return oof, [path]
-    stage1 = of_stage1(head)
-    directory = home / "stage1" if stage1 else home / "stage2" / head
-    script = "02_train_stage1.py" if stage1 else "03_train_stage2.py"
-    oof = load_oof(directory, dataset, script)
-    return oof, [directory / fold_name(fold) / "oof.npz" for fold in dataset.folds]
+    oof = load_oof(home, head, dataset)
+    return oof, [head_dir(home, head) / fold_name(fold) / "oof.npz" for fold in dataset.folds]
 
 
 def _check_recipe(manifest: dict, posthoc: Path, origin: Path) -> None:

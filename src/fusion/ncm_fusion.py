@@ -8,13 +8,15 @@ github.com/Sonseca97/fyp-long-tail-recognition, with the NCM classifier of Kang 
 
 import numpy as np
 
+from src.config.names import title_of
 from src.fusion.step import State, Step
 from src.logits import to_range
 
 
 class NCMFusion(Step):
     def reads(self):
-        return [head.title for head in self.config.stage2 if head.head == "ncm"]
+        titles = {head.title for head in self.config.stage2 if head.head == "ncm"}
+        return [name for name in self.config.head_names if title_of(name) in titles]
 
     def candidates(self):
         weights = np.linspace(1, 0, self.section.grid)[1:]

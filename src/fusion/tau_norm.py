@@ -8,7 +8,7 @@ Frequent classes have weight vectors with larger norms. z_c = f · w_c / ‖w_c�
 import numpy as np
 
 from src.fusion.step import State, Step
-from src.logits import head_logits
+from src.logits import head_logits, seen
 
 SAMPLE = 256  # images on which linearity is checked
 TOLERANCE = 0.05  # of the logits' spread; autocast in bf16 stays below
@@ -27,7 +27,7 @@ class TauNorm(Step):
             return f"needs a linear head, {state.start} is {kind or 'none'}"
         if state.features is None:
             return "needs features, none are stored"
-        if state.features.shape[1] != arrays["weight"].shape[1]:
+        if seen(state.features, arrays).shape[1] != arrays["weight"].shape[1]:
             return "the stored features are not what the head acts on"
         some = state.rows(slice(0, SAMPLE))
         error = some.logits - head_logits(some.features, arrays, kind)

@@ -14,9 +14,12 @@ from accelerate import Accelerator
 
 from src.artifacts.dataset import Dataset, finished_networks, load_dataset
 from src.artifacts.files import sha256
-from src.artifacts.heads import load_head
+from src.artifacts.heads import head_path, load_head
+from src.artifacts.oof import script_of
 from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.trained import trained_config
 from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
+from src.config.names import STAGE1
 from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
@@ -42,9 +45,10 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         raise UserError(f"{data.directory / 'test.csv'} lists no images; set data.test, run 01")
     home = RUNS / config.dataset / experiment
     accelerator = start(config.train.precision)
-    names = [spec.title for spec in config.stage2]
+    config = trained_config(config, home)
+    names = config.head_names
     networks = [path.name for path in finished_networks(home, data)]
-    heads = {n: {name: _head_file(home, name, n) for name in ("stage1", *names)} for n in networks}
+    heads = {network: _head_files(home, config, network) for network in networks}
     posthoc = require(home / "posthoc" / RECIPE, "04_posthoc_calibrate.py").parent
     inputs = {name: data.directory / name for name in ("folds.csv", "test.csv")}
     inputs |= {n: posthoc / n for n in (RECIPE, ARRAYS) if (posthoc / n).is_file()}
@@ -57,11 +61,11 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         step = Work(home / "predict", config.predict, inputs, overwrite=overwrite, main=main)
         views = _kept_views(config, heads)
         finished = step.finished(wanted=views)
-    paths = {name: step.directory / f"{name}.npz" for name in ("stage1", *names, "posthoc")}
+    paths = {name: step.directory / f"{name}.npz" for name in (*names, "posthoc")}
     if finished:
         return paths
     recipe, counts = load_recipe(posthoc), data.counts(data.images)
-    check_recipe(recipe, ("stage1", *names), posthoc / RECIPE)
+    check_recipe(recipe, names, posthoc / RECIPE)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network
@@ -97,9 +101,9 @@ def all_logits(
     counts: [K] images of each class, of all folds
     """
     loaded = {name: load_head(path) for name, path in heads.items()}
-    logits = {"stage1": found.logits}
+    logits = {STAGE1: found.logits}
     for name, (kind, arrays) in loaded.items():
-        if name != "stage1":
+        if name != STAGE1:
             logits[name] = head_logits(own.get(name, found).features, arrays, kind)
     return logits | {"posthoc": apply_recipe(recipe, found.features, loaded, logits, counts)}
 
@@ -199,9 +203,14 @@ def _statistics(heads: dict[str, Path]) -> dict[str, Path]:
     return {name: path for name, path in files.items() if path.is_file()}
 
 
-def _head_file(home: Path, name: str, network: str) -> Path:
-    if name == "stage1":
-        return require(home / "stage1" / network / "head.safetensors", "02_train_stage1.py")
-    path = home / "stage2" / name / network
-    require(path / MANIFEST, "03_train_stage2.py")
-    return require(path / "head.safetensors", "03_train_stage2.py")
+def _head_files(home: Path, config: Config, network: str) -> dict[str, Path]:
+    """By name, the heads of a network and those that 03 trained on it. Where a network has several
+    branches, its own logits are no head's."""
+    found = {}
+    for name in config.head_names:
+        if name == STAGE1 and config.model.network.branches:
+            continue
+        path = head_path(home, name, network)
+        require(path.with_name(MANIFEST), script_of(name))
+        found[name] = require(path, script_of(name))
+    return found

@@ -13,9 +13,11 @@ import pandas as pd
 
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import write_table
-from src.artifacts.oof import optimism
+from src.artifacts.oof import head_dir, load_head_folds, optimism
 from src.artifacts.predictions import Predictions, concatenate
+from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
+from src.config.names import STAGE1
 from src.config.schema import Config
 from src.fusion import build_steps
 from src.fusion.step import Step
@@ -24,10 +26,7 @@ from src.metrics import outcomes_of, pooled
 from src.posthoc.crossfit import Recipes, Trial, cross_fitted, no_steps, try_step
 from src.posthoc.inputs import (
     Start,
-    head_dir,
-    head_names,
     input_files,
-    load_stage1,
     load_start,
     start_names,
 )
@@ -58,15 +57,16 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     """
     dataset = load_dataset(config.dataset)
     home = RUNS / config.dataset / experiment
+    config = trained_config(config, home)
     settings = {"posthoc": config.posthoc, "metric": config.metric, "judge": config.judge}
     files = input_files(home, dataset, config)
     step = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
     if step.finished():
         return load_table(step.directory / "table.csv")
-    stage1, steps = load_stage1(home, dataset), build_steps(config)
+    stage1, steps = load_head_folds(home, STAGE1, dataset), build_steps(config)
     bins = dataset.classes["bin"].to_numpy()
     rows, log, tuned = [], [], []
-    for name in head_names(config):
+    for name in config.head_names:
         asked = steps if name in start_names(config) else []
         head = load_start(name, steps, stage1, home, dataset, config)
         tuned.append(_tune(head, asked, config, bins, rows, log))
@@ -74,7 +74,7 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     ends = [t for t in tuned if t.name in start_names(config)]
     best = min(ends, key=lambda t: (-t.scores[config.metric], len(t.recipes[None])))
     rows.append({"start": best.name, "step": "final"} | best.scores)
-    reasons = optimism(head_dir(home, name) for name in head_names(config))
+    reasons = optimism(head_dir(home, name) for name in config.head_names)
     table = table_of(rows)
     tried = [(t.name, trial) for t in tuned for trial in t.trials]
     tree = facts(best.name, best.recipes, tried, table, config, reasons)

@@ -7,16 +7,14 @@ import numpy as np
 
 from src.artifacts.dataset import INPUTS, Dataset, fold_name
 from src.artifacts.files import read_json
-from src.artifacts.heads import load_head
-from src.artifacts.oof import check_finished, load_folds
+from src.artifacts.heads import head_path, load_head
+from src.artifacts.oof import check_finished, head_dir, load_head_folds, script_of
 from src.artifacts.predictions import Predictions
 from src.artifacts.work import MANIFEST
-from src.config.names import of_stage1
+from src.config.names import STAGE1, of_stage1, title_of
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.step import Head, State, Step
-
-SCRIPTS = {"stage1": "02_train_stage1.py", "stage2": "03_train_stage2.py"}
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,9 @@ class Start:
     labels: dict[int, np.ndarray]
 
 
-def head_names(config: Config) -> list[str]:
-    """`stage1` and the heads of stage 2, in the order of the config."""
-    return ["stage1", *(head.title for head in config.stage2)]
-
-
 def start_names(config: Config) -> list[str]:
     """Heads to start from: those of `posthoc.heads`, or all."""
-    return head_names(config) if config.posthoc.heads is None else list(config.posthoc.heads)
-
-
-def head_dir(experiment: Path, name: str) -> Path:
-    return experiment / "stage1" if of_stage1(name) else experiment / "stage2" / name
-
-
-def script_of(name: str) -> str:
-    return SCRIPTS["stage1" if of_stage1(name) else "stage2"]
+    return config.head_names if config.posthoc.heads is None else list(config.posthoc.heads)
 
 
 def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str, Path]:
@@ -52,19 +37,14 @@ def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str,
     Errors: UserError when folds of a stage are missing.
     """
     files = {name: dataset.directory / name for name in ("folds.csv", "classes.csv")}
-    for name in head_names(config):
+    for name in config.head_names:
         directory = head_dir(experiment, name)
         check_finished(directory, dataset, script_of(name))
-        for fold in dataset.folds:
-            for file in ("oof.npz", "head.safetensors"):
-                path = directory / fold_name(fold) / file
-                if path.is_file():  # some networks have no single head
+        for fold in map(fold_name, dataset.folds):
+            for path in (directory / fold / "oof.npz", head_path(experiment, name, fold)):
+                if path.is_file():  # a network with branches is no single head
                     files[path.relative_to(experiment).as_posix()] = path
     return files
-
-
-def load_stage1(experiment: Path, dataset: Dataset) -> dict[int, Predictions]:
-    return load_folds(experiment / "stage1", dataset, SCRIPTS["stage1"])
 
 
 def load_start(
@@ -80,8 +60,8 @@ def load_start(
     Errors: UserError when a stage-2 head was trained on other weights than stage 1 has now.
     """
     reads = {head for step in steps for head in step.reads()}
-    found = stage1 if name == "stage1" else _load_folds(name, experiment, dataset)
-    given = {"stage1": stage1, name: found}
+    found = stage1 if name == STAGE1 else _load_folds(name, experiment, dataset)
+    given = {STAGE1: stage1, name: found}
     given |= {n: _load_folds(n, experiment, dataset) for n in (reads - {name}) & _moved(config)}
     counts = dataset.counts(dataset.images)
     states = {
@@ -100,22 +80,20 @@ def load_start(
 
 def _moved(config: Config) -> set[str]:
     """Heads whose training changed the backbone's batch norm: stage 1's features are not theirs."""
-    return {head.title for head in config.stage2 if getattr(head, "bn", "frozen") == "train"}
+    moved = {head.title for head in config.stage2 if getattr(head, "bn", "frozen") == "train"}
+    return {name for name in config.head_names if title_of(name) in moved}
 
 
 def _load_folds(name: str, experiment: Path, dataset: Dataset) -> dict[int, Predictions]:
-    """A stage-2 head's predictions."""
-    directory = head_dir(experiment, name)
-    for fold in map(fold_name, dataset.folds):
-        _check_weights(directory / fold, experiment / "stage1" / fold)
-    return load_folds(directory, dataset, script_of(name))
+    """A head's predictions, if they are of the network that is there now."""
+    for fold in () if of_stage1(name) else map(fold_name, dataset.folds):
+        _check_weights(experiment / "stage2" / name / fold, experiment / STAGE1 / fold)
+    return load_head_folds(experiment, name, dataset)
 
 
 def _load_heads(names: set[str], experiment: Path, fold: int) -> dict[str, Head]:
     """Name → (kind, arrays) of the heads of one fold that have a file."""
-    paths = {
-        name: head_dir(experiment, name) / fold_name(fold) / "head.safetensors" for name in names
-    }
+    paths = {name: head_path(experiment, name, fold_name(fold)) for name in names}
     return {name: load_head(path) for name, path in sorted(paths.items()) if path.is_file()}
 
 
@@ -126,5 +104,5 @@ def _check_weights(head: Path, stage1: Path) -> None:
     if used != now:
         raise UserError(
             f"{head}: trained on features of other weights than {stage1} has now. "
-            f"Run `python {SCRIPTS['stage2']}` with the same --config again."
+            "Run `python 03_train_stage2.py` with the same --config again."
         )

@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from src.config.heads import CosineHead
-from src.logits import class_means, unit
 from src.networks.heads import Cosine, build_head
-from src.rebalance.features import FeatureSet
+from src.rebalance.features import FeatureSet, initialise
 from src.rebalance.sgd import train
 
 
@@ -21,9 +20,7 @@ def fit_cosine(
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Returns the head's kind, `cosine`, and its weight [K, D] and scale."""
     head: Cosine = build_head("cosine", data.width, data.num_classes, spec.scale)
-    views = data.some_views(spec.views)
-    means = sum(class_means(f, data.labels, data.num_classes) for f in views)
-    head.weight.data.copy_(torch.from_numpy(unit(means)))
+    initialise(head, spec, data)
     head.to(device)
 
     def loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

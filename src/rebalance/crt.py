@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from src.config.heads import CRT
-from src.metrics import bin_names, need_bins
+from src.metrics import need_bins
 from src.networks.heads import Linear, build_head
-from src.rebalance.features import FeatureSet
+from src.rebalance.features import FeatureSet, initialise
 from src.rebalance.sgd import train
 
 
@@ -60,12 +60,14 @@ def fit_crt(
 
     Errors: UserError when a frequency head has nothing to tell apart.
     """
-    names = bin_names(data.bins)
+    classes = data.classes
     if spec.frequency_weight:
-        need_bins(len(names), f"stage2 head {spec.title}: frequency_weight")
-    bin_of = torch.tensor([names.index(name) for name in data.bins], device=device)
+        need_bins(classes.num_bins, f"stage2 head {spec.title}: frequency_weight")
+    bin_of = torch.tensor(classes.bins, device=device)
     torch.manual_seed(seed)
-    heads = Heads(spec, data.width, data.num_classes, len(names)).to(device)
+    heads = Heads(spec, data.width, classes.num, classes.num_bins)
+    initialise(heads.classes, spec, data)
+    heads.to(device)
 
     def loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         g = heads.adapter(features)

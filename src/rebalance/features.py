@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from src.artifacts.dataset import Dataset, fold_of
+from src.artifacts.dataset import Classes, Dataset, fold_of
 from src.artifacts.files import sha256
-from src.artifacts.heads import load_head
 from src.artifacts.ids import check_same_ids
 from src.artifacts.predictions import load_features, save_features
 from src.artifacts.work import digest
@@ -22,7 +21,10 @@ from src.config.schema import Config
 from src.config.tree import dump_config
 from src.data.transforms import EvalTransform, TrainTransform
 from src.errors import UserError
+from src.initialisers import Known, initial_arrays
+from src.logits import seen
 from src.networks.forward import run_network
+from src.networks.heads import Cosine, Linear
 from src.networks.weights import load_network
 from src.rebalance.sgd import Batches, plan, rows_of_epoch
 
@@ -32,18 +34,27 @@ class FeatureSet:
     """What a head is made from, of the training side of one fold.
 
     plain: [N, D] of the evaluation view · views: augmented views, each [N, D] · labels: [N] ·
-    bins: [K] names such as many / medium / few · classifier: kind and arrays of stage 1's head
+    classes: counts are of these images · classifier: kind and arrays of stage 1's head · columns:
+    of the network's features that these are, where it has several heads
     """
 
     plain: np.ndarray
     views: list[np.ndarray]
     labels: np.ndarray
-    bins: np.ndarray
-    classifier: tuple[str, dict[str, np.ndarray]]
+    classes: Classes
+    classifier: tuple[str, dict[str, np.ndarray]] | None = None
+    columns: np.ndarray | None = None
+
+    def seen_by(self, head: tuple[str, dict[str, np.ndarray]]) -> "FeatureSet":
+        """What one of the network's heads acts on, and this head as the classifier."""
+        kind, arrays = head[0], dict(head[1])
+        columns = arrays.pop("columns", None)
+        plain, *views = (seen(f, head[1]) for f in (self.plain, *self.views))
+        return FeatureSet(plain, views, self.labels, self.classes, (kind, arrays), columns)
 
     @property
     def num_classes(self) -> int:
-        return len(self.bins)
+        return self.classes.num
 
     @property
     def width(self) -> int:
@@ -53,6 +64,12 @@ class FeatureSet:
     def some_views(self, views: int) -> list[np.ndarray]:
         """The first augmented views, or the plain one for 0."""
         return self.views[:views] if views else [self.plain]
+
+    def known(self, views: int) -> Known:
+        """What an initialiser may look at."""
+        found = self.some_views(views)
+        labels = np.tile(self.labels, len(found))
+        return Known(lambda: np.concatenate(found), labels, self.classes)
 
     def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
         """Epochs by `spec.sampler`; each draw of an image takes one of its views at random."""
@@ -69,6 +86,13 @@ class FeatureSet:
                 yield views[which, rows], labels[rows]
 
         return epoch_batches
+
+
+def initialise(head: Linear | Cosine, spec, data: FeatureSet) -> None:
+    """Let a fresh head start where the section's `init` says."""
+    if spec.init.name != "random":
+        arrays = initial_arrays(spec.init, data.known(spec.views), head.kind)
+        head.start_from({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def stage1_classifier(data: FeatureSet, head: str) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +115,7 @@ def feature_set(
     views: int,
     accelerator: Accelerator,
 ) -> FeatureSet:
-    """Features of the images that the network in `stage1` was trained on, from disk if there.
+    """All features of the images that the network in `stage1` was trained on, from disk if there.
 
     stage1: a fold's directory with weights.safetensors, or `full` · directory: of the cache
     """
@@ -133,6 +157,5 @@ def feature_set(
         loaded[0][1],
         [f for _, f in loaded[1:]],
         images["label"].to_numpy(),
-        data.classes["bin"].to_numpy(),
-        load_head(stage1 / "head.safetensors"),
+        data.classes_of(images),
     )

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from src.artifacts.dataset import Classes
 from src.config.heads import Trained
 from src.config.schema import Config
 from src.data.dataset import Epochs, train_loader
@@ -25,14 +26,16 @@ from src.rebalance.sgd import Batches, rows_of_epoch
 
 @dataclass(frozen=True)
 class LiveFeatures:
-    """What cRT and LWS ask of a `FeatureSet`, without a cache. images: rows of folds.csv, [N]"""
+    """What cRT and LWS ask of a `FeatureSet`, without a cache. images: rows of folds.csv, [N] ·
+    branch: of the network whose features these are"""
 
     network: Network
     prep: Preprocessing
     images: pd.DataFrame
-    bins: np.ndarray
+    classes: Classes
     config: Config
     accelerator: Accelerator
+    branch: str = ""
 
     @property
     def labels(self) -> np.ndarray:
@@ -40,16 +43,20 @@ class LiveFeatures:
 
     @property
     def num_classes(self) -> int:
-        return len(self.bins)
+        return self.classes.num
 
     @property
     def width(self) -> int:
-        return self.network.classifier.weight.shape[1]
+        return self.classifier[1]["weight"].shape[1]
 
     @property
     def classifier(self) -> tuple[str, dict[str, np.ndarray]]:
-        head = self.network.classifier
-        return head.kind, {k: v.float().cpu().numpy() for k, v in head.arrays().items()}
+        kind, arrays = self.network.heads()[self.branch]
+        return kind, {name: array for name, array in arrays.items() if name != "columns"}
+
+    @property
+    def columns(self) -> np.ndarray | None:
+        return self.network.heads()[self.branch][1].get("columns")
 
     def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
         """Epochs by `spec.sampler`, augmented as in stage 1; the statistics change on the way."""
@@ -62,6 +69,8 @@ class LiveFeatures:
         workers, pin = self.config.data.workers, device.type == "cuda"
         loader = train_loader(self.images, transform, epochs, workers, pin)
 
+        columns = slice(None) if self.columns is None else slice(*self.columns)
+
         def epoch_batches(epoch: int):
             epochs.epoch = epoch
             train_statistics(self.network)
@@ -71,7 +80,7 @@ class LiveFeatures:
                 images = images.contiguous(memory_format=torch.channels_last)
                 with torch.no_grad(), self.accelerator.autocast():
                     features = self.network(images).features.float()
-                yield features, batch.labels
+                yield features[:, columns], batch.labels
             self.network.eval()
 
         return epoch_batches

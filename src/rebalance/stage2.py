@@ -1,6 +1,7 @@
 """Stage 2: stage 1's weights → re-balanced heads per fold, with out-of-fold logits."""
 
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pandas as pd
 from accelerate import Accelerator
 
 from src.artifacts.dataset import FULL, Dataset, finished_networks, fold_of, load_dataset
-from src.artifacts.heads import save_head
+from src.artifacts.heads import head_file, load_head, save_head
 from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
+from src.config.names import at
 from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
@@ -42,17 +45,19 @@ class Experiment:
 @dataclass(frozen=True)
 class Fold:
     """What heads are fitted on and scored on: a network of stage 1, the features of its training
-    images, and its held-out images with theirs, of which `full` has none."""
+    images by branch, and its held-out images with theirs, of which `full` has none."""
 
     stage1: Path
-    features: FeatureSet
+    features: dict[str, FeatureSet]
     held_out: Predictions | None
 
 
 def load_fold(work: Experiment, stage1: Path, views: int) -> Fold:
     """Both from disk, where 02 left the held-out ones; the others are computed if need be."""
     cache = work.home / "stage2" / "features" / stage1.name
-    features = feature_set(work.config, work.data, stage1, cache, views, work.accelerator)
+    whole = feature_set(work.config, work.data, stage1, cache, views, work.accelerator)
+    heads = {branch: load_head(stage1 / head_file(branch)) for branch in branches(work.config)}
+    features = {branch: whole.seen_by(head) for branch, head in heads.items()}
     if stage1.name == FULL:
         return Fold(stage1, features, None)
     held_out = load_predictions(stage1 / "oof.npz", work.data.num_classes)
@@ -67,7 +72,8 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     data = load_dataset(config.dataset)
     home = RUNS / config.dataset / experiment
     asked = config
-    config, values = with_winner(asked, home, data)  # views are augmented as in stage 1
+    config, values = with_winner(asked, home, data)
+    config = trained_config(config, home)  # views are augmented as in stage 1
     config, searched = with_head_winners(config, home, data)
     work = Experiment(config, data, home, start(config.train.precision), searched)
     notes = [describe(asked, values, home)]
@@ -78,8 +84,8 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     views = max((spec.views for spec in config.stage2), default=0)
     for stage1 in finished_networks(home, data):
         fold: Fold | None = None
-        for spec in config.stage2:
-            name = spec.title
+        for spec, branch in product(config.stage2, branches(config)):
+            name = at(spec.title, branch)
             step = head_step(work, spec, name, stage1, overwrite)
             if step.finished():
                 metrics = step.manifest()["metrics"]
@@ -88,9 +94,14 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
                     main = work.accelerator.is_main_process
                     with locked(home / "stage2" / "features", wait=False, main=main):
                         fold = load_fold(work, stage1, views)
-                metrics = fit_head(work, spec, name, stage1, fold, step)
+                metrics = fit_head(work, spec, branch, stage1, fold, step)
             rows.append({"classifier": name, "fold": stage1.name} | metrics)
     return pd.DataFrame(rows)
+
+
+def branches(config: Config) -> tuple[str, ...]:
+    """Names of the network's heads; one head has none."""
+    return config.model.network.branches or ("",)
 
 
 def _live(spec) -> bool:
@@ -119,17 +130,17 @@ def head_settings(config: Config, spec) -> dict:
 
 
 def fit_head(
-    work: Experiment, spec, name: str, stage1: Path, fold: Fold | None, step: Work
+    work: Experiment, spec, branch: str, stage1: Path, fold: Fold | None, step: Work
 ) -> dict[str, float]:
     """Fit one head on one fold, on the main process, and write its artifacts.
 
-    fold: None for a head that runs the backbone
+    branch: of the network, whose features it acts on · fold: None for a head that runs the backbone
     """
     metrics: dict[str, float] = {}
-    live = live_features(work, stage1) if _live(spec) else None
+    live = live_features(work, stage1, branch) if _live(spec) else None
     if not work.accelerator.is_main_process:
         return metrics
-    kind, arrays = fit(work, spec, name, stage1, live or fold.features)
+    kind, arrays = fit(work, spec, branch, stage1, live or fold.features[branch])
     save_head(step.directory / "head.safetensors", kind, arrays)
     outputs = ["head.safetensors"]
     if live is not None:
@@ -146,28 +157,29 @@ def fit_head(
         metrics,
         seed=work.config.seed,
         device=str(work.accelerator.device),
-        searched=work.searched.get(name, {}),
+        searched=work.searched.get(spec.title, {}),
     )
     return metrics
 
 
 def fit(
-    work: Experiment, spec, name: str, stage1: Path, features: FeatureSet | LiveFeatures
+    work: Experiment, spec, branch: str, stage1: Path, features: FeatureSet | LiveFeatures
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Kind and arrays of one head on one network's features, a function of the config's seed."""
-    seed = seed_all(work.config.seed, stage1.name, name)
-    return HEADS[spec.head](spec, features, seed, work.accelerator.device)
+    seed = seed_all(work.config.seed, stage1.name, at(spec.title, branch))
+    kind, arrays = HEADS[spec.head](spec, features, seed, work.accelerator.device)
+    return kind, arrays if features.columns is None else arrays | {"columns": features.columns}
 
 
-def live_features(work: Experiment, stage1: Path) -> LiveFeatures:
+def live_features(work: Experiment, stage1: Path, branch: str) -> LiveFeatures:
     """The network of a fold and its training images, for heads with `bn: train`."""
     if work.accelerator.num_processes > 1:
         raise UserError("stage2 bn: train runs in one process: python 03_train_stage2.py …")
     network, prep = load_network(stage1 / "weights.safetensors", work.data)
     network.to(work.accelerator.device)
     images = work.data.training(fold_of(stage1))
-    bins = work.data.classes["bin"].to_numpy()
-    return LiveFeatures(network, prep, images, bins, work.config, work.accelerator)
+    classes = work.data.classes_of(images)
+    return LiveFeatures(network, prep, images, classes, work.config, work.accelerator, branch)
 
 
 def held_out_features(work: Experiment, live: LiveFeatures, stage1: Path) -> Predictions:

@@ -24,6 +24,7 @@ from optuna.trial import Trial
 
 from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
 from src.artifacts.lock import locked
+from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS
 from src.config.head_keys import head_key, head_ranges
 from src.config.heads import Head
@@ -57,6 +58,7 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
     home = RUNS / config.dataset / experiment
     asked = config
     config, values = with_winner(asked, home, data)
+    config = trained_config(config, home)
     work = Experiment(config, data, home, start(config.train.precision))
     check_alone(work.accelerator)
     if note := describe(asked, values, home):
@@ -178,10 +180,13 @@ class Searched:
         return {"fold": fold, "images": len(labels), "gain": gain, "noise": noise}
 
     def pooled(self, values: dict, folds: list[Fold]) -> tuple[np.ndarray, np.ndarray]:
-        """Outcome (src/metrics.py) and label of each held-out image of some folds, [n]."""
-        spec, found = self.spec(values), []
+        """Outcome (src/metrics.py) and label of each held-out image of some folds, [n], for each
+        branch of the network."""
+        spec, found, labels = self.spec(values), [], []
         for fold in folds:
-            kind, arrays = fit(self.work, spec, self.name, fold.stage1, fold.features)
-            logits = head_logits(fold.held_out.features, arrays, kind)
-            found.append(OUTCOMES[self.metric](logits, fold.held_out.label))
-        return np.concatenate(found), np.concatenate([fold.held_out.label for fold in folds])
+            for branch, features in fold.features.items():
+                kind, arrays = fit(self.work, spec, branch, fold.stage1, features)
+                logits = head_logits(fold.held_out.features, arrays, kind)
+                found.append(OUTCOMES[self.metric](logits, fold.held_out.label))
+                labels.append(fold.held_out.label)
+        return np.concatenate(found), np.concatenate(labels)

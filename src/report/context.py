@@ -7,6 +7,7 @@ from pathlib import Path
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
 from src.artifacts.oof import optimism
+from src.artifacts.trained import trained_config
 from src.artifacts.work import MANIFEST, checked
 from src.config.schema import Config
 from src.errors import UserError
@@ -78,6 +79,7 @@ def _paths(home: Path) -> list[Path]:
 
 def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
     home = data.directory.parent / name
+    config = trained_config(config, home)
     manifests = {str(p.parent.relative_to(home)): read_json(p) for p in _paths(home)}
     try:
         stages, problem = score_stages(data, name), ""
