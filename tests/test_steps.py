@@ -26,14 +26,15 @@ def fit(spec, data):
 
 PLANS = [
     # head, features → epochs, steps of each, features per step
-    (CRT(), 30, (1000, 1, 30)),
-    (CRT(), 900, (1000, 1, 512)),
-    (CRT(), 12_000, (44, 23, 512)),  # 43 epochs would make 989
-    (CRT(), 17_407, (31, 33, 512)),
-    (CRT(), 17_408, (30, 34, 512)),  # 30 × 34 = 1,020: nothing changes from here on
+    (CRT(), 30, (500, 1, 30)),
+    (CRT(), 900, (500, 1, 512)),
+    (CRT(), 8_000, (34, 15, 512)),  # 33 epochs would make 495
+    (CRT(), 8_703, (32, 16, 512)),
+    (CRT(), 8_704, (30, 17, 512)),  # 30 × 17 = 510: nothing changes from here on
+    (CRT(), 12_406, (30, 24, 512)),  # CIFAR-10-LT
     (CRT(), 115_846, (30, 226, 512)),  # ImageNet-LT
-    (LWS(), 900, (1000, 1, 512)),
-    (LWS(batch_size=64), 900, (72, 14, 64)),
+    (LWS(), 900, (500, 1, 512)),
+    (LWS(batch_size=64), 900, (36, 14, 64)),
     (MaxNorm(), 30, (300, 1, 30)),
     (MaxNorm(), 224, (100, 3, 64)),
     (MaxNorm(), 900, (30, 14, 64)),
@@ -118,7 +119,7 @@ def test_views_are_drawn_in_every_epoch_of_the_default():
     data = tail(40, 4, 3)
     data = replace(data, views=[data.plain, data.plain + 100])
     batches = data.batches(LWS(views=2), 0, CPU)
-    second = [float((features.min(1).values > 50).float().mean()) for features, _ in batches(999)]
+    second = [float((features.min(1).values > 50).float().mean()) for features, _ in batches(499)]
     assert 0 < second[0] < 1
 
 
