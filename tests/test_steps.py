@@ -27,14 +27,15 @@ def fit(spec, data):
 
 PLANS = [
     # head, features → epochs, steps of each, features per step
-    (CRT(), 30, (1000, 1, 30)),
-    (CRT(), 900, (1000, 1, 512)),
-    (CRT(), 12_000, (44, 23, 512)),  # 43 epochs would make 989
-    (CRT(), 17_407, (31, 33, 512)),
-    (CRT(), 17_408, (30, 34, 512)),  # 30 × 34 = 1,020: nothing changes from here on
+    (CRT(), 30, (500, 1, 30)),
+    (CRT(), 900, (500, 1, 512)),
+    (CRT(), 8_000, (34, 15, 512)),  # 33 epochs would make 495
+    (CRT(), 8_703, (32, 16, 512)),
+    (CRT(), 8_704, (30, 17, 512)),  # 30 × 17 = 510: nothing changes from here on
+    (CRT(), 12_406, (30, 24, 512)),  # CIFAR-10-LT
     (CRT(), 115_846, (30, 226, 512)),  # ImageNet-LT
-    (LWS(), 900, (1000, 1, 512)),
-    (LWS(batch_size=64), 900, (72, 14, 64)),
+    (LWS(), 900, (500, 1, 512)),
+    (LWS(batch_size=64), 900, (36, 14, 64)),
     (MaxNorm(), 30, (300, 1, 30)),
     (MaxNorm(), 224, (100, 3, 64)),
     (MaxNorm(), 900, (30, 14, 64)),
@@ -119,7 +120,7 @@ def test_views_are_drawn_in_every_epoch_of_the_default():
     data = tail(40, 4, 3)
     data = replace(data, views=[data.plain, data.plain + 100])
     batches = data.batches(LWS(views=2), 0, CPU)
-    second = [float((features.min(1).values > 50).float().mean()) for features, _ in batches(999)]
+    second = [float((features.min(1).values > 50).float().mean()) for features, _ in batches(499)]
     assert 0 < second[0] < 1
 
 
@@ -155,12 +156,12 @@ def drawn(counts: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.nda
 
 
 def test_scales_learnt_on_900_features_of_100_classes_move_towards_balance():
-    """What 30 steps reached here: 13 % other predictions and + 0.19 for the rare half."""
+    """30 steps, which is what 30 epochs make of them, change 11 % of the predictions."""
     data = tail(900, 100, 32)
     f, labels = drawn(np.full(100, 10), 32, seed=1)
     before = head_logits(f, data.classifier[1], "linear")
     after = head_logits(f, fit(LWS(), data)[1], "linear")
     rare = data.bins == "few"
-    assert (after.argmax(1) != before.argmax(1)).mean() > 0.18
-    assert balanced_accuracy(after, labels) > balanced_accuracy(before, labels) + 0.13
-    assert recalls(after, labels)[rare].mean() > recalls(before, labels)[rare].mean() + 0.28
+    assert (after.argmax(1) != before.argmax(1)).mean() > 0.15
+    assert balanced_accuracy(after, labels) > balanced_accuracy(before, labels) + 0.11
+    assert recalls(after, labels)[rare].mean() > recalls(before, labels)[rare].mean() + 0.23
