@@ -15,10 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
-from src.artifacts.files import read_json
 from src.artifacts.work import RUNS
 from src.config.read import load_config
-from src.fusion.store import brief
+from src.fusion.store import brief, load_recipe
 from src.metrics import gain_text
 from src.posthoc.calibrate import posthoc
 
@@ -32,10 +31,10 @@ def main() -> None:
     table = posthoc(config, experiment, overwrite=args.overwrite)
     directory = RUNS / config.dataset / experiment / "posthoc"
     cli.print_table(readable(table), "cross-fitted on the out-of-fold images")
-    result = read_json(directory / "posthoc.json")
+    result = load_recipe(directory)
     steps = [f"{step['step']} {brief(step['params'])}" for step in result["steps"]]
     print(f"{directory / 'posthoc.json'}: {' + '.join([result['head'], *steps])}")
-    if result["optimistic"]:
+    if result.get("optimistic"):
         print(result["optimistic"])
 
 

@@ -39,9 +39,19 @@ def parser(doc: str, *, many_configs: bool = False) -> argparse.ArgumentParser:
 def run(main: Callable[[], None]) -> None:
     """Call `main`; print a UserError in words and exit with status 2."""
     try:
+        for argument in sys.argv[1:]:
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise UserError(f"{argument!r}: not UTF-8; expected arguments and names in UTF-8")
         main()
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:
+        print(
+            f"\nerror: {error.filename}: {error.strerror}; expected a file or directory that you "
+            "may read, and under runs/ write. Change its permissions (chmod, chown).",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to continue", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what its messages are made of."""
+
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,3 +16,21 @@ def some(items, limit: int = 3) -> str:
     items = [item.item() if hasattr(item, "item") else item for item in items]  # numpy scalars
     text = ", ".join(repr(item) for item in items[:limit])
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Text of others in a message: not pages of it."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def read_text(path: str | Path, expected: str = "a text file") -> str:
+    """A UTF-8 file, with or without byte order mark. Errors: UserError for one that is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected {expected}. Save "
+            "it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None

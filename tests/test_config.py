@@ -1,9 +1,11 @@
 """Configs: every mistake is an error that says what was meant, and the template cannot drift."""
 
 import re
+import time
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -123,3 +125,128 @@ def test_a_key_that_is_gone_says_where_it_went():
 
     with pytest.raises(ValidationError, match="`old` is no key any more: it is new, elsewhere"):
         Moved.model_validate({"old": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: !!int abc", "'abc' cannot be read as int"),
+        ("seed: !!int ''", "'' cannot be read as int"),
+        ("train: {lr: !!float x}", "'x' cannot be read as float"),
+        ("train: {nesterov: !!bool maybe}", "'maybe' cannot be read as bool"),
+        ("data: {name: !!binary aGk=}", "!!binary has no meaning in a config"),
+        ("data: {name: !!timestamp 2025-13-45}", "!!timestamp has no meaning"),
+        ("train: 2025-13-45", "`train`: found '2025-13-45'"),
+        ("seed: 2025-13-45 12:00:00", "`seed`: found '2025-13-45 12:00:00'"),
+        ("seed: &a [*a]", "an anchor holds itself"),
+        ("train: &a {lr: *a}", "an anchor holds itself"),
+        ("<<: &a {<<: *a}", "an anchor holds itself"),
+        ("seed: " + "[" * 20000, "more than 30 levels inside each other"),
+        ("seed: " + "{a: " * 20000, "more than 30 levels inside each other"),
+        ("\n".join(" " * i + "a:" for i in range(500)), "more than 30 levels"),
+        ("seed: " + "9" * 5000, "cannot be read as int"),
+        ("seed: 0x" + "f" * 5000, "whole numbers have 64 bits"),
+        ("seed: 99999999999999999999", "whole numbers have 64 bits"),
+        ("seed: 1:" + "59:" * 300 + "59.5", "cannot be read as float"),
+        ("train: {lr: 1e999}", "`train.lr`: found '1e999'; Input should be a finite number"),
+        ("train: {lr: 'nan'}", "`train.lr`: found 'nan'; Input should be a finite number"),
+        ("train: {lr: .inf}", "'.inf' is no finite number"),
+        ("model: {kwargs: {x: .nan}}", "'.nan' is no finite number"),
+        ("{[1]: 2}", "a key must be one word"),
+        ("? {a: 1}\n: 2", "a key must be one word"),
+        ("1: 2", "the key '1' is no text; put it in quotes"),
+        ("stage2: {0: {head: crt}}", "the key '0' is no text"),
+        ("~: 2", "the key '~' is no text"),
+        ("seed: 1\ntrain: {}\nseed: 2", "the key 'seed' is there already, in line 1"),
+        ("train:\n  lr: 1\n  epochs: 2\n  lr: 2", "the key 'lr' is there already, in line 2"),
+        ('data: {name: "\\ud800"}', "holds a character that is none"),
+        ('data: {name: "a\\0b"}', "holds a character that is none"),
+        ('data: {name: "\\Uffffffff"}', "not valid YAML"),
+        ("a: 1\n---\nb: 2", "expected a single document"),
+        ("\x01", "not valid YAML"),
+        ("# " + "x" * 2**18, "expected a config of at most"),
+        ("false", "found bool"),
+        ("[]", "found list"),
+    ],
+)
+def test_odd_yaml_is_named_in_bounded_time(tmp_path, text, says):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    began = time.process_time()
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 2000
+    assert time.process_time() - began < 2
+
+
+def test_anchors_that_spell_out_too_much_are_refused(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for i in range(1, 20):
+        lines.append(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]")
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="anchors spell out more than"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_anchors_merges_dates_as_text_and_a_byte_order_mark_are_read(tmp_path):
+    path = tmp_path / "x.yaml"
+    text = "data: {name: 2025-13-45}\nmodel: {mean: &a [1, 0.5, 1], std: *a}\n<<: {seed: 7}\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    config = load_config(path)
+    assert (config.dataset, config.model.std, config.seed) == ("2025-13-45", (1, 0.5, 1), 7)
+
+
+def test_a_config_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"seed: 1  # caf\xe9\n")
+    with pytest.raises(UserError, match=r"x.yaml: not UTF-8 .* at byte 14\); expected a config"):
+        load_config(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ("stage2.².epochs=3", "the list has items 0 … 0, not '²'"),
+        ("stage2.٠.epochs=3", "the list has items 0 … 0, not '٠'"),
+        ("stage2.00.epochs=3", "not '00'"),
+        ("stage2.-1.epochs=3", "not '-1'"),
+        ("stage2." + "9" * 5000 + ".epochs=3", "the list has items 0 … 0"),
+        ("stage2.0=3", "`stage2.0`: found 3"),
+        ("stage2.0.epochs.x.y=3", "`stage2.0.epochs`: found {'x': {'y': 3}}"),
+        ("model.mean.0.x=3", "0.1 has no 'x' inside it"),
+        ("model.kwargs" + ".a" * 5000 + "=3", "a key of 5002 parts"),
+        ("train.lr=!!float x", "'x' cannot be read as float"),
+        ("train.lr=" + "[" * 5000, "more than 30 levels"),
+        ("train.lr=.inf", "no finite number"),
+        ("seed=" + "9" * 5000, "cannot be read as int"),
+        ("train={lr: 1, lr: 2}", "the key 'lr' is there already"),
+        ("train={1: 2}", "the key '1' is no text"),
+        ("data.name=\udcff", "not valid YAML"),
+    ],
+)
+def test_an_odd_override_is_named(tmp_path, item, says):
+    path = tmp_path / "x.yaml"
+    path.write_text("stage2: [{head: crt}]\nmodel: {mean: [0.1, 0.2, 0.3]}\n")
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        load_config(path, [item])
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_config_of_any_text_is_read_or_named(tmp_path, seed):
+    """Lines of a real config with pieces of nasty YAML put anywhere into them."""
+    rng = np.random.default_rng(seed)
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    nasty = ["[", "{", "}", "]", ": ", "- ", "&a ", "*a", "<<: ", "!!int ", "!!float ", "? ", "'"]
+    nasty += ['"', "\n", "\n  ", "1e999", ".nan", "²", "~", "\t", "\x00", "| ", "> ", "%", "@", "`"]
+    nasty += ["2025-13-45", "9" * 5000, "!!bool ", "#", ", ", "\ufeff", "!!set ", "\u2028", "---\n"]
+    path = tmp_path / "x.yaml"
+    for _ in range(60):
+        odd = text
+        for _ in range(int(rng.integers(1, 5))):
+            place = int(rng.integers(len(odd)))
+            odd = odd[:place] + nasty[int(rng.integers(len(nasty)))] + odd[place:]
+        path.write_text(odd)
+        try:
+            assert isinstance(load_config(path), Config)
+        except UserError as error:
+            assert str(path) in str(error)

@@ -204,7 +204,7 @@ def no_file(tree):
         (unknown_image, r"annotations of images that are not listed: '5'"),
         (no_file_name, r"an entry lacks 'file_name'; expected images with id and file_name"),
         (twice, r"train.json: 1 image ids occur more than once: '100'"),
-        (no_images, r"'images' is missing or empty; it has \['annotations'"),
+        (no_images, r"'images' is missing, empty or no list; it has \['annotations'"),
         (no_file, r"1 of 3 rows have no file: .*9.jpg'; did you mean '[01].jpg'"),
     ],
 )
@@ -216,10 +216,51 @@ def test_json_errors_say_what_to_do(coco, spoil, message):
         read_coco(coco)
 
 
-def test_what_is_no_json_is_named(coco):
-    (coco / "train.json").write_text('{"images": [')
-    with pytest.raises(UserError, match="train.json: not valid JSON"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"images": [', "not valid JSON"),
+        (b'{"images": "caf\xe9"}', "not UTF-8"),
+        (b"[" * 200000, "not valid JSON"),
+        (b'{"images": ' + b"9" * 5000, "not valid JSON"),
+        (b"[1, 2]", "no list; it has list"),
+        (b'{"images": {"id": 1}, "annotations": [1], "categories": [1]}', "'images' is missing"),
+    ],
+)
+def test_what_is_no_json_of_ours_is_named(coco, content, message):
+    (coco / "train.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"train.json: .*{message}"):
         read_coco(coco)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        ("images", 3),
+        ("images", [1]),
+        ("images", {"id": 1, "file_name": None}),
+        ("images", {"id": 1, "file_name": "\udce9.jpg"}),
+        ("images", {"id": "a\nb", "file_name": "x.jpg"}),
+        ("annotations", "x"),
+        ("annotations", None),
+        ("categories", [1]),
+        ("categories", "x"),
+    ],
+)
+def test_odd_entries_are_named(coco, part, entry):
+    tree = coco_tree()
+    tree[part].append(entry)
+    (coco / "train.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="train.json: "):
+        read_coco(coco)
+
+
+def test_a_list_in_another_encoding_is_named(lists):
+    (lists / "train.txt").write_bytes(b"caf\xe9.jpg 1\n")
+    with pytest.raises(
+        UserError, match="train.txt: not UTF-8 .* at byte 3.; expected `path label`"
+    ):
+        read_lists(lists)
 
 
 # ---- torchvision ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from src import cli
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table
 from src.artifacts.work import MANIFEST
@@ -147,6 +148,21 @@ def test_broken_images_stop_the_run_or_are_left_out(root, no_figures, capsys):
     assert len(dataset.images) == 16 and dataset.classes["count"].tolist() == [1, 6, 6, 3]
 
 
+def test_links_that_lead_nowhere_and_pipes_are_broken_images(root, no_figures, capsys):
+    folder = root / "train" / "00123_wren"
+    (folder / "self.jpg").symlink_to("self.jpg")
+    (folder / "lost.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(folder / "pipe.jpg")  # reading it would wait for ever
+    with pytest.raises(UserError, match="3 images cannot be read") as caught:
+        prepare(config(root))
+    text = str(caught.value)
+    assert "self.jpg: a link that leads nowhere (Too many levels of symbolic links)" in text
+    assert "lost.jpg: a link that leads nowhere (No such file" in text
+    assert "pipe.jpg: not a file but a pipe" in text
+    prepare(config(root, data={"bad_images": "skip"}))
+    assert "left out 3 train images" in capsys.readouterr().out
+
+
 def test_a_replaced_image_is_read_again(root, no_figures, capsys):
     path = root / "train" / "00123_wren" / "a000.jpg"
     spoil(path, b"")
@@ -252,6 +268,20 @@ def test_errors_of_the_script_are_words_not_tracebacks(tmp_path):
     done = subprocess.run(SCRIPT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "raw/nowhere/train: no such directory" in done.stderr
+
+
+def test_what_may_not_be_read_and_odd_arguments_are_words_too(monkeypatch, capsys):
+    def denied():
+        raise PermissionError(13, "Permission denied", "raw/birds/train")
+
+    for arguments, main, says in (
+        (["01.py"], denied, "raw/birds/train: Permission denied; expected"),
+        (["01.py", "--config", "caf\udce9.yaml"], print, "'caf\\udce9.yaml': not UTF-8"),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match="2"):
+            cli.run(main)
+        assert says in capsys.readouterr().err
 
 
 def test_birds_lt_has_its_bins_and_no_leak(monkeypatch):

@@ -1,9 +1,11 @@
 """What each source reads, and what a user is told when a directory is not as it should be."""
 
+import os
+
 import numpy as np
 import pytest
 
-from src.artifacts.files import read_table
+from src.artifacts.files import read_table, write_table
 from src.errors import UserError
 from src.prepare.read import read_source
 from tests.prepare_kit import config, folder_source, photo, write_csv
@@ -132,6 +134,135 @@ def test_folder_errors_say_what_to_do(tmp_path, spoil, message):
     spoil(root)
     with pytest.raises(UserError, match=message):
         read(root)
+
+
+def spoil_latin1_class(root):
+    os.rename(os.fsencode(root / "train" / "1_a"), os.fsencode(root / "train") + b"/1_\xe9")
+
+
+def spoil_latin1_train(root):
+    os.rename(root / "train" / "1_a" / "a000.jpg", os.fsencode(root / "train/1_a") + b"/\xe9.jpg")
+
+
+def spoil_latin1_test(root):
+    os.rename(root / "test" / "t0.jpg", os.fsencode(root / "test") + b"/\xe9.jpg")
+
+
+def spoil_line_breaks(root):
+    (root / "train" / "1_a").rename(root / "train" / "1_a\rb")
+
+
+def spoil_test_line_breaks(root):
+    (root / "test" / "t0.jpg").rename(root / "test" / "t\n0.jpg")
+
+
+def spoil_broken_link(root):
+    (root / "train" / "9_x").symlink_to("nowhere")
+
+
+def spoil_self_link(root):
+    (root / "train" / "9_x").symlink_to("9_x")
+
+
+def spoil_parent_link(root):
+    (root / "train" / "9_x").symlink_to("..")
+
+
+def spoil_circle(root):
+    (root / "train" / "9_x").symlink_to(".")
+
+
+def spoil_two_links(root):
+    (root / "train" / "9_x").symlink_to("1_a")
+
+
+def spoil_empty_test(root):
+    for path in (root / "test").iterdir():
+        path.rename(path.with_suffix(".txt"))
+
+
+def spoil_sample_rows(root):
+    write_csv(root / "sample_submission.csv", image_id=[], class_id=[])
+
+
+def spoil_solution_rows(root):
+    write_csv(root / "solution.csv", image_id=[], class_id=[])
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (spoil_latin1_class, r"train: 1 names .* not UTF-8 .*'1_.udce9'. Rename them"),
+        (spoil_latin1_train, r"train/1_a: 1 names .* not UTF-8 .*'.udce9.jpg'. Rename them"),
+        (spoil_latin1_test, r"test: 1 names .* not UTF-8 .*'.udce9.jpg'. Rename them"),
+        (spoil_line_breaks, r"train: 1 names .* have a line break: '1_a.rb'. Rename them"),
+        (spoil_test_line_breaks, r"test: 1 names .* have a line break: 't.n0.jpg'. Rename them"),
+        (spoil_broken_link, r"train: 1 links lead nowhere or to themselves: '9_x'. Put back"),
+        (spoil_self_link, r"train: 1 links lead nowhere or to themselves: '9_x'. Put back"),
+        (spoil_parent_link, r"9_x: a link back to .*c, above it; remove it"),
+        (spoil_circle, r"9_x: a link back to .*train, above it; remove it"),
+        (spoil_two_links, r"train: '1_a' and '9_x' are links to one directory"),
+        (spoil_empty_test, r"test: no test images in it, only 't0.txt', .* set data.test=null"),
+        (spoil_sample_rows, r"sample_submission.csv: no rows below .*data.sample_submission=null"),
+        (spoil_solution_rows, r"solution.csv: no rows below the header .*data.solution=null"),
+    ],
+)
+def test_odd_names_links_and_empty_tables_say_what_to_do(tmp_path, spoil, message):
+    root = folder_source(tmp_path / "c", {"1_a": 2, "2_b": 2})
+    spoil(root)
+    with pytest.raises(UserError, match=message):
+        read(root)
+
+
+def test_commas_tabs_and_quotes_in_names_are_kept(tmp_path):
+    root = folder_source(tmp_path / "c", {'1_wren, "small"\tbrown': 2, "2_b": 2})
+    (root / "test" / "t0.jpg").rename(root / "test" / "t, 0\t'.jpg")
+    source = read(root)
+    table = read_table(write_table(tmp_path / "t.csv", source.train))
+    assert table["class_name"][0] == 'wren, "small"\tbrown'
+    assert table["path"].tolist() == source.train["path"].tolist()
+    table = read_table(write_table(tmp_path / "t.csv", source.test))
+    assert table["image_id"][0] == "t, 0\t'"
+
+
+def test_linked_directories_are_followed_once_and_never_in_a_circle(tmp_path):
+    root = folder_source(tmp_path / "c", {"1_a": 2, "2_b": 2})
+    (root / "train" / "1_a").rename(tmp_path / "elsewhere")
+    (root / "train" / "1_a").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "2_b" / "up").symlink_to("..")
+    (root / "test" / "up").symlink_to("..")
+    source = read(root)
+    assert (len(source.train), len(source.test)) == (4, 4)
+    assert "1 links to directories in" in source.notes[0] and "'2_b/up/'" in source.notes[0]
+    assert "1 links to directories in" in source.notes[1] and "'up/'" in source.notes[1]
+
+
+def test_a_directory_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    root = folder_source(tmp_path / "c", {"1_a": 2, "2_b": 2})
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("2_b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError):  # `cli.run` says it in words
+        read(root)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "u.csv"])
+def test_csv_tables_without_rows_are_named(tmp_path, name):
+    root = folder_source(tmp_path / "c", {"1_a": 2, "2_b": 2})
+    ids = ["1_a/a000", "1_a/a001", "2_b/a000", "2_b/a001"]
+    write_csv(root / "t.csv", image_id=ids, class_id=list("1122"))
+    write_csv(root / "u.csv", image_id=["t0"])
+    keys = {"source": "csv", "train": "t.csv", "test": "u.csv", "suffix": ".jpg"}
+    keys |= {"train_images": "train", "test_images": "test"}
+    assert len(read(root, **keys).train) == 4
+    write_csv(root / name, image_id=[], class_id=[])
+    with pytest.raises(UserError, match=f"{name}: no rows below the header .*; expected one row"):
+        read(root, **keys)
 
 
 def test_a_file_that_is_named_must_exist_a_default_need_not(tmp_path):

@@ -42,7 +42,8 @@ def made(tmp_path, monkeypatch):
     folder = Path("runs/made/folds")
     names = [str(c) for c in range(len(COUNTS))]
     bins = ["many", "many", "few", "few"]
-    classes = {"label": range(len(COUNTS)), "class_id": names, "count": COUNTS, "bin": bins}
+    classes = {"label": range(len(COUNTS)), "class_id": names, "class_name": names}
+    classes |= {"count": COUNTS, "bin": bins}
     images = {"image_id": ids, "path": ids, "label": labels, "fold": fold, "width": 1, "height": 1}
     write_table(folder / "folds.csv", pd.DataFrame(images))
     write_table(folder / "classes.csv", pd.DataFrame(classes))

@@ -14,12 +14,13 @@ import pandas as pd
 
 from src.artifacts.files import read_json, read_table, sha256
 from src.artifacts.ids import check_unique
-from src.artifacts.work import MANIFEST, RUNS, checked, require
+from src.artifacts.work import MANIFEST, RUNS, require
 from src.config.data import OURS
 from src.errors import UserError, some
 from src.metrics import bin_numbers
 
 ALWAYS_TRAIN = -1
+INPUTS = {"inputs": dict}  # what `check_same_folds` needs of a manifest
 FULL = "full"  # name of the network that is trained on every image
 
 
@@ -89,11 +90,11 @@ def load_dataset(name: str) -> Dataset:
     """Errors: UserError when 01 has not finished, or its tables are damaged or contradict."""
     directory = dataset_dir(name)
     require(directory / MANIFEST, "01_prepare_folds.py")
-    numbers = ("label", "fold", "width", "height")
-    paths = [checked(directory / name) for name in ("folds.csv", "classes.csv", "test.csv")]
-    images = read_table(paths[0], numbers).sort_values("image_id", kind="stable")
-    classes = read_table(paths[1], ("label", "count")).sort_values("label")
-    test = read_table(paths[2])
+    numbers, texts = ("label", "fold", "width", "height"), ("image_id", "path")
+    images = _table(directory / "folds.csv", numbers, texts).sort_values("image_id", kind="stable")
+    named = ("class_id", "class_name", "bin")
+    classes = _table(directory / "classes.csv", ("label", "count"), named).sort_values("label")
+    test = _table(directory / "test.csv", (), texts)
     if classes["label"].tolist() != list(range(len(classes))):
         raise UserError(f"{directory / 'classes.csv'}: labels must be 0 … K-1; run 01 again")
     outside = images[~images["label"].between(0, len(classes) - 1)]
@@ -105,6 +106,21 @@ def load_dataset(name: str) -> Dataset:
     for table, file in ((images, "folds.csv"), (test, "test.csv")):
         check_unique(table["image_id"], directory / file)
     return Dataset(directory, images.reset_index(drop=True), classes.reset_index(drop=True), test)
+
+
+def _table(path: Path, numbers: tuple[str, ...], texts: tuple[str, ...]) -> pd.DataFrame:
+    """Errors: UserError for a missing column, or a cell of `numbers` that is no whole number."""
+    table = read_table(path, numbers)
+    for column in texts:
+        if column not in table:
+            raise UserError(f"{path}: column {column!r} is missing; run 01 again with --overwrite")
+    for column in numbers:
+        if len(table) and table[column].dtype.kind != "i":
+            raise UserError(
+                f"{path}: column {column!r} should hold whole numbers; run 01 again with "
+                "--overwrite"
+            )
+    return table
 
 
 def check_same_folds(manifest: dict, dataset: Dataset, origin: Path) -> None:
@@ -142,5 +158,5 @@ def finished_networks(home: Path, data: Dataset) -> list[Path]:
             "same --config first."
         )
     for path in found:
-        check_same_folds(read_json(path / MANIFEST), data, path / MANIFEST)
+        check_same_folds(read_json(path / MANIFEST, INPUTS), data, path / MANIFEST)
     return found

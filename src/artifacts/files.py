@@ -12,13 +12,15 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 import pandas as pd
 
-from src.errors import UserError
+from src.errors import UserError, read_text, shortened
 
 
 def write_atomic(path: str | Path, write: Callable[[io.BufferedIOBase], None]) -> Path:
@@ -63,14 +65,49 @@ def write_json(path: str | Path, tree: dict) -> Path:
     return write_text(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> dict:
-    """Errors: UserError when the file is missing or is not JSON."""
+def read_json(path: str | Path, needs: dict[str, type | UnionType] | None = None) -> dict:
+    """One of our JSON files.
+
+    needs: what the caller will look up, and its type: {"inputs": dict, "steps/*/params": dict},
+    where `*` is each item of a list. Errors: UserError when the file is missing, is not JSON, or
+    lacks what is needed.
+    """
+    again = "Delete it and run the script that writes it again"
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    text = read_text(path, "JSON")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:  # too many digits, too deep
+        raise UserError(f"{path}: not valid JSON ({error}). {again}.") from error
+    for place, kind in {"": dict, **(needs or {})}.items():
+        wrong = _lacking(tree, place.split("/") if place else [], kind)
+        if wrong is not None:
+            where = f"{place!r} to be" if place else "it to hold"
+            raise UserError(
+                f"{path}: expected {where} {_kind(kind)}, found {wrong}; it was damaged or edited, "
+                f"or written by another version. {again}."
+            )
+    return tree
+
+
+def _lacking(tree, place: list[str], kind: type | UnionType) -> str | None:
+    """What is at a place instead of a value of `kind`; None: it is as it should be."""
+    if not place:
+        right = isinstance(tree, kind) and not (isinstance(tree, bool) and kind is not bool)
+        return None if right else shortened(repr(tree))
+    first, *rest = place
+    if first == "*" and isinstance(tree, list):
+        found = (_lacking(item, rest, kind) for item in tree)
+        return next((wrong for wrong in found if wrong is not None), None)
+    if not isinstance(tree, dict):
+        return shortened(repr(tree))
+    return _lacking(tree[first], rest, kind) if first in tree else "nothing"
+
+
+def _kind(kind: type | UnionType) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}
+    return names.get(kind, "a number" if kind == int | float else str(kind))
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
@@ -88,8 +125,13 @@ def read_table(path: str | Path, numbers: Iterable[str] = ()) -> pd.DataFrame:
         raise UserError(f"{path}: no such file")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable CSV table: {error}") from error
+    except (ValueError, OSError, OverflowError) as error:  # parser, encoding, permission
+        raise UserError(f"{path}: not a readable CSV table in UTF-8: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too many for row names
+        raise UserError(
+            f"{path}: the lines have more cells than the header, which names "
+            f"{list(table.columns)}. Correct the header, or the commas at the ends of the lines."
+        )
     for column in numbers:
         if column not in table:
             raise UserError(f"{path}: column {column!r} is missing; it has {list(table.columns)}")
@@ -106,14 +148,29 @@ def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Errors: UserError when the file is missing or damaged."""
+    """Errors: UserError when the file is missing, damaged, or holds other than plain arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()
+            }
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npz file ({error})") from error
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged files
+        reason = shortened(str(error)) or type(error).__name__
+        raise UserError(
+            f"{path}: not a readable .npz file of plain arrays ({reason}); it is damaged or not "
+            "one of ours. Delete it and run the script that writes it again."
+        ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """As `np.load` does it, and to the end of the data, where the checksum is compared."""
+    with archive.open(name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name} has more data than its header says")
+    return array
 
 
 _digests: dict[tuple[int, ...], str] = {}  # of this process

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifacts.dataset import Dataset, check_same_folds, fold_name
+from src.artifacts.dataset import INPUTS, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json
 from src.artifacts.ids import check_same_ids
 from src.artifacts.predictions import Predictions, load_predictions, stack
@@ -34,7 +34,7 @@ def load_folds(directory: Path, dataset: Dataset, script: str) -> dict[int, Pred
     found = {}
     for fold in dataset.folds:
         path = directory / fold_name(fold) / "oof.npz"
-        check_same_folds(read_json(path.with_name(MANIFEST)), dataset, path)
+        check_same_folds(read_json(path.with_name(MANIFEST), INPUTS), dataset, path)
         found[fold] = load_predictions(path, dataset.num_classes)
         check_held_out(found[fold], dataset, path, fold)
     return found
@@ -69,7 +69,8 @@ def _searched(directory: Path, keys: str) -> str:
     path = (directory.parent if stage1 else directory) / "search" / MANIFEST
     fold = "search.fold"
     if path.is_file():  # it is not needed any more, and may have been removed
-        fold = f"fold {read_json(path)['settings']['search']['fold']}"
+        manifest = read_json(path, {"settings/search/fold": int})
+        fold = f"fold {manifest['settings']['search']['fold']}"
     if stage1:
         return (
             "Out-of-fold scores are slightly optimistic: settings were searched on "

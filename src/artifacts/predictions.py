@@ -16,8 +16,14 @@ from src.errors import UserError, some
 
 UNKNOWN = -1
 COLUMN = "column."  # in an .npz, before the name of a column
-ARRAYS = {"image_id": str, "logits": np.float32, "label": np.int64, "fold": np.int64}
-ARRAYS |= {"features": np.float32}
+ARRAYS = {  # what it is saved as, numpy's kinds, dimensions, and both in words
+    "image_id": (str, "U", 1, "text [N]"),
+    "logits": (np.float32, "f", 2, "floats [N, K]"),
+    "label": (np.int64, "iu", 1, "whole numbers [N]"),
+    "fold": (np.int64, "iu", 1, "whole numbers [N]"),
+    "features": (np.float32, "f", 2, "floats [N, D]"),
+}
+TEXT = ARRAYS["image_id"]  # and a column's
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Predictions:
         ids = self.image_id.astype(str)
         order = slice(None) if is_sorted(ids) else np.argsort(ids, kind="stable")
         typed = {
-            name: array[order].astype(ARRAYS.get(name, str), copy=False)
+            name: array[order].astype(ARRAYS.get(name, TEXT)[0], copy=False)
             for name, array in self.arrays().items()
         }
         return write_arrays(path, **typed)
@@ -72,12 +78,9 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> Predictions:
 
 
 def load_predictions(path: Path, num_classes: int) -> Predictions:
-    """Errors: UserError for a damaged file, missing arrays, duplicate ids, non-finite logits or
-    another K."""
-    arrays = read_arrays(checked(path))
-    missing = {"image_id", "logits", "label", "fold"} - arrays.keys()
-    if missing:
-        raise UserError(f"{path}: arrays {some(sorted(missing))} are missing")
+    """Errors: UserError for a damaged file, missing arrays or such of another kind, duplicate ids,
+    non-finite logits or another K."""
+    arrays = _read(path, ("image_id", "logits", "label", "fold"))
     check_unique(arrays["image_id"], path)
     shape = arrays["logits"].shape
     if shape != (len(arrays["image_id"]), num_classes):
@@ -95,6 +98,26 @@ def load_predictions(path: Path, num_classes: int) -> Predictions:
 def is_sorted(ids: np.ndarray) -> bool:
     """Whether nothing is left to do: a copy of the logits may be gigabytes."""
     return bool((ids[:-1] <= ids[1:]).all())
+
+
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of a file. Errors: UserError unless all `names` are there, and every array of
+    ours has its kind and dimensions and as many rows as there are ids."""
+    arrays = read_arrays(checked(path))
+    again = "delete it and run the script that writes it again"
+    if missing := sorted(set(names) - arrays.keys()):
+        raise UserError(f"{path}: arrays {some(missing)} are missing; {again}")
+    rows = arrays["image_id"].size
+    for name, array in arrays.items():
+        if name not in ARRAYS and not name.startswith(COLUMN):
+            continue
+        _, kinds, dimensions, expected = ARRAYS.get(name, TEXT)
+        if array.dtype.kind not in kinds or array.ndim != dimensions or len(array) != rows:
+            raise UserError(
+                f"{path}: {name} is {array.dtype} {list(array.shape)}, expected {expected} with "
+                f"N = {rows} ids; {again}"
+            )
+    return arrays
 
 
 def stack(parts: list[Predictions]) -> Predictions:
@@ -130,8 +153,6 @@ def save_features(path: Path, image_id: np.ndarray, features: np.ndarray) -> Pat
 
 def load_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Ids [N], sorted, and features [N, D]. Errors: UserError for a damaged file."""
-    arrays = read_arrays(path)
-    if {"image_id", "features"} - arrays.keys():
-        raise UserError(f"{path}: not a file of features; delete it and run 03 again")
+    arrays = _read(path, ("image_id", "features"))
     order = np.argsort(arrays["image_id"], kind="stable")
     return arrays["image_id"][order], arrays["features"][order]

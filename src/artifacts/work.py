@@ -68,7 +68,8 @@ class Work:
             shutil.rmtree(self.directory)
 
     def manifest(self) -> dict:
-        return read_json(self.directory / MANIFEST)
+        needs = dict.fromkeys(("settings", "inputs", "outputs", "metrics"), dict)
+        return read_json(self.directory / MANIFEST, needs)
 
     def finished(self, *, wanted: Iterable[str] = ()) -> bool:
         """True: nothing to do. False: start or continue. Only the main process speaks and deletes.

@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 
 from src.config.schema import Config
 from src.config.walk import all_keys, choices_in, sections_in, tags_of
+from src.errors import shortened
 
 
 def explain(error: dict) -> str:
@@ -14,7 +15,7 @@ def explain(error: dict) -> str:
     location = error["loc"]
     key = ".".join(str(p) for i, p in enumerate(location) if not _is_tag(location[:i], p))
     if error["type"] == "extra_forbidden":
-        return f"unknown key `{key}`; {_nearest_key(location)}"
+        return f"unknown key `{shortened(key)}`; {_nearest_key(location)}"
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     field = _field_at(location)
@@ -31,7 +32,7 @@ def explain(error: dict) -> str:
         options = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
     near = difflib.get_close_matches(str(found), options, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"`{key}`: found {found!r}; {error['msg']}{hint}{meaning}"
+    return f"`{key}`: found {shortened(repr(found))}; {shortened(error['msg'], 400)}{hint}{meaning}"
 
 
 def _is_tag(above: tuple, part: str | int) -> bool:

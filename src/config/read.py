@@ -8,7 +8,6 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from src.config.explain import explain
@@ -16,7 +15,8 @@ from src.config.head_keys import head_key
 from src.config.schema import Config
 from src.config.tree import dump_config, put
 from src.config.walk import all_keys
-from src.errors import UserError
+from src.config.yaml_text import load_yaml
+from src.errors import UserError, read_text, shortened
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -30,10 +30,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise UserError(f"{path}: no such config file{hint}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+    tree = load_yaml(read_text(path, "a config, a YAML text file"), str(path))
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected `key: value` pairs, found {type(tree).__name__}")
     for item in overrides:
@@ -48,7 +46,9 @@ def parse_config(tree: dict, origin: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [explain(e) for e in error.errors()]
+        found = error.errors()
+        lines = [explain(e) for e in found[:12]]
+        lines += [f"… and {len(found) - 12} more"] if len(found) > 12 else []
         raise UserError(f"{origin}: " + "\n".join(lines)) from None
 
 
@@ -85,9 +85,6 @@ def _override(tree: dict, item: str) -> None:
     """Set one `train.lr=0.1` or `stage2.0.epochs=5` in the tree."""
     key, equals, text = item.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {item}: expected key=value, for example train.epochs=3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {item}: the value is not valid YAML: {error}") from error
-    put(tree, key, value, f"--set {item}")
+        raise UserError(f"--set {shortened(item)}: expected key=value, for example train.epochs=3")
+    origin = f"--set {shortened(item)}"
+    put(tree, key, load_yaml(text, origin), origin)

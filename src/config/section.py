@@ -12,7 +12,7 @@ EPOCHS = {"unit": "epochs"}  # keys that count epochs: a search's shorter traini
 class Section(BaseModel):
     """Frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     gone: ClassVar[dict[str, str]] = {}  # keys that were here once, and where they went
 
     @model_validator(mode="before")

@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from src.config.section import VOLATILE
-from src.errors import UserError
+from src.config.yaml_text import DEPTH
+from src.errors import UserError, shortened
 
 
 def dump_config(config: BaseModel, *, volatile: bool = True) -> dict:
@@ -73,8 +74,14 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def put(tree: dict, key: str, value: Any, origin: str) -> None:
+    """Set `train.lr` or `stage2.0.epochs`, in place; sections on the way that are missing are made.
+
+    Errors: UserError that begins with `origin`, for an item that a list has not.
+    """
     *parents, last = key.split(".")
     node: Any = tree
+    if len(parents) >= DEPTH:
+        raise UserError(f"{origin}: a key of {len(parents) + 1} parts; the longest have 5")
     for part in parents:
         index = _index(node, part, origin)
         if isinstance(node, dict) and isinstance(node.get(index), str):
@@ -85,9 +92,13 @@ def put(tree: dict, key: str, value: Any, origin: str) -> None:
     node[_index(node, last, origin)] = value
 
 
-def _index(node: dict | list, part: str, origin: str) -> str | int:
+def _index(node: Any, part: str, origin: str) -> str | int:
     if isinstance(node, dict):
         return part
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"{origin}: the list has items 0 … {len(node) - 1}, not {part!r}")
+    if not isinstance(node, list):
+        raise UserError(f"{origin}: {shortened(repr(node))} has no {part!r} inside it")
+    places = [str(i) for i in range(len(node))]  # int() also takes "²", "٣" and "00"
+    if part not in places:
+        has = f"items 0 … {len(node) - 1}" if node else "no items"
+        raise UserError(f"{origin}: the list has {has}, not {shortened(part)!r}")
     return int(part)

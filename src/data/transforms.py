@@ -48,8 +48,15 @@ class Preprocessing:
 
 
 def preprocessing_from(tree: dict) -> Preprocessing:
-    """The inverse of `as_dict` after a trip through JSON."""
-    return Preprocessing(**tree | {"mean": tuple(tree["mean"]), "std": tuple(tree["std"])})
+    """The inverse of `as_dict` after a trip through JSON. Errors: ValueError, TypeError or KeyError
+    for what `as_dict` cannot have written."""
+    prep = Preprocessing(**tree | {"mean": tuple(tree["mean"]), "std": tuple(tree["std"])})
+    numbers = [prep.size, prep.crop_pct, *prep.mean, *prep.std]
+    if len(numbers) != 8 or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
+        raise ValueError(f"no preprocessing: {tree}")
+    if prep.size < 1 or prep.crop_pct <= 0 or prep.interpolation not in INTERPOLATION:
+        raise ValueError(f"no preprocessing: {tree}")
+    return prep
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def ensemble(
     step = Work(directory, _settings(configs, experiments), _inputs(members, dataset))
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
-        step.check_settings(read_json(manifest)["settings"], manifest)
+        step.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
     labels, fold = _held_out(dataset)
     oof, how = [m.oof for m in members], config.ensemble.combiner
     choice = choose(oof, labels, fold, config.metric, how, config.judge)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from src.artifacts.dataset import Dataset, check_same_folds, fold_name
+from src.artifacts.dataset import INPUTS, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
 from src.artifacts.oof import check_held_out, load_oof
@@ -49,7 +49,7 @@ def _load(experiment: str, head: str, dataset: Dataset) -> Member:
     oof, files = _oof(home, head, dataset)
     path = require(home / "predict" / f"{head}.npz", "05_predict.py")
     require(path.with_name(MANIFEST), "05_predict.py")
-    manifest = read_json(path.with_name(MANIFEST))
+    manifest = read_json(path.with_name(MANIFEST), INPUTS)
     check_same_folds(manifest, dataset, path)
     if head == "posthoc":
         _check_recipe(manifest, home / "posthoc", path)
@@ -64,7 +64,7 @@ def _load(experiment: str, head: str, dataset: Dataset) -> Member:
 def _oof(home: Path, head: str, dataset: Dataset) -> tuple[Predictions, list[Path]]:
     if head == "posthoc":
         path = require(home / "posthoc" / MANIFEST, "04_posthoc_calibrate.py").with_name("oof.npz")
-        check_same_folds(read_json(path.with_name(MANIFEST)), dataset, path)
+        check_same_folds(read_json(path.with_name(MANIFEST), INPUTS), dataset, path)
         oof = load_predictions(path, dataset.num_classes)
         check_held_out(oof, dataset, path)
         return oof, [path]

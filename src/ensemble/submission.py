@@ -12,13 +12,15 @@ from src.artifacts.work import MANIFEST, checked
 from src.errors import UserError, some
 from src.metrics import summary
 
+COLUMNS = {"submission/id_column": str, "submission/label_column": str}  # in 01's manifest
+
 
 def submission_table(logits: np.ndarray, image_id: np.ndarray, dataset: Dataset) -> pd.DataFrame:
     """The submission, in the order of the sample submission (without one, of test.csv).
 
     logits: [M, K] of the images `image_id` [M].
     """
-    facts = read_json(dataset.directory / MANIFEST)
+    facts = read_json(dataset.directory / MANIFEST, COLUMNS)
     columns = facts["submission"]
     class_id = dataset.classes["class_id"].to_numpy()[logits.argmax(1)]
     by_id = dict(zip(image_id.tolist(), class_id.tolist(), strict=True))
@@ -57,7 +59,7 @@ def score_solution(
 
     Errors: UserError for a missing column, ids twice or not in the test set, unknown class ids.
     """
-    columns = read_json(dataset.directory / MANIFEST)["submission"]
+    columns = read_json(dataset.directory / MANIFEST, COLUMNS)["submission"]
     table = read_table(checked(path))
     lacking = [c for c in columns.values() if c not in table]
     if lacking:

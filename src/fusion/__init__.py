@@ -4,10 +4,12 @@ A recipe is a start head and steps with their parameters: what 04 kept, and 05 d
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from src.config.schema import Config
+from src.errors import UserError
 from src.fusion.logit_adjustment import LogitAdjustment
 from src.fusion.ncm_fusion import NCMFusion
 from src.fusion.step import Head, Params, State, Step
@@ -33,6 +35,17 @@ def apply_steps(state: State, steps: Iterable[tuple[str, Params]]) -> State:
     for name, params in steps:
         state = state.with_logits(STEPS[name].apply(state, params))
     return state
+
+
+def check_recipe(recipe: dict, heads: Iterable[str], origin: Path) -> None:
+    """Errors: UserError for a recipe that needs other steps or heads than there are."""
+    again = "Run `python 04_posthoc_calibrate.py` with the same --config again."
+    if unknown := [step["step"] for step in recipe["steps"] if step["step"] not in STEPS]:
+        raise UserError(f"{origin}: there are no steps {unknown}, only {sorted(STEPS)}. {again}")
+    params = [step["params"] for step in recipe["steps"]]
+    needed = {recipe["head"], *(str(p["head"]) for p in params if "head" in p)}
+    if lacking := sorted(needed - set(heads)):
+        raise UserError(f"{origin}: needs the heads {lacking}, there are {sorted(heads)}. {again}")
 
 
 def apply_recipe(

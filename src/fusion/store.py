@@ -15,6 +15,7 @@ from src.errors import UserError
 
 RECIPE, ARRAYS = "posthoc.json", "posthoc.npz"
 REFERENCE = {"npz", "shape"}
+NEEDED = {"head": str, "steps": list, "steps/*/step": str, "steps/*/params": dict}
 
 
 def pack(tree: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
@@ -93,4 +94,4 @@ def load_recipe(directory: Path) -> dict:
     """What `save_recipe` wrote. Errors: UserError for a missing or damaged file."""
     path = directory / ARRAYS
     arrays = read_arrays(checked(path)) if path.is_file() else {}
-    return unpack(read_json(checked(directory / RECIPE)), arrays, path)
+    return unpack(read_json(checked(directory / RECIPE), NEEDED), arrays, path)

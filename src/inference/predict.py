@@ -20,7 +20,7 @@ from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
 from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
-from src.fusion import apply_recipe
+from src.fusion import apply_recipe, check_recipe
 from src.fusion.store import ARRAYS, RECIPE, load_recipe
 from src.inference.views import keep_views, tta_views, view_files
 from src.logits import head_logits
@@ -61,6 +61,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     if finished:
         return paths
     recipe, counts = load_recipe(posthoc), data.counts(data.images)
+    check_recipe(recipe, ("stage1", *names), posthoc / RECIPE)
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
 from src.artifacts.files import write_bytes
-from src.artifacts.work import checked
+from src.artifacts.tensors import read_tensors
 from src.errors import UserError, some
 
 LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -46,11 +45,10 @@ def save_statistics(path: Path, network: nn.Module) -> Path:
 def load_statistics(path: Path, network: nn.Module) -> None:
     """Put saved statistics into a network. Errors: UserError unless they are of this network."""
     own = statistics(network)
-    try:
-        found = load(checked(path).read_bytes())
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged file ({error}); run 03 again") from error
-    if differing := sorted(own.keys() ^ found.keys()):
+    _, found = read_tensors(path, "pt", "run 03 again with --overwrite")
+    differing = own.keys() ^ found.keys()
+    differing |= {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
+    if differing := sorted(differing):
         raise UserError(f"{path}: of another network: {some(differing)}; run 03 again")
     for name, buffer in own.items():
         buffer.copy_(found[name])

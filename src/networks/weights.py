@@ -5,33 +5,34 @@ the hash of classes.csv, so that 03 and 05 need nothing else to rebuild the netw
 frozen network it holds what was trained, and the header names where the rest is from and its hash.
 """
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
 
 from src.artifacts.dataset import FULL, Dataset, load_dataset
 from src.artifacts.files import sha256, write_bytes
-from src.artifacts.work import RUNS, checked, require
+from src.artifacts.tensors import header, read_tensors
+from src.artifacts.work import RUNS, require
 from src.config.model import Model
 from src.config.tree import dump_config
 from src.config.upgrade import upgraded_model
 from src.data.transforms import Preprocessing, preprocessing_from
-from src.errors import UserError, some
+from src.errors import UserError, shortened, some
 from src.networks import build_network
 from src.networks.base import Network
 from src.networks.convert import converted
 from src.networks.freeze import Rest, tensors_sha256, trained
 from src.networks.heads import Cosine, Linear
 
-HEADER = "longtail"  # one key: several would be written in a random order
 HUB = "timm's hub"
 EXPERIMENT = "experiment:"
+NEEDED = {"model": dict, "preprocessing": dict, "classes_sha256": str}
+AGAIN = "run 02 again with --overwrite"
 
 
 def save_network(
@@ -53,7 +54,7 @@ def save_network(
         about["frozen"] = rest.facts()
     state = trained(network.state_dict(), rest)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    return write_bytes(path, save(tensors, {HEADER: json.dumps(about)}))
+    return write_bytes(path, save(tensors, header(about)))
 
 
 def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
@@ -68,18 +69,22 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
             f"{path}: trained on other classes than {data.directory / 'classes.csv'} lists; "
             "run 02 again with --overwrite"
         )
-    model = Model(**upgraded_model(about["model"]))
     rest = about.get("frozen")  # None: the file holds everything
-
-    def build(pretrained: bool) -> Network:
-        return build_network(model, data.classes_of(data.images), pretrained=pretrained)[0]
-
-    if rest is None:
-        network = build(False)
-        network.load_state_dict(tensors)
-    else:
-        network = _with_rest(build, model, rest, tensors, path)
-    return network.eval(), preprocessing_from(about["preprocessing"])
+    try:
+        model = Model(**upgraded_model(about["model"]))
+        prep = preprocessing_from(about["preprocessing"])
+        build = partial(build_network, model, data.classes_of(data.images))
+        if rest is None:
+            network, _ = build()
+            network.load_state_dict(tensors)
+    except (ValueError, TypeError, KeyError, RuntimeError, UserError) as error:
+        raise UserError(
+            f"{path}: the network in it cannot be built, it is damaged or of another version "
+            f"({shortened(str(error), 400)}); {AGAIN}"
+        ) from error
+    if rest is not None:
+        network = _with_rest(lambda hub: build(pretrained=hub)[0], model, rest, tensors, path)
+    return network.eval(), prep
 
 
 def _with_rest(
@@ -113,14 +118,16 @@ def _with_rest(
 
 
 def _read_ours(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    try:
-        with safe_open(checked(path), "pt") as file:
-            about = (file.metadata() or {}).get(HEADER)
-            if about is None:
-                raise UserError(f"{path}: not written by 02; it carries no `{HEADER}` header")
-            return json.loads(about), {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged weights file ({error}); run 02 again") from error
+    about, tensors = read_tensors(path, "pt", AGAIN)
+    if about is None:
+        raise UserError(f"{path}: not written by 02; it carries no header of ours")
+    for key, kind in NEEDED.items():
+        if not isinstance(about.get(key), kind):
+            raise UserError(
+                f"{path}: damaged, its header has {shortened(repr(about.get(key)))} for `{key}`; "
+                f"{AGAIN}"
+            )
+    return about, tensors
 
 
 def load_pretrained(network: Network, model: Model, dataset: str, fold_name: str) -> str:
@@ -184,8 +191,26 @@ def _state(model: Model, path: Path) -> dict[str, torch.Tensor]:
             f"model.pretrained: {path} is missing (working directory {Path.cwd()}). Put the "
             "weights there, or set model.pretrained=true to fetch timm's, or false"
         )
-    state = load_state_dict(str(path), use_ema=True, weights_only=True)
-    return {f"backbone.{key}": tensor for key, tensor in state.items()}
+    return {f"backbone.{key}": tensor for key, tensor in _read_theirs(path).items()}
+
+
+def _read_theirs(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name, of a .safetensors file or of what `torch.save` wrote."""
+    try:
+        found = load_state_dict(str(path), use_ema=True, weights_only=True)
+        tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    except Exception as error:  # pickle, zipfile, torch and safetensors raise a dozen types
+        raise UserError(
+            f"model.pretrained: {path} cannot be read ({shortened(str(error))}). Expected the "
+            "tensors of a network by name, as .safetensors, or as torch.save(model.state_dict()) "
+            "writes them; download it again, or convert it"
+        ) from error
+    if not tensors:
+        raise UserError(
+            f"model.pretrained: {path} holds no tensors by name, found {some(list(found))}; save "
+            "model.state_dict() instead"
+        )
+    return tensors
 
 
 def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifacts.dataset import Dataset, fold_name
+from src.artifacts.dataset import INPUTS, Dataset, fold_name
 from src.artifacts.files import read_json
 from src.artifacts.heads import load_head
 from src.artifacts.oof import check_finished, load_folds
@@ -121,7 +121,7 @@ def _load_heads(names: set[str], experiment: Path, fold: int) -> dict[str, Head]
 
 def _check_weights(head: Path, stage1: Path) -> None:
     """Errors: UserError when 02 was run again since 03 trained the head `head`."""
-    used = read_json(head / MANIFEST)["inputs"].get("weights.safetensors")
+    used = read_json(head / MANIFEST, INPUTS)["inputs"].get("weights.safetensors")
     now = read_json(stage1 / MANIFEST).get("outputs", {}).get("weights.safetensors")
     if used != now:
         raise UserError(

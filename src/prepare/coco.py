@@ -15,10 +15,11 @@ import pandas as pd
 
 from src.artifacts.ids import check_unique
 from src.config.data import Data
-from src.errors import UserError, some
+from src.errors import UserError, read_text, some
 from src.prepare.sources import (
     Source,
     Submission,
+    check_names,
     image_paths,
     in_submission_order,
     read_submission,
@@ -82,16 +83,19 @@ def _text(value) -> str:
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> dict:
+    text = read_text(path, "COCO-style JSON")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     found = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
-    lacking = [key for key in keys if not isinstance(tree, dict) or not tree.get(key)]
+    lists = tree if isinstance(tree, dict) else {}
+    lists = {key: value for key, value in lists.items() if isinstance(value, list)}
+    lacking = [key for key in keys if not lists.get(key)]
     if lacking:
         raise UserError(
-            f"{path}: {some(lacking)} is missing or empty; it has {found}. Expected COCO-style "
-            f"JSON with the lists {', '.join(keys)}."
+            f"{path}: {some(lacking)} is missing, empty or no list; it has {found}. Expected "
+            f"COCO-style JSON with the lists {', '.join(keys)}."
         )
     return tree
 
@@ -100,7 +104,7 @@ def _images(tree: dict, path: Path) -> pd.DataFrame:
     """image_id, file, class_id (None where there is no annotation), sorted as in the JSON."""
     class_of: dict[str, str] = {}
     try:
-        images = [(str(image["id"]), image["file_name"]) for image in tree["images"]]
+        images = [(str(image["id"]), str(image["file_name"])) for image in tree["images"]]
         for annotation in tree.get("annotations") or ():
             image, category = str(annotation["image_id"]), str(annotation["category_id"])
             if class_of.setdefault(image, category) != category:
@@ -108,11 +112,13 @@ def _images(tree: dict, path: Path) -> pd.DataFrame:
                     f"{path}: image {image!r} has the categories {class_of[image]!r} and "
                     f"{category!r}; expected one per image. Remove the others."
                 )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: an entry lacks {error}; expected images with id and file_name, annotations "
             "with image_id and category_id"
         ) from error
+    check_names([name for image in images for name in image], path)
+    check_names(class_of.values(), path)
     table = pd.DataFrame(images, columns=["image_id", "file"], dtype=str)
     check_unique(table["image_id"], path)
     unknown = sorted(class_of.keys() - set(table["image_id"]))
@@ -124,5 +130,5 @@ def _images(tree: dict, path: Path) -> pd.DataFrame:
 def _names(tree: dict, path: Path) -> dict[str, str]:
     try:
         return {str(c["id"]): str(c.get("name", c["id"])) for c in tree["categories"]}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a category lacks {error}; expected id and name") from error

@@ -14,6 +14,7 @@ from src.prepare.sources import (
     Source,
     Submission,
     check_filled,
+    check_rows,
     image_paths,
     in_submission_order,
     read_submission,
@@ -24,8 +25,8 @@ from src.prepare.sources import (
 
 
 def read_csv_tables(data: Data) -> Source:
-    """Errors: UserError for a missing table or column, empty or repeated ids, rows without a file,
-    and a test table whose ids are not those of the sample submission."""
+    """Errors: UserError for a missing table or column, a table without rows, empty or repeated
+    ids, rows without a file, and a test table whose ids are not those of the sample submission."""
     train_path = source_file(data, "train", "table")
     asked = {"image_column": data.image_column, "label_column": data.label_column}
     asked |= {"name_column": data.name_column} if data.name_column else {}
@@ -73,6 +74,7 @@ def _read_test(
 def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     table = read_table(path)
     require_columns(table, columns, path)
+    check_rows(table, path, "one row per image")
     check_filled(table, columns["image_column"], path)
     check_unique(table[columns["image_column"]], path)
     return table

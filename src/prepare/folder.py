@@ -12,7 +12,14 @@ import pandas as pd
 
 from src.config.data import Data
 from src.errors import UserError, some
-from src.prepare.sources import Source, Submission, optional_file, portable, read_submission
+from src.prepare.sources import (
+    Source,
+    Submission,
+    check_names,
+    optional_file,
+    portable,
+    read_submission,
+)
 
 ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split()
@@ -52,10 +59,7 @@ def _read_train(directory: Path) -> tuple[pd.DataFrame, list[str]]:
             "Did you unpack the competition's files there? Otherwise correct data.root and "
             "data.train."
         )
-    folders = sorted(e.name for e in os.scandir(directory) if e.is_dir() and visible(e.name))
-    if not folders:
-        raise UserError(f"{directory}: no class folders; expected <classID>_<className>/ in it")
-    _check_class_folders(directory, folders)
+    folders = _class_folders(directory)
     rows, ignored = [], []
     for folder in folders:
         files, others = image_files(directory / folder)
@@ -70,12 +74,48 @@ def _read_train(directory: Path) -> tuple[pd.DataFrame, list[str]]:
         prefix = f"{portable(directory)}/{folder}/"
         for file, stem in zip(files, _stems(files), strict=True):
             rows.append((f"{folder}/{stem}", prefix + file, class_id, class_name or class_id, ""))
-    notes = [f"{len(ignored)} files in {directory} are no images by their ending: {some(ignored)}"]
+    plain = [name for name in ignored if not name.endswith("/")]
+    note = f"{len(plain)} files in {directory} are no images by their ending: {some(plain)}"
+    notes = [*_links_note(directory, ignored), *([note] if plain else [])]
     columns = ["image_id", "path", "class_id", "class_name", "group"]
-    return pd.DataFrame(rows, columns=columns, dtype=str), notes if ignored else []
+    return pd.DataFrame(rows, columns=columns, dtype=str), notes
 
 
-def _check_class_folders(directory: Path, folders: list[str]) -> None:
+def _links_note(directory: Path, others: list[str]) -> list[str]:
+    links = [name for name in others if name.endswith("/")]
+    note = f"{len(links)} links to directories in {directory} were not followed: {some(links)}"
+    return [note] if links else []
+
+
+def _class_folders(directory: Path) -> list[str]:
+    """Names, sorted. Links to directories count, where they lead to a directory of their own."""
+    names = sorted(filter(visible, os.listdir(directory)))
+    check_names(names, directory)
+    nowhere = [name for name in names if not os.path.exists(directory / name)]
+    if nowhere:
+        raise UserError(
+            f"{directory}: {len(nowhere)} links lead nowhere or to themselves: {some(nowhere)}. "
+            "Put back what they lead to, or remove them."
+        )
+    folders = [name for name in names if os.path.isdir(directory / name)]
+    if not folders:
+        raise UserError(f"{directory}: no class folders; expected <classID>_<className>/ in it")
+    _check_class_ids(directory, folders)
+    owner = {}
+    for name in folders:
+        real = os.path.realpath(directory / name)
+        if Path(os.path.realpath(directory)).is_relative_to(real):
+            raise UserError(f"{directory / name}: a link back to {real}, above it; remove it")
+        if real in owner:
+            raise UserError(
+                f"{directory}: {owner[real]!r} and {name!r} are links to one directory, {real}. "
+                "Expected images of its own in each class folder; remove one."
+            )
+        owner[real] = name
+    return folders
+
+
+def _check_class_ids(directory: Path, folders: list[str]) -> None:
     without = [name for name in folders if not name.partition("_")[0].strip()]
     if without:
         raise UserError(
@@ -101,7 +141,13 @@ def _read_test(directory: Path, submission: Submission) -> tuple[pd.DataFrame, l
             f"{directory}: no such directory; expected the test images in it. Correct data.test, "
             "or set data.test=null if there are none."
         )
-    files, _ = image_files(directory)
+    files, others = image_files(directory)
+    if not files:
+        found = f"only {some(others)}" if others else "nothing"
+        raise UserError(
+            f"{directory}: no test images in it, {found} was found. Put them there (one of "
+            f"{' '.join(sorted(ENDINGS))}), or set data.test=null if there are none."
+        )
     stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
     of_stem: dict[str, list[str]] = {}
     for stem, file in zip(stems, files, strict=True):
@@ -130,7 +176,7 @@ def _read_test(directory: Path, submission: Submission) -> tuple[pd.DataFrame, l
     )
     left_out = sorted(set(files) - {found[0] for _, found in wanted})
     note = f"{len(left_out)} images in {directory} are not in {submission.path}: {some(left_out)}"
-    return test, [note] if left_out else []
+    return test, [*_links_note(directory, others), *([note] if left_out else [])]
 
 
 def _labels_of_folders(
@@ -148,16 +194,26 @@ def _labels_of_folders(
 def image_files(directory: Path) -> tuple[list[str], list[str]]:
     """Files anywhere below a directory, as sorted posix paths: images by ending, and others.
 
-    Hidden files and directories (`.DS_Store`, `._x.jpg`, `__MACOSX`) are passed over.
+    Hidden files and directories (`.DS_Store`, `._x.jpg`, `__MACOSX`) are passed over. Links to
+    directories are not followed, they may lead in a circle; they are among the others, as `name/`.
+    Errors: UserError for names that no table can hold, OSError for what may not be read.
     """
     images, others = [], []
-    for parent, below, files in os.walk(directory):
+    for parent, below, files in os.walk(directory, onerror=_stop):
         below[:] = [name for name in below if visible(name)]
         inside = Path(parent).relative_to(directory)
+        links = [name for name in below if os.path.islink(os.path.join(parent, name))]
+        others += [f"{(inside / name).as_posix()}/" for name in links]
         for name in filter(visible, files):
             known = os.path.splitext(name)[1].lower() in ENDINGS
             (images if known else others).append((inside / name).as_posix())
+    check_names(images, directory)
     return sorted(images), sorted(others)
+
+
+def _stop(error: OSError) -> None:
+    """os.walk would pass over a directory that it may not read."""
+    raise error
 
 
 def visible(name: str) -> bool:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from src.artifacts.ids import check_unique
 from src.config.data import Data
-from src.errors import UserError, some
+from src.errors import UserError, read_text, some
 from src.prepare.folder import ENDINGS
 from src.prepare.sources import (
     Source,
@@ -62,10 +62,7 @@ def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path |
 
 def _read(path: Path) -> pd.DataFrame:
     """image_id and class_id ("" where a line has none) of every line that is not empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error}); expected {EXPECTED}") from error
+    lines = read_text(path, EXPECTED).splitlines()
     rows, wrong = {}, []
     for number, line in enumerate(map(str.strip, lines)):
         found = LABELLED.fullmatch(line)

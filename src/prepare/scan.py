@@ -128,6 +128,8 @@ def _scan_one(path: str, copy: Copy | None) -> tuple:
     """A row of COLUMNS."""
     key = _key(path)
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe never ends
+            return (*key, 0, 0, "", "", path, "not a file but a pipe or a device")
         content = Path(path).read_bytes()
         if not content:
             return (*key, 0, 0, "", "", path, "empty file, 0 bytes")
@@ -136,6 +138,11 @@ def _scan_one(path: str, copy: Copy | None) -> tuple:
         phash = str(imagehash.phash(image))
     except UnidentifiedImageError:
         reason = f"not an image, it begins with {content[:12]!r}"
+        return (*key, 0, 0, "", "", path, reason)
+    except OSError as error:
+        reason = error.strerror or f"{type(error).__name__}: {error}"
+        if os.path.islink(path) and not os.path.exists(path):
+            reason = f"a link that leads nowhere ({reason})"
         return (*key, 0, 0, "", "", path, reason)
     except Exception as error:  # decoders raise nearly anything on damaged files
         return (*key, 0, 0, "", "", path, f"{type(error).__name__}: {error}")
@@ -160,8 +167,8 @@ def _write_copy(image: Image.Image, sha1: str, copy: Copy) -> str | None:
 def _key(path: str) -> tuple[str, int, int]:
     try:
         found = os.stat(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the image was there a moment ago and is missing now") from None
+    except OSError:  # a link to nothing or to itself; why it cannot be read is said later
+        return path, -1, -1
     return path, found.st_size, found.st_mtime_ns
 
 

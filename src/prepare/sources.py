@@ -101,10 +101,39 @@ def check_filled(table: pd.DataFrame, column: str, path: Path) -> None:
         )
 
 
+def check_names(names, where) -> None:
+    """Errors: UserError for names of files or classes that a table or a list cannot hold: not
+    UTF-8, or of several lines."""
+    odd = [name for name in names if "\n" in name or "\r" in name or not is_utf8(name)]
+    if odd:
+        raise UserError(
+            f"{where}: {len(odd)} names of files or classes are not UTF-8 or have a line break: "
+            f"{some(odd)}. Rename them (old archives: convmv -f latin1 -t utf8 -r --notest)."
+        )
+
+
+def is_utf8(name: str) -> bool:
+    """Python keeps the bytes of other encodings as halves of characters."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_rows(table: pd.DataFrame, path: Path, expected: str, otherwise: str = "") -> None:
+    """Errors: UserError for a table that has a header and nothing below it."""
+    if table.empty:
+        raise UserError(
+            f"{path}: no rows below the header {list(table.columns)}; expected {expected}. "
+            f"Complete the file{otherwise}."
+        )
+
+
 def read_submission(data: Data) -> Submission:
     """Ids, order and column names that the competition asks for.
 
-    Errors: UserError unless the table has two columns and every id once.
+    Errors: UserError unless the table has two columns, and rows with every id once.
     """
     path = optional_file(data, "sample_submission")
     if path is None:
@@ -116,6 +145,7 @@ def read_submission(data: Data) -> Submission:
             "image's id and its class id. Make such a file, or set data.sample_submission=null."
         )
     columns = (str(table.columns[0]), str(table.columns[1]))
+    check_rows(table, path, "each test image's id", ", or set data.sample_submission=null")
     check_filled(table, columns[0], path)
     check_unique(table[columns[0]], path)
     return Submission(path, table[columns[0]].tolist(), columns)

@@ -23,7 +23,6 @@ import pandas as pd
 from optuna.trial import Trial
 
 from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
-from src.artifacts.files import read_json
 from src.artifacts.lock import locked
 from src.artifacts.work import RUNS
 from src.config.head_keys import head_key, head_ranges
@@ -38,7 +37,14 @@ from src.metrics import OUTCOMES, SCORES, paired_gain
 from src.rebalance.stage2 import Experiment, Fold, fit, head_settings, load_fold
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
-from src.search.winner import BEST, describe, found_text, head_directory, with_winner
+from src.search.winner import (
+    BEST,
+    describe,
+    found_text,
+    head_directory,
+    read_best,
+    with_winner,
+)
 
 
 def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, pd.DataFrame]:
@@ -72,7 +78,7 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
     for name, keys in ranges.items():
         head = Searched(work, name, keys, folds)
         tables[name] = run_search(head.plan(networks), overwrite, head.run, head.judge)
-        best = read_json(head_directory(home, name) / BEST)
+        best = read_best(head_directory(home, name) / BEST)
         print(f"{name}: {found_text(best)}", flush=True)
     return tables
 

@@ -11,7 +11,7 @@ from src.report.context import Experiment, Report
 from src.report.markup import esc, note, panels, section
 from src.report.overview import title
 from src.search.winner import BEST as WINNER
-from src.search.winner import found_text
+from src.search.winner import found_text, read_best
 
 
 def searches(report: Report) -> str:
@@ -34,11 +34,13 @@ def _searches_of(experiment: Experiment) -> str:
 
 def _one(experiment: Experiment, directory: Path) -> str:
     """The winner in words, and the panels of history.png."""
-    keys = read_json(directory / MANIFEST)["settings"]["search"]["keys"]
+    keys = read_json(directory / MANIFEST, {"settings/search/keys": dict})["settings"]["search"][
+        "keys"
+    ]
     ranges = {key: Range.model_validate(span) for key, span in keys.items()}
     numbers = [key for key, span in ranges.items() if span.choices is None]
     trials = read_table(checked(directory / "trials.csv"), ("trial", "score", *numbers))
-    best, name = read_json(checked(directory / WINNER)), directory.relative_to(experiment.home)
+    best, name = read_best(directory / WINNER), directory.relative_to(experiment.home)
     drawn = [
         svg(panel, f"{esc(experiment.name)}: {esc(name)}, {esc(what)}")
         for what, panel in history_panels(trials, ranges, best["metric"]).items()

@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.artifacts.dataset import ALWAYS_TRAIN, Dataset, check_same_folds
+from src.artifacts.dataset import ALWAYS_TRAIN, INPUTS, Dataset, check_same_folds
 from src.artifacts.files import read_json
 from src.artifacts.ids import check_unique
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST
 from src.metrics import LOWER_IS_BETTER, Outcomes, bin_names, outcomes_of, pooled
 
+SUBMISSION = {  # what the page reads in the manifest of a submission
+    **dict.fromkeys(("settings/members", "inputs", "metrics/oof", "members_oof"), dict),
+    **dict.fromkeys(("settings/metric", "method", "reason"), str),
+}
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -61,7 +65,7 @@ def table_of(data: Dataset, rows: dict[str, dict]) -> pd.DataFrame:
 def load_submissions(data: Dataset) -> dict[str, dict]:
     """Manifests of the dataset's submissions by name."""
     paths = sorted((data.directory.parent / "submissions").glob("*.manifest.json"))
-    return {path.name.removesuffix(".manifest.json"): read_json(path) for path in paths}
+    return {path.name.removesuffix(".manifest.json"): read_json(path, SUBMISSION) for path in paths}
 
 
 def _current(facts: dict, data: Dataset) -> bool:
@@ -69,7 +73,8 @@ def _current(facts: dict, data: Dataset) -> bool:
     for name, found in facts["inputs"].items():
         manifest = data.directory.parent / Path(name).parent / MANIFEST
         if name.endswith("/oof.npz") and (
-            not manifest.is_file() or read_json(manifest)["outputs"].get("oof.npz") != found
+            not manifest.is_file()
+            or read_json(manifest, {"outputs": dict})["outputs"].get("oof.npz") != found
         ):
             return False
     return True
@@ -107,7 +112,7 @@ def fold_dirs(stage: Path) -> dict[int, Path]:
 def _load(path: Path, data: Dataset) -> Predictions:
     """One out-of-fold file, of the present folds."""
     manifest = path.with_name(MANIFEST)
-    facts = read_json(manifest) if manifest.is_file() else {"inputs": {}}
+    facts = read_json(manifest, INPUTS) if manifest.is_file() else {"inputs": {}}
     if "folds.csv" in facts["inputs"]:  # later stages may name only what they read
         check_same_folds(facts, data, manifest)
     return load_predictions(path, data.num_classes)

@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from src.artifacts.files import read_json, read_table
+from src.artifacts.files import read_table
 from src.artifacts.work import checked
 from src.config.tree import flatten
-from src.fusion.store import brief
+from src.fusion.store import brief, load_recipe
 from src.metrics import gain_text
 from src.plots.style import BIN_COLORS
 from src.report.context import Experiment, Report
@@ -39,7 +39,7 @@ def posthoc(report: Report) -> str:
 def _posthoc_of(experiment: Experiment) -> str:
     if "posthoc" not in experiment.manifests:
         return missing("Nothing is calibrated.", "04_posthoc_calibrate.py")
-    recipe = read_json(checked(experiment.home / "posthoc" / "posthoc.json"))
+    recipe = load_recipe(experiment.home / "posthoc")
     pairs = [("start head", f"<code>{esc(recipe['head'])}</code>")]
     pairs += [(step["step"], _params(step["params"])) for step in recipe["steps"]]
     if not recipe["steps"]:

@@ -94,7 +94,7 @@ def _clear(directory: Path) -> None:
 def _finished(step: Work, trials: int) -> bool:
     """A finished search goes on when more trials are asked for."""
     path = step.directory / MANIFEST
-    if path.is_file() and read_json(path)["trials"] < trials:
+    if path.is_file() and read_json(path, {"trials": int})["trials"] < trials:
         step.check_settings(step.manifest()["settings"], path)
         step.check_inputs(step.manifest()["inputs"], path)
         path.unlink(missing_ok=True)

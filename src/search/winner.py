@@ -56,16 +56,22 @@ def _winner(directory: Path, keys: set[str], data: Dataset, script: str, section
     path = directory / BEST
     if not (directory / MANIFEST).is_file():
         return {}
-    best = read_json(checked(path))
+    best = read_best(path)
     again = f"Run {script} with --search --overwrite again, or set {section}.use=false."
     if set(best["values"]) != keys:
         raise UserError(
             f"{path}: found {sorted(best['values'])}, but {section}.keys now has "
             f"{sorted(keys)}. {again}"
         )
-    if best["folds.csv"] != sha256(data.directory / "folds.csv"):
+    if best.get("folds.csv") != sha256(data.directory / "folds.csv"):
         raise UserError(f"{path}: searched on other folds than there are now. {again}")
     return best["values"]
+
+
+def read_best(path: Path) -> dict:
+    """best.json. Errors: UserError when it is damaged, or lacks what a winner is."""
+    needs = {"values": dict, "metric": str, "score": int | float, "trial": int, "trials": int}
+    return read_json(checked(path), needs)
 
 
 def describe(config: Config, values: dict, home: Path) -> str:
@@ -84,7 +90,7 @@ def _describe(was: dict, values: dict, directory: Path) -> str:
     if not values:
         unfinished = directory.is_dir() and not (directory / MANIFEST).is_file()
         return f"{directory} is unfinished and not used" if unfinished else ""
-    return f"from {directory / BEST}: {found_text(read_json(directory / BEST), was)}"
+    return f"from {directory / BEST}: {found_text(read_best(directory / BEST), was)}"
 
 
 def found_text(best: dict, was: dict | None = None) -> str:

@@ -242,7 +242,7 @@ def _announce(job: Fold, row: dict) -> None:
 def _parse_fold(text: str, data: Dataset) -> int | None:
     if text == FULL:
         return None
-    if not text.isdigit() or int(text) not in data.folds:
+    if text not in map(str, data.folds):  # int() also takes "٣", and fails for "²"
         raise UserError(f"--folds {text}: expected numbers of {data.folds} or `full`")
     return int(text)
 
