@@ -19,6 +19,7 @@ from src.posthoc.calibrate import posthoc
 from src.prepare.prepare import prepare
 from src.rebalance.stage2 import stage2
 from src.rebalance.trials import search_heads
+from src.report.context import gather
 from src.report.page import write_report
 from src.training.stage1 import stage1
 from tests.conftest import digits_config
@@ -44,7 +45,7 @@ STAGES = {
     "04": lambda: posthoc(config(), "exp"),
     "05": lambda: predict(config(), "exp", False),
     "06": lambda: ensemble([config()], ["exp"]),
-    "report": lambda: write_report("digits", ["exp"], [config()]),
+    "report": lambda: write_report(gather("digits", ["exp"], [config()])),
 }
 
 
@@ -137,10 +138,10 @@ def test_what_is_whole_passes_and_is_read_for_its_hash_once(finished, stage, mon
         return digest(file, name)
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    before = {str(path) for path in Path("runs").rglob("*") if path.is_file()}
+    began = time.time()
     STAGES[stage]()
-    hashed = {str(path): count for path, count in hashed.items()}
-    assert not {path: n for path, n in hashed.items() if n > 1 and path in before}
+    old = {path for path in map(Path, hashed) if path.is_file() and path.stat().st_mtime < began}
+    assert old and not {path: n for path, n in hashed.items() if n > 1 and Path(path) in old}
 
 
 def test_damaged_own_work_is_done_again_with_the_same_bytes(finished, capsys):

@@ -20,6 +20,7 @@ from src.artifacts.files import read_json, read_table, sha256, write_json, write
 from src.artifacts.predictions import Predictions, load_predictions
 from src.config.outputs import Judge
 from src.config.read import parse_config
+from src.fusion.store import save_recipe
 from src.metrics import Outcomes, rule_text
 from src.plots.curves import curve_panels, draw_curves
 from src.report.confusions import worst_pairs
@@ -161,9 +162,9 @@ def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
     ids, label = images["image_id"].to_numpy(), images["label"].to_numpy()
     Predictions(ids, logits, label, fold).save(directory / "oof.npz")
     steps = [{"step": "tau_norm", "params": {"tau": 0.7}}]
-    steps += [{"step": "shift", "params": {"b": {"npz": "steps.1.params.b", "shape": [10]}}}]
+    steps += [{"step": "shift", "params": {"b": np.zeros(10)}}]
     recipe = {"head": "stage1", "steps": steps, "rule": rule_text(Judge(standard_errors=2.5))}
-    write_json(directory / "posthoc.json", recipe)
+    save_recipe(directory, recipe)
     tried = ("stage1", "tau_norm", "yes", 0.0416, 0.0066, 0.0766, 0.8512345, "{}", "it's better")
     rows = [("stage1", "", "", "", "", "", 0.81, "", ""), tried]
     gains = ["gain", "gain_low", "gain_high"]
@@ -369,6 +370,7 @@ def test_what_earlier_versions_wrote_is_still_shown(run):
     write_json(path, {k: v for k, v in read_json(path).items() if k != "rule"})
     table = read_table(run / "exp/posthoc/table.csv")
     write_table(run / "exp/posthoc/table.csv", table.drop(columns=["gain_low", "gain_high"]))
+    seal(path.parent)
     page = write()
     assert ">+0.042<" in page and "standard errors" not in page
 

@@ -25,6 +25,7 @@ from src.rebalance.stage2 import stage2
 from src.search.study import Worker, first_values, locked, open_study, table, winner, work
 from src.training.inner_split import hold_out, inner_split
 from src.training.stage1 import stage1
+from tests.fabricate import seal
 from tests.training_kit import DATASET, tiny_config, tiny_dataset
 
 KEY = "train.weight_decay"
@@ -41,6 +42,7 @@ def ungrouped_dataset() -> Dataset:
     path = tiny_dataset().directory / "folds.csv"
     images = read_table(path)
     write_table(path, images.assign(group_id=range(len(images))))
+    seal(path.parent)
     return load_dataset(DATASET)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from src.artifacts.files import read_json, read_table, sha256
 from src.artifacts.ids import check_unique
-from src.artifacts.work import MANIFEST, RUNS, require
+from src.artifacts.work import MANIFEST, RUNS, checked, require
 from src.config.data import OURS
 from src.errors import UserError, some
 from src.metrics import bin_numbers
@@ -110,7 +110,7 @@ def load_dataset(name: str) -> Dataset:
 
 def _table(path: Path, numbers: tuple[str, ...], texts: tuple[str, ...]) -> pd.DataFrame:
     """Errors: UserError for a missing column, or a cell of `numbers` that is no whole number."""
-    table = read_table(path, numbers)
+    table = read_table(checked(path), numbers)
     for column in texts:
         if column not in table:
             raise UserError(f"{path}: column {column!r} is missing; run 01 again with --overwrite")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from src.artifacts.dataset import dataset_dir
 from src.artifacts.files import read_json, write_table, write_text
+from src.artifacts.lock import own
 from src.artifacts.work import MANIFEST, Work
 from src.config.data import OURS
 from src.config.schema import Config
@@ -32,9 +33,10 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     `read_source` finds, unreadable images, classes that are left without an image, and a directory
     that was made with other settings or from other images.
     """
+    directory = dataset_dir(config.dataset)
+    own(directory)  # already here: some sources are first written to data.root
     source = read_source(config.data)
     settings = {key: getattr(config, key) for key in ("data", "longtail", "bins", "folds")}
-    directory = dataset_dir(config.dataset)
     step = Work(directory, settings, source.tables, overwrite=overwrite)
     listing = _listing(source)
     if step.finished():

@@ -8,7 +8,6 @@ import pandas as pd
 
 from src.artifacts.files import read_table
 from src.artifacts.ids import check_unique
-from src.artifacts.lock import locked
 from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.coco import read_coco
@@ -43,8 +42,7 @@ def read_source(data: Data) -> Source:
     submission or the solution that match nothing, columns of data.columns that a table lacks.
     """
     if data.source in WRITERS:
-        with locked(Path(data.root)):
-            WRITERS[data.source](data)
+        WRITERS[data.source](data)
     source = READERS[data.source](data)
     if source.solution or data.solution is None:
         source = replace(source, truth=None)
