@@ -7,13 +7,31 @@ v = G(f) / ‖G(f)‖, G a perceptron of two layers · π_c: share of class c in
 y: its class. A view i is compared with every class and with the set A(i) of samples: the other
 views of the batch and the queue, which holds second views of the batches before, as they were then.
 
-    s_c = z_c + log π_c                      for class c, balanced softmax (train.criterion)
+    s_c = z_c + log π_c + b                  for class c, balanced softmax (train.criterion)
     s_k = v_i · v_k / T                      for sample k in A(i)
     L_i = − Σ_k w_k log softmax(s)_k / Σ_k w_k      over classes and samples together, with
     w_k = β for class y_i, α for samples of class y_i, 0 for the rest
 
 Without samples this is balanced softmax, for any α. With α = 0 samples still are negatives, also
 those of the own class. Prediction is z: G and the queue serve training alone.
+
+b is `paco.offset`. With P samples of class y_i in A(i) and W = β + αP the loss is the sum of three,
+
+    L_i = β/W · balanced softmax + αP/W · supervised contrast + H,
+    H = − β/W log p − αP/W log(1 − p),    p: share of all classes together in softmax(s)
+
+and the last fixes p at β/W. Fresh classes have Σ_c exp s_c = exp b and K samples with cosines near
+m about K exp(m/T), which is e¹⁶ for pretrained features at T = 0.05. So with the published b = 0
+p starts at 1e-7: H takes away what pushes the other classes' logits down and leaves a push on the
+own one, for which frequent classes win and π does not count, until z has risen by 1/T. The authors
+have 400 epochs for that, a fine-tuning has a few hundred steps, of which most are lost. Null is the
+remedy there: b = 1/T is the logit of a sample with cosine 1. Far above it samples no longer repel
+each other, and all projections become one.
+
+The method's own limits: few images of a class give few positives, αP/W is then a tenth and the rest
+is balanced softmax, which fine-tuning from pretrained features therefore does not beat. And z and
+cosines/T share one softmax, so b is right for one scale of z only, and p has to be learned anew
+whenever the cosines move.
 
 Several processes: a view meets the views of its own process, and a queue that holds those of all
 processes and is the same on each. Micro-batches: a view meets the views of its part, and those of
@@ -47,6 +65,9 @@ class PaCo(Plain):
     ):
         super().__init__(model, backbone, num_classes, bins)
         self.settings = model.paco
+        fresh = model.pretrained is False
+        usual = 0.0 if fresh else 1 / model.paco.temperature
+        self.offset = usual if model.paco.offset is None else model.paco.offset
         inner, width = backbone.num_features, model.paco.width
         self.projection = nn.Sequential(nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width))
         self.register_buffer("queue", torch.zeros(model.paco.queue, width))
@@ -61,6 +82,7 @@ class PaCo(Plain):
         output = self(torch.cat([batch.images, batch.other.images]))  # [2N, C], [2N, D]
         with torch.autocast(labels.device.type, enabled=False):  # cosines need float32
             classes = output.logits.float() + F.log_softmax(criterion.prior, 0)  # [2N, C]
+            classes = classes + self.offset
             views = F.normalize(self.projection(output.features.float()), dim=1)  # [2N, d]
             loss = contrast(classes, views, labels, self.queue, self.queue_labels, self.settings)
             self.remember(views[count:].detach(), batch.other.labels)
