@@ -80,8 +80,8 @@ class PaCo(Section):
         None,
         ge=0,
         description="added to the logit of every class where it is compared with samples; "
-        "published: 0; null: 0 from random weights, otherwise 1 / temperature, the most that a "
-        "sample can have",
+        "published: 0; null: 0 from random weights, otherwise 1 / temperature + log(beta / alpha), "
+        "or classes have no share of the softmax for most of a short training",
     )
 
 

@@ -24,8 +24,8 @@ and H wants p = β/W. Fresh classes have a Σ_c exp s_c of about exp b, K sample
 one of K exp(m/T): e¹⁶ for pretrained features at T = 0.05. The published b = 0 starts at p = 1e-7.
 Until z has risen by about 1/T, H cancels what pushes the other classes' logits down and leaves the
 push on the own one, for which frequent classes win, and π counts for nothing. The authors have 400
-epochs for that; a fine-tuning spends most of its few hundred steps on it. Hence b = 1/T there, the
-logit of a sample with cosine 1: too high by a little costs little, αP/W instead of β/W.
+epochs for that; a fine-tuning spends most of its few hundred steps on it. Hence b = 1/T + log(β/α)
+there: with P samples of cosine 1 and no others, p = β/W for any P.
 
 All projections become one, and the contrast idle, where samples have next to no share (b = 2/T)
 and nothing repels, or where long steps make ‖G(f)‖ grow, after which its direction hardly moves
@@ -43,6 +43,8 @@ of the weights carries one too, an average of strangers, which nothing reads.
 The authors augment the two views differently on CIFAR; here both follow `train.augment`. Their
 queue starts with random vectors, this one empty. Their GPaCo code has a third layer in G.
 """
+
+from math import log
 
 import numpy as np
 import torch
@@ -67,8 +69,7 @@ class PaCo(Plain):
     ):
         super().__init__(model, backbone, num_classes, bins)
         self.settings = model.paco
-        fresh = model.pretrained is False
-        usual = 0.0 if fresh else 1 / model.paco.temperature
+        usual = 0.0 if model.pretrained is False else level(model.paco)
         self.offset = usual if model.paco.offset is None else model.paco.offset
         inner, width = backbone.num_features, model.paco.width
         self.projection = nn.Sequential(nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width))
@@ -100,6 +101,12 @@ class PaCo(Plain):
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A training starts with an empty queue: another's labels may be of other classes."""
         return {key: tensor for key, tensor in state.items() if not key.startswith("queue")}
+
+
+def level(settings: Settings) -> float:
+    """b for which H is at rest once samples of one class have cosine 1 and the others no share."""
+    alone = 1 / settings.temperature
+    return alone + log(settings.beta / settings.alpha) if settings.alpha else alone
 
 
 def contrast(
