@@ -23,7 +23,8 @@ from src.logits import head_logits
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
 from src.networks import build_network
 from src.networks.base import Progress
-from src.networks.paco import EMPTY, contrast
+from src.networks.paco import EMPTY, contrast, level
+from src.networks.paco import PaCo as GPaCo
 from src.networks.weights import load_network, load_pretrained
 from src.training.job import build_epochs
 from tests.fabricate import some_classes
@@ -255,6 +256,97 @@ def test_prediction_is_the_classifier_alone():
     torch.testing.assert_close(output.logits, network.classifier(output.features))
     torch.testing.assert_close(output.features, network.backbone(images))
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+# ---- classes against samples -------------------------------------------------------------------
+
+
+def fine_tuned(pretrained, steps=40, **keys):
+    """(accuracy, mean cosine of projections of two classes) on new views of ten classes, 40 … 2
+    images, after steps of AdamW on features as of a pretrained network: positive, with a large
+    common part, and the classes apart."""
+    counts = np.array([40, 20, 10, 6, 4, 3, 3, 2, 2, 2])
+    rng = torch.Generator().manual_seed(0)
+    common = torch.rand(128, generator=rng)
+    means = common + 0.7 * torch.randn(10, 128, generator=rng)
+    body = torch.nn.Flatten()
+    body.num_features = 128
+
+    def view(labels):
+        noise = 0.5 * torch.randn(len(labels), 128, generator=rng)
+        return (means[labels] + noise).relu()[:, :, None, None]
+
+    torch.manual_seed(0)
+    model = Model(network=PaCo(**keys), pretrained=pretrained)
+    network = GPaCo(model, body, some_classes(10))
+    criterion = BalancedSoftmaxLoss(BalancedSoftmax(), counts)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    images = torch.arange(10).repeat_interleave(torch.from_numpy(counts))
+    for _ in range(steps):
+        labels = images[torch.randint(len(images), (32,), generator=rng)]
+        batch = Batch(view(labels), labels, other=Batch(view(labels), labels))
+        optimizer.zero_grad()
+        network.loss(batch, criterion, FIRST)[0]["contrast"].backward()
+        optimizer.step()
+    labels = torch.arange(10).repeat(20)
+    with torch.no_grad():
+        output = network(view(labels))
+        views = F.normalize(network.projection(output.features), dim=1)
+    right = (output.logits.argmax(1) == labels).float().mean()
+    return float(right), float((views @ views.T)[labels[:, None] != labels].mean())
+
+
+def test_classes_are_learned_from_pretrained_features():
+    right, cosine = fine_tuned("weights.safetensors")
+    assert right > 0.85 and cosine < 0.75
+
+
+def test_what_goes_wrong_where_classes_and_samples_are_not_level():
+    right, _ = fine_tuned(pretrained=False)  # samples have the whole softmax: the published loss
+    assert right < 0.3
+    _, cosine = fine_tuned("weights.safetensors", offset=40.0)  # classes have: nothing repels
+    assert cosine > 0.95
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3])
+def test_the_loss_is_balanced_softmax_contrast_and_the_share_of_the_classes(alpha):
+    """L_i = β/W · balanced softmax + αP/W · supervised contrast + H, as the module says."""
+    torch.manual_seed(4)
+    views, labels = F.normalize(torch.randn(8, 4), dim=1), torch.arange(4).repeat(2)
+    classes, settings = torch.randn(8, K) + 3, PaCo(alpha=alpha, beta=0.8, temperature=0.5)
+    found = contrast(classes, views, labels, views[:0], labels[:0], settings)  # P = 1
+    samples = (views @ views.T / 0.5).fill_diagonal_(-torch.inf)
+    twin = torch.arange(8).roll(4)
+    share = (classes.logsumexp(1) - samples.logsumexp(1)).sigmoid()
+    target = 0.8 / (0.8 + alpha)
+    expected = (
+        target * F.cross_entropy(classes, labels)
+        + (1 - target) * F.cross_entropy(samples, twin)
+        + F.binary_cross_entropy(share, torch.full_like(share, target))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_offset_is_for_pretrained_weights_unless_one_is_set():
+    def offset(pretrained, **keys):
+        model = Model(backbone="cifar_resnet20", network="paco", pretrained=pretrained)
+        model = model.model_copy(update={"paco": PaCo(**keys)})
+        return build_network(model, K)[0].offset
+
+    assert offset(False) == 0
+    assert offset("experiment:plain") == pytest.approx(20 + log(100))
+    assert offset("experiment:plain", temperature=0.2, alpha=0.5) == pytest.approx(5 + log(2))
+    assert offset("experiment:plain", alpha=0.0) == 20
+    assert offset("experiment:plain", offset=0) == 0
+    assert offset(False, offset=3) == 3
+
+
+@pytest.mark.parametrize("positives", [1, 7])
+def test_the_offset_leaves_classes_their_share_whatever_the_number_of_positives(positives):
+    settings = PaCo(alpha=0.05, beta=0.8, temperature=0.1)
+    samples = torch.full((positives,), 1 / 0.1)
+    share = (level(settings) - samples.logsumexp(0)).sigmoid()
+    assert float(share) == pytest.approx(0.8 / (0.8 + 0.05 * positives), abs=1e-5)
 
 
 # ---- two views ---------------------------------------------------------------------------------

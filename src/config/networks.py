@@ -117,6 +117,13 @@ class PaCo(NetworkSection):
         description="of the projection in which views are contrasted; published: 32 for CIFAR-LT, "
         "128 for ImageNet-LT",
     )
+    offset: float | None = Field(
+        None,
+        ge=0,
+        description="added to the logit of every class where it is compared with samples; "
+        "published: 0; null: 0 from random weights, otherwise 1 / temperature + log(beta / alpha), "
+        "or classes have no share of the softmax for most of a short training",
+    )
 
     def check(self, model, train) -> None:
         criterion = train.criterion

@@ -7,13 +7,33 @@ v = G(f) / ‖G(f)‖, G a perceptron of two layers · π_c: share of class c in
 y: its class. A view i is compared with every class and with the set A(i) of samples: the other
 views of the batch and the queue, which holds second views of the batches before, as they were then.
 
-    s_c = z_c + log π_c                      for class c, balanced softmax (train.criterion)
+    s_c = z_c + log π_c + b                  for class c, balanced softmax (train.criterion)
     s_k = v_i · v_k / T                      for sample k in A(i)
     L_i = − Σ_k w_k log softmax(s)_k / Σ_k w_k      over classes and samples together, with
     w_k = β for class y_i, α for samples of class y_i, 0 for the rest
 
 Without samples this is balanced softmax, for any α. With α = 0 samples still are negatives, also
 those of the own class. Prediction is z: G and the queue serve training alone.
+
+b is `paco.offset`. With P samples of class y_i in A(i) and W = β + αP the loss is the sum of three,
+
+    L_i = β/W · balanced softmax + αP/W · supervised contrast + H,
+    H = − β/W log p − αP/W log(1 − p),    p: share of all classes together in softmax(s)
+
+and H wants p = β/W. Fresh classes have a Σ_c exp s_c of about exp b, K samples with cosines near m
+one of K exp(m/T): e¹⁶ for pretrained features at T = 0.05. The published b = 0 starts at p = 1e-7.
+Until z has risen by about 1/T, H cancels what pushes the other classes' logits down and leaves the
+push on the own one, for which frequent classes win, and π counts for nothing. The authors have 400
+epochs for that; a fine-tuning spends most of its few hundred steps on it. Hence b = 1/T + log(β/α)
+there: with P samples of cosine 1 and no others, p = β/W for any P.
+
+All projections become one, and the contrast idle, where samples have next to no share (b = 2/T)
+and nothing repels, or where long steps make ‖G(f)‖ grow, after which its direction hardly moves
+(SGD with lr 0.1 and four steps of warm-up on 268 digits: from 2 to 290). z does without contrast.
+
+The method's own limit: few images of a class are few positives, so the contrast weighs αP/W, about
+a tenth, and the rest is balanced softmax, which fine-tuning therefore hardly beats. Logits and
+cosines/T share one softmax, so whenever the cosines move, p has to be found anew.
 
 Several processes: a view meets the views of its own process, and a queue that holds those of all
 processes and is the same on each. Micro-batches: a view meets the views of its part, and those of
@@ -23,6 +43,8 @@ of the weights carries one too, an average of strangers, which nothing reads.
 The authors augment the two views differently on CIFAR; here both follow `train.augment`. Their
 queue starts with random vectors, this one empty. Their GPaCo code has a third layer in G.
 """
+
+from math import log
 
 import torch
 from torch import nn
@@ -45,6 +67,8 @@ class PaCo(Plain):
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__(model, backbone, classes)
         self.settings = model.network
+        usual = 0.0 if model.pretrained is False else level(model.network)
+        self.offset = usual if model.network.offset is None else model.network.offset
         inner, width = backbone.num_features, model.network.width
         self.projection = nn.Sequential(nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width))
         self.register_buffer("queue", torch.zeros(model.network.queue, width))
@@ -59,6 +83,7 @@ class PaCo(Plain):
         output = self(torch.cat([batch.images, batch.other.images]))  # [2N, C], [2N, D]
         with torch.autocast(labels.device.type, enabled=False):  # cosines need float32
             classes = output.logits.float() + F.log_softmax(criterion.prior, 0)  # [2N, C]
+            classes = classes + self.offset
             views = F.normalize(self.projection(output.features.float()), dim=1)  # [2N, d]
             loss = contrast(classes, views, labels, self.queue, self.queue_labels, self.settings)
             self.remember(views[count:].detach(), batch.other.labels)
@@ -74,6 +99,12 @@ class PaCo(Plain):
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A training starts with an empty queue: another's labels may be of other classes."""
         return {key: tensor for key, tensor in state.items() if not key.startswith("queue")}
+
+
+def level(settings: Settings) -> float:
+    """b for which H is at rest once samples of one class have cosine 1 and the others no share."""
+    alone = 1 / settings.temperature
+    return alone + log(settings.beta / settings.alpha) if settings.alpha else alone
 
 
 def contrast(
