@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from src.artifacts.files import read_arrays, read_json, read_table
 from src.artifacts.heads import load_head
+from src.fusion.store import load_recipe
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent / "additions"
@@ -85,14 +87,14 @@ ADDITIONS = [
         "from src.fusion.class_bias import ClassBias",
     ),
     Addition(
-        "surest.py",
+        "best_member.py",
         "src/ensemble",
         "src/config/outputs.py",
-        'class SurestCombiner(Section):\n    name: Literal["surest"] = "surest"\n',
+        'class BestMemberCombiner(Section):\n    name: Literal["best_member"] = "best_member"\n',
         "Combiner = named(",
         "src/ensemble/combiners.py",
-        '    "surest": Surest,',
-        "from src.ensemble.surest import Surest",
+        '    "best_member": BestMember,',
+        "from src.ensemble.best_member import BestMember",
     ),
 ]
 
@@ -102,11 +104,11 @@ folds: {k: 2}
 judge: {standard_errors: 0}
 model: {backbone: cifar_resnet20, pretrained: false, image_size: 16, crop_pct: 1.0, network: %s}
 train:
-  {epochs: 3, warmup_epochs: 0, lr: 0.05, optimizer: sgd, eval_every: 9, augment: {crop: padded},
-   criterion: %s}
+  {epochs: 4, warmup_epochs: 0, lr: 0.05, ema: 0.9, optimizer: sgd, eval_every: 9,
+   augment: {crop: padded}, criterion: %s}
 stage2: [{head: crt, epochs: 5}, ncm]
-posthoc: {steps: [tau_norm, ncm_fusion, class_bias]}
-ensemble: {members: [posthoc, stage1], combiner: surest}
+posthoc: %s
+ensemble: {members: %s, combiner: best_member}
 """
 SCRIPTS = [
     "01_prepare_folds", "02_train_stage1", "03_train_stage2", "04_posthoc_calibrate", "05_predict",
@@ -149,8 +151,10 @@ def world(tmp_path_factory) -> Path:
         shutil.copy(ROOT / f"{script}.py", root)
     for addition in ADDITIONS:
         add(addition, root)
-    (home / "mirror.yaml").write_text(DATA % ("mirror", "{name: poly, epsilon: 0.5}"))
-    (home / "looks.yaml").write_text(DATA % ("{name: two_looks}", "cross_entropy"))
+    mirror = ("mirror", "{name: poly, epsilon: 0.5}", "{heads: [crt], steps: [class_bias]}")
+    looks = ("{name: two_looks}", "cross_entropy", "{steps: [ncm_fusion]}")
+    (home / "mirror.yaml").write_text(DATA % (*mirror, "[stage1, ncm]"))
+    (home / "looks.yaml").write_text(DATA % (*looks, "[stage1@centre, crt@whole, ncm@whole]"))
     code = RUN.format(scripts=SCRIPTS, configs=["mirror.yaml", "looks.yaml"], root=root)
     paths = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
@@ -203,21 +207,24 @@ def test_two_heads_are_rebalanced_calibrated_and_fused(world):
 
 
 @pytest.mark.slow
-def test_a_step_keeps_its_array_beside_posthoc_json(world):
-    for experiment in ("mirror", "looks"):
-        home = runs(world, experiment) / "posthoc"
-        kept = read_arrays(home / "posthoc.npz")
-        assert all(array.shape == (10,) for array in kept.values()) and kept
-        steps = [step["step"] for step in read_json(home / "posthoc.json")["steps"]]
-        assert "class_bias" in steps
-        assert "posthoc.npz" in read_json(home / "manifest.json")["outputs"]
+def test_a_step_keeps_its_array_beside_posthoc_json_and_05_applies_it(world):
+    home = runs(world, "mirror")
+    recipe = load_recipe(home / "posthoc")
+    assert (recipe["head"], [step["step"] for step in recipe["steps"]]) == ("crt", ["class_bias"])
+    bias = recipe["steps"][0]["params"]["bias"]
+    assert bias.shape == (10,) and bias.std() > 0.1
+    assert "posthoc.npz" in read_json(home / "posthoc/manifest.json")["outputs"]
+    before, after = (read_arrays(home / f"predict/{n}.npz")["logits"] for n in ("crt", "posthoc"))
+    np.testing.assert_allclose(after, before + bias, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_combiner_is_judged_like_all_others(world):
-    for experiment in ("mirror", "looks"):
+def test_a_combiner_is_judged_like_all_others_and_makes_the_submission(world):
+    for experiment, best in (("mirror", "ncm"), ("looks", "ncm@whole")):
         home = world / "runs/digits/submissions"
         facts = read_json(home / f"{experiment}.manifest.json")
-        assert facts["settings"]["combiner"]["name"] == "surest"
-        assert "gain" in facts["reason"] and facts["method"] in ("surest", "mean")
-        assert len(read_table(home / f"{experiment}.csv")) == facts["images"]
+        assert facts["settings"]["combiner"] == {"name": "best_member"}
+        assert facts["method"] == "best_member" and "cross-fitted gain" in facts["reason"]
+        test = read_arrays(runs(world, experiment) / f"predict/{best}.npz")["logits"]
+        found = read_arrays(home / f"{experiment}.npz")["logits"]
+        np.testing.assert_allclose(found, log_softmax(test, axis=1), rtol=1e-4, atol=1e-4)

@@ -160,7 +160,7 @@ def test_the_gradient_of_the_multi_task_form(data, monkeypatch, double):
 
 
 def test_a_frequency_head_with_nothing_to_tell_apart_is_refused(data):
-    one = replace(data, bins=np.full(6, "many"))
+    one = replace(data, classes=some_classes(6))
     with pytest.raises(UserError, match="crt: frequency_weight needs classes in two bins"):
         fit(CRT(adapter=4, frequency_weight=1.0), one)
     fit(CRT(epochs=1, adapter=4), one)

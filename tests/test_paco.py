@@ -278,8 +278,9 @@ def fine_tuned(pretrained, steps=40, **keys):
 
     torch.manual_seed(0)
     model = Model(network=PaCo(**keys), pretrained=pretrained)
-    network = GPaCo(model, body, some_classes(10))
-    criterion = BalancedSoftmaxLoss(BalancedSoftmax(), counts)
+    classes = some_classes(10, counts=counts)
+    network = GPaCo(model, body, classes)
+    criterion = BalancedSoftmaxLoss(BalancedSoftmax(), classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     images = torch.arange(10).repeat_interleave(torch.from_numpy(counts))
     for _ in range(steps):
@@ -329,9 +330,8 @@ def test_the_loss_is_balanced_softmax_contrast_and_the_share_of_the_classes(alph
 
 def test_offset_is_for_pretrained_weights_unless_one_is_set():
     def offset(pretrained, **keys):
-        model = Model(backbone="cifar_resnet20", network="paco", pretrained=pretrained)
-        model = model.model_copy(update={"paco": PaCo(**keys)})
-        return build_network(model, K)[0].offset
+        model = Model(backbone="cifar_resnet20", network=PaCo(**keys), pretrained=pretrained)
+        return build_network(model, some_classes(K))[0].offset
 
     assert offset(False) == 0
     assert offset("experiment:plain") == pytest.approx(20 + log(100))

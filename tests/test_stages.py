@@ -177,6 +177,7 @@ def test_05_applies_recipes_of_earlier_versions_and_those_with_arrays(trained, m
     posthoc(cfg, "exp")
     old = {"head": "crt", "steps": [{"step": "temperature", "params": {"T": 2.0}}], "metric": "x"}
     write_json(HOME / "posthoc/posthoc.json", old)
+    seal(HOME / "posthoc")
 
     def logits(name: str) -> np.ndarray:
         return load_predictions(predict(cfg, "exp", False)[name], 10).logits
@@ -186,6 +187,7 @@ def test_05_applies_recipes_of_earlier_versions_and_those_with_arrays(trained, m
     shift = np.arange(10, dtype=np.float32)
     steps = [{"step": "shift", "params": {"shift": shift}}]
     save_recipe(HOME / "posthoc", {"head": "stage1", "steps": steps})
+    seal(HOME / "posthoc")
     np.testing.assert_allclose(logits("posthoc"), logits("stage1") + shift, atol=1e-4)
     inputs = read_json(HOME / "predict/manifest.json")["inputs"]
     assert inputs["posthoc.npz"] == sha256(HOME / "posthoc/posthoc.npz")

@@ -17,6 +17,7 @@ from src.artifacts.tensors import header, read_tensors
 from src.config.names import STAGE1, branch_of, of_stage1
 from src.errors import UserError
 
+KINDS = {"columns": np.int64}  # all others are float32
 HEAD_ARRAYS = {
     "linear": {"weight", "bias"},
     "cosine": {"weight", "scale"},
@@ -44,8 +45,7 @@ def save_head(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> Path:
     """
     if set(arrays) - {"columns"} != HEAD_ARRAYS.get(kind):
         raise ValueError(f"a head of kind {kind!r} cannot be made of {sorted(arrays)}")
-    kinds = {"columns": np.int64}
-    plain = {k: np.array(v, kinds.get(k, np.float32), order="C") for k, v in arrays.items()}
+    plain = {k: np.array(v, KINDS.get(k, np.float32), order="C") for k, v in arrays.items()}
     return write_bytes(path, safetensors.numpy.save(plain, header({"kind": kind})))
 
 
@@ -65,11 +65,12 @@ def load_head(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     weight = arrays["weight"]
     rows, width = weight.shape if weight.ndim == 2 else (0, 0)
     right = {"weight": (rows, width), "bias": (rows,), "center": (width,), "scale": ()}
+    right["columns"] = (2,)
     for name, array in sorted(arrays.items(), reverse=True):  # the weight first
-        if not rows or array.shape != right[name] or array.dtype != np.float32:
+        if not rows or array.shape != right[name] or array.dtype != KINDS.get(name, np.float32):
             raise UserError(
                 f"{path}: {name} of this {kind} head is {array.dtype} {list(array.shape)}, "
-                "expected float32, weight [K, D], bias [K], center [D], scale []; run 02 or 03 "
-                "again with --overwrite"
+                "expected float32, weight [K, D], bias [K], center [D], scale [], and of whole "
+                "numbers columns [2]; run 02 or 03 again with --overwrite"
             )
     return kind, arrays

@@ -4,4 +4,7 @@ from src.ensemble.combiner import Combiner
 from src.ensemble.greedy import Greedy
 from src.ensemble.mean import Mean
 
-COMBINERS: dict[str, type[Combiner]] = {"mean": Mean, "greedy": Greedy}
+COMBINERS: dict[str, type[Combiner]] = {
+    "mean": Mean,
+    "greedy": Greedy,
+}
