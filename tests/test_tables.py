@@ -1,0 +1,74 @@
+"""Every name that a config takes has an implementation, and every implementation a name."""
+
+from typing import get_args
+
+import pytest
+
+from src.auxiliaries import AUXILIARIES
+from src.config.auxiliaries import Auxiliary
+from src.config.data import Data
+from src.config.heads import Head, MaxNorm
+from src.config.initialisers import HeadInit
+from src.config.losses import Criterion, Sampler
+from src.config.model import Model
+from src.config.networks import Network
+from src.config.outputs import Combiner, PosthocStep
+from src.config.schema import Config
+from src.config.section import Section, named
+from src.config.walk import choices_in, sections_in, tags_of
+from src.data.samplers import SAMPLERS
+from src.data.transforms import INTERPOLATION
+from src.ensemble.combiners import COMBINERS
+from src.fusion import STEPS
+from src.initialisers import INITIALISERS
+from src.losses import CRITERIA
+from src.metrics import METRICS
+from src.networks import NETWORKS
+from src.prepare.read import READERS
+from src.rebalance import HEADS
+from src.rebalance.maxnorm import LOSSES
+
+UNIONS = {
+    "networks": (Network, NETWORKS),
+    "criteria": (Criterion, CRITERIA),
+    "auxiliaries": (Auxiliary, AUXILIARIES),
+    "heads": (Head, HEADS),
+    "initialisers": (HeadInit, INITIALISERS),
+    "steps": (PosthocStep, STEPS),
+    "combiners": (Combiner, COMBINERS),
+}
+
+
+def of_key(section: type[Section], key: str) -> list:
+    return choices_in(section.model_fields[key].annotation)
+
+
+CHOICES = {
+    "samplers": (get_args(Sampler), SAMPLERS),
+    "sources": (of_key(Data, "source"), READERS),
+    "metrics": (of_key(Config, "metric"), METRICS),
+    "maxnorm's losses": (of_key(MaxNorm, "loss"), LOSSES),
+    "interpolations": (of_key(Model, "interpolation"), INTERPOLATION),
+}
+
+
+@pytest.mark.parametrize("what", UNIONS)
+def test_every_section_of_a_union_has_its_line_in_the_table_and_every_line_its_section(what):
+    union, table = UNIONS[what]
+    names = [tag for section in sections_in(union) for tag in tags_of(section)]
+    assert len(names) == len(set(names)) and set(names) == set(table)
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_every_choice_of_a_key_is_implemented_and_everything_implemented_is_a_choice(what):
+    choices, table = CHOICES[what]
+    assert set(choices) == set(table)
+
+
+def test_a_name_without_an_implementation_is_noticed():
+    class Forgotten(Section):
+        name: str = "forgotten"
+
+    union = named(*sections_in(Network), Forgotten)
+    names = {tag for section in sections_in(union) for tag in tags_of(section)}
+    assert names - set(NETWORKS) == {"forgotten"}
