@@ -23,12 +23,14 @@ from src.artifacts.predictions import (
 from src.artifacts.work import Work
 from src.config.model import Model
 from src.errors import UserError
-from src.fusion import load_recipe
+from src.fusion import check_recipe
+from src.fusion.store import load_recipe
 from src.networks import build_network
 from src.networks.batchnorm import load_statistics, save_statistics
 from src.networks.weights import load_network, load_pretrained, save_network
 from src.search.winner import read_best
 from src.training.stage1 import _parse_fold
+from tests.fabricate import seal, some_classes
 
 SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)
 RNG = np.random.default_rng(0)
@@ -180,7 +182,7 @@ def test_a_head_of_another_shape_is_named(tmp_path, about, change, says):
 def weights(digits):
     """A network that 02 saved, and its dataset."""
     data = load_dataset("digits")
-    network, prep = build_network(SMALL, data.num_classes)
+    network, prep = build_network(SMALL, data.classes_of(data.images))
     path = save_network(digits / "weights.safetensors", network, SMALL, prep, data)
     return path, data
 
@@ -232,7 +234,7 @@ def test_a_header_of_valid_json_that_is_none_of_ours_is_a_sentence(weights, chan
 
 
 def test_damaged_or_foreign_batch_norm_statistics_are_a_sentence(tmp_path):
-    network, _ = build_network(SMALL, 3)
+    network, _ = build_network(SMALL, some_classes(3))
     path = save_statistics(tmp_path / "batchnorm.safetensors", network)
     refused = never_a_traceback(path, lambda p: load_statistics(p, network), 4000, 60)
     assert refused > 40
@@ -252,7 +254,7 @@ def test_other_peoples_damaged_weights_are_a_sentence(tmp_path, resnet, suffix):
     path = tmp_path / f"theirs.{suffix}"
     save_file(resnet, path) if suffix == "safetensors" else torch.save(resnet, path)
     model = Model(backbone="test_resnet", pretrained=str(path), image_size=32)
-    network, _ = build_network(model, 3)
+    network, _ = build_network(model, some_classes(3))
 
     def read(path):
         load_pretrained(network, model, "digits", "fold0")
@@ -268,7 +270,7 @@ def test_other_peoples_files_without_tensors_by_name_are_a_sentence(tmp_path, co
     torch.save(content, path)
     model = Model(backbone="test_resnet", pretrained=str(path), image_size=32)
     with pytest.raises(UserError, match="theirs.pth"):
-        load_pretrained(build_network(model, 3)[0], model, "digits", "fold0")
+        load_pretrained(build_network(model, some_classes(3))[0], model, "digits", "fold0")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +331,7 @@ def test_a_manifest_that_lacks_a_part_is_named(tmp_path, lost):
 def test_a_recipe_that_cannot_be_applied_is_named(tmp_path, recipe, says):
     path = write_json(tmp_path / "posthoc.json", recipe)
     with pytest.raises(UserError, match=re.escape(says)):
-        load_recipe(path, ("stage1", "crt"))
+        check_recipe(load_recipe(tmp_path), ("stage1", "crt"), path)
 
 
 def test_a_winner_that_lacks_its_values_is_named(tmp_path):
@@ -370,6 +372,7 @@ def test_tables_of_01_that_were_edited_are_named(digits, file, old, new, says):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+    seal(path.parent)  # the edit is meant
     with pytest.raises(UserError, match=f"{file}: .*{says}"):
         load_dataset("digits")
 

@@ -281,12 +281,14 @@ def test_a_bare_name_is_short_for_a_step_with_its_defaults():
 
 def test_arrays_go_beside_the_json_and_come_back(tmp_path):
     w, again = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3)
-    tree = {"steps": [{"params": {"w": w, "tau": np.float64(0.5)}}], "per_fold": {"0": [again]}}
+    step = {"step": "shift", "params": {"w": w, "tau": np.float64(0.5)}}
+    tree = {"head": "crt", "steps": [step], "per_fold": {"0": [again]}}
     assert save_recipe(tmp_path, tree) == ["posthoc.json", "posthoc.npz"]
     reference = {"npz": "steps.0.params.w", "shape": [2, 3]}
     plain = read_json(tmp_path / "posthoc.json")
     assert plain == {
-        "steps": [{"params": {"w": reference, "tau": 0.5}}],
+        "head": "crt",
+        "steps": [{"step": "shift", "params": {"w": reference, "tau": 0.5}}],
         "per_fold": {"0": [reference]},  # equal arrays are kept once
     }
     found = load_recipe(tmp_path)

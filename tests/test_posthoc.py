@@ -15,7 +15,7 @@ import src.artifacts.oof as oof_module
 from src import metrics
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table, write_arrays, write_json, write_table
-from src.artifacts.oof import optimism
+from src.artifacts.oof import load_head_folds, optimism
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST
 from src.config.outputs import AnyStep
@@ -29,7 +29,7 @@ from src.logits import head_logits
 from src.metrics import balanced_accuracy, nll
 from src.posthoc.calibrate import posthoc
 from src.posthoc.crossfit import cross_fitted, no_steps, try_step
-from src.posthoc.inputs import Start, load_stage1, load_start
+from src.posthoc.inputs import Start, load_start
 from tests.fabricate import (
     DATASET,
     FOLDS,
@@ -505,7 +505,7 @@ def test_a_start_holds_the_heads_that_steps_read_and_no_others(world):
     dataset = load_dataset(DATASET)
     for bn, given in (("train", {"stage1", "crt"}), ("frozen", {"stage1"})):
         settings = config(stage2=[{"head": "crt", "bn": bn}, {"head": "ncm"}])
-        stage1 = load_stage1(HOME, dataset)
+        stage1 = load_head_folds(HOME, "stage1", dataset)
         for steps, heads in (([], {"stage1"}), ([Reader(None, settings)], {"stage1", "crt"})):
             state = load_start("stage1", steps, stage1, HOME, dataset, settings).states[1]
             assert state.heads.keys() == heads and state.given.keys() == given & heads
