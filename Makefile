@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on scikit-learn's digits: a submission in minutes, on any machine
-# make test   the tests
+# make test   the tests, two at a time, and how much of src they reach
 # make lint   ruff
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ demo: install
 	$(RUN) 06_ensemble.py --config $(CONFIG) --out submission.csv
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --cov=src --cov-report=term:skip-covered
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -76,9 +76,10 @@ def of_arrays(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> Iterato
 
 
 def of_trees(old, new, place: str = "") -> Iterator[str]:
-    """Values that differ; keys that are new are passed over."""
+    """Values that differ; keys that are new, and sentences, are passed over."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key, value in old.items():
+        for key in old.keys() - {"reason"}:
+            value = old[key]
             yield from of_trees(value, new.get(key), f"{place}.{key}".lstrip("."))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, pair in enumerate(zip(old, new, strict=True)):

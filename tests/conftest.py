@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share the cores
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
