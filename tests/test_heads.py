@@ -304,6 +304,23 @@ def test_the_gradients_of_the_losses_are_right():
 # ---- cosine and NCM ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("spec", [CRT, CosineHead])
+def test_where_a_head_begins_is_chosen_by_the_config(spec, data):
+    """A learning rate of next to nothing leaves a head where it began."""
+    still = {"epochs": 1, "lr": 1e-9, "weight_decay": 0}
+    _, means = fit(spec(init="class_means", **still), data)
+    _, random = fit(spec(init="random", **still), data)
+    expected = unit(class_means(data.plain, data.labels, data.num_classes))
+    np.testing.assert_allclose(unit(means["weight"]), expected, atol=1e-4)
+    assert not np.allclose(unit(random["weight"]), expected, atol=0.1)
+    if spec is CRT:
+        z = head_logits(data.plain, means, "linear")
+        cosines = unit(data.plain) @ expected.T
+        assert 8 < np.median(z / cosines) < 32 and not means["bias"].round(4).any()
+        with pytest.raises(ValueError, match="init: class_means looks at cached features"):
+            CRT(init="class_means", bn="train")
+
+
 def test_an_untrained_cosine_head_is_ncm_with_a_scale(data):
     kind, arrays = fit(CosineHead(epochs=0, scale=7.0), data)
     z, ncm = head_logits(data.plain, arrays, kind), fit(NCM(), data)

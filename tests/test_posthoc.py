@@ -17,6 +17,7 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table, write_arrays, write_json, write_table
 from src.artifacts.oof import load_head_folds, optimism
 from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.trained import write_config
 from src.artifacts.work import MANIFEST
 from src.config.outputs import AnyStep
 from src.config.schema import Config
@@ -106,6 +107,22 @@ def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
     images = load_dataset(DATASET).images
     assert sorted(oof.image_id) == sorted(images[images["fold"] >= 0]["image_id"])
     assert found["scores"]["after"] == pytest.approx(balanced_accuracy(oof.logits, oof.label))
+
+
+def test_the_classes_are_balanced_by_what_the_network_was_trained_with(world, capsys):
+    """Not by what the YAML says by now, nor by what it said when it was another network's."""
+    trained = config(train={"criterion": "balanced_softmax"})
+    write_config(HOME, trained, {})
+    steps = {"posthoc": {"heads": ["stage1"], "steps": ["logit_adjustment"]}}
+    for now in ({}, {"train": {"criterion": "balanced_softmax"}}):
+        table = posthoc(config(**steps, **now), "exp", overwrite=True).set_index(["start", "step"])
+        reason = table.loc[("stage1", "logit_adjustment"), "reason"]
+        assert reason == "train.criterion=balanced_softmax has balanced the classes already"
+        said = "config.yaml: trained with train.criterion.name = 'balanced_softmax'"
+        assert (said in capsys.readouterr().out) == (not now)
+    write_config(HOME, config(), {})
+    table = posthoc(config(**steps, **now), "exp", overwrite=True).set_index(["start", "step"])
+    assert "balanced the classes" not in table.loc[("stage1", "logit_adjustment"), "reason"]
 
 
 def test_every_candidate_is_written_down(world):

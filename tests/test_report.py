@@ -18,6 +18,7 @@ import src.report.stages as stages_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
 from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.trained import write_config
 from src.config.outputs import Judge
 from src.config.read import parse_config
 from src.fusion.store import save_recipe
@@ -318,6 +319,13 @@ def test_missing_stages_name_their_script(run):
     assert "No fold is finished" in write()
     assert stage_table().empty
     assert "stage" in format_table(stage_table())
+
+
+def test_the_page_shows_what_was_trained_and_not_what_the_yaml_says_now(run, capsys):
+    write_config(run / "exp", parse_config({"train": {"epochs": 7, "lr": 0.0321}}), {})
+    page = write_report(gather("digits", ["exp"], [parse_config({})])).read_text()
+    assert "lr: 0.0321" in page and "epochs: 7" in page
+    assert "trained with train.epochs = 7 (now 30)" in capsys.readouterr().out
 
 
 def test_an_ensemble_of_older_predictions_is_left_out(run):

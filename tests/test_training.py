@@ -44,6 +44,18 @@ def oof(name="fold0", experiment="exp") -> str:
 # ---- what 02 leaves behind ---------------------------------------------------------------------
 
 
+def test_folds_of_one_experiment_are_trained_with_one_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    stage1(tiny_config(), "exp", ["0"], False)
+    other, about = tiny_config(train={"lr": 0.01}), Path("runs/tiny/exp/config.yaml")
+    with pytest.raises(UserError, match="fold0/manifest.json: made with another config") as said:
+        stage1(other, "exp", ["1"], False)
+    assert "train.lr: 0.05 there, 0.01 now" in str(said.value) and "lr: 0.05" in about.read_text()
+    stage1(other, "exp", ["0", "1"], True)  # all of them anew
+    assert "lr: 0.01" in about.read_text()
+
+
 def test_out_of_fold_covers_every_image_that_is_not_always_train_exactly_once(digits):
     stage1(digits_config("train.epochs=1"), "exp", [], False)
     data = load_dataset("digits")

@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
-from src.artifacts.files import write_table
+from src.artifacts.files import read_json, write_table
 from src.artifacts.heads import head_file, save_head
 from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions
 from src.artifacts.trained import write_config
-from src.artifacts.work import RUNS, Work
+from src.artifacts.work import MANIFEST, RUNS, Work
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
 from src.data.dataset import Epochs
@@ -59,6 +59,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         values = flatten(dump_config(config))  # trackers take numbers and text alone
         simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
         accelerator.init_trackers(config.dataset, simple)
+    _check_other_folds(config, home / "stage1", {fold_name(fold) for fold in wanted})
     rows = []
     for fold in wanted:
         name = fold_name(fold)
@@ -71,6 +72,20 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     return pd.DataFrame(rows)
 
 
+def _settings(config: Config) -> dict:
+    """What decides how a network comes out."""
+    return {key: getattr(config, key) for key in ("model", "train", "metric", "seed")}
+
+
+def _check_other_folds(config: Config, stage1: Path, wanted: set[str]) -> None:
+    """One config.yaml speaks for all folds. Errors: UserError when folds that are not trained now
+    were trained with another config."""
+    asked = Work(stage1, _settings(config), {}, shared=True)
+    for path in sorted(stage1.glob(f"*/{MANIFEST}")):
+        if path.parent.name not in wanted:
+            asked.check_settings(read_json(path, {"settings": dict})["settings"], path)
+
+
 def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     """Train, or continue, or skip one fold; returns its metrics (none for `full`).
 
@@ -78,7 +93,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     head.safetensors, oof.npz and manifest.json of the fold.
     """
     accelerator, config = job.accelerator, job.config
-    settings = {key: getattr(config, key) for key in ("model", "train", "metric", "seed")}
+    settings = _settings(config)
     inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
     if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
         inputs["pretrained"] = Path(config.model.pretrained)
