@@ -74,10 +74,10 @@ def ensemble(
     truth = find_solution(dataset, solution)
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
     members = load_members(configs, experiments, dataset)
-    step = Work(directory, _settings(configs, experiments), _inputs(members, dataset))
+    work = Work(directory, _settings(configs, experiments), _inputs(members, dataset))
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
-        step.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
+        work.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
     labels, fold = _held_out(dataset)
     oof, how = [m.oof for m in members], config.ensemble.combiner
     choice = choose(oof, labels, fold, config.metric, how, config.judge)
@@ -94,8 +94,8 @@ def ensemble(
         write_arrays(directory / f"{name}.params.npz", **arrays)
     files = [f"{name}.csv", f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params}
-    write_json(manifest, _facts(step, began, files, chosen, table, score, scored))
-    step.release()
+    write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
+    work.release()
     return Result(path, table, choice, score, scored, len(ids))
 
 
@@ -193,7 +193,7 @@ def _known(row: dict) -> dict:
 
 
 def _facts(
-    step: Work,
+    work: Work,
     began: float,
     files: list[str],
     chosen: dict,
@@ -209,11 +209,11 @@ def _facts(
     return {
         "status": "finished",
         "argv": sys.argv,
-        "settings": step.settings,
-        "settings_sha256": digest(step.settings),
+        "settings": work.settings,
+        "settings_sha256": digest(work.settings),
         "git": git_state(),
-        "inputs": step.inputs,
-        "outputs": {name: sha256(step.directory / name) for name in files},
+        "inputs": work.inputs,
+        "outputs": {name: sha256(work.directory / name) for name in files},
         "versions": versions(),
         "seconds": round(time.time() - began, 1),
         "metrics": metrics,

@@ -58,10 +58,10 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         inputs |= {f"{network}/{n}/{STATISTICS}": p for n, p in _statistics(files).items()}
     main = accelerator.is_main_process
     with accelerator.main_process_first():
-        step = Work(home / "predict", config.predict, inputs, overwrite=overwrite, main=main)
+        work = Work(home / "predict", config.predict, inputs, overwrite=overwrite, main=main)
         views = _kept_views(config, heads)
-        finished = step.finished(wanted=views)
-    paths = {name: step.directory / f"{name}.npz" for name in (*names, "posthoc")}
+        finished = work.finished(wanted=views)
+    paths = {name: work.directory / f"{name}.npz" for name in (*names, "posthoc")}
     if finished:
         return paths
     recipe, counts = load_recipe(posthoc), data.counts(data.images)
@@ -69,9 +69,9 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     sums: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network
-        found = network_predictions(config, data, stage1, step.directory, accelerator)
+        found = network_predictions(config, data, stage1, work.directory, accelerator)
         own = {
-            name: network_predictions(config, data, stage1, step.directory, accelerator, path)
+            name: network_predictions(config, data, stage1, work.directory, accelerator, path)
             for name, path in _statistics(heads[network]).items()
         }
         for name, z in all_logits(found, own, heads[network], recipe, counts).items():
@@ -79,7 +79,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     if main:
         for name, path in paths.items():
             found.with_logits(sums[name]).save(path)
-        step.finish(
+        work.finish(
             [*(path.name for path in paths.values()), *views],
             networks=networks,
             views=[asdict(view) for view in tta_views(config.predict.tta)],

@@ -60,9 +60,9 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     config = trained_config(config, home)
     settings = {"posthoc": config.posthoc, "metric": config.metric, "judge": config.judge}
     files = input_files(home, dataset, config)
-    step = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
-    if step.finished():
-        return load_table(step.directory / "table.csv")
+    work = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
+    if work.finished():
+        return load_table(work.directory / "table.csv")
     stage1, steps = load_head_folds(home, STAGE1, dataset), build_steps(config)
     bins = dataset.classes["bin"].to_numpy()
     rows, log, tuned = [], [], []
@@ -78,14 +78,14 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     table = table_of(rows)
     tried = [(t.name, trial) for t in tuned for trial in t.trials]
     tree = facts(best.name, best.recipes, tried, table, config, reasons)
-    outputs = save_recipe(step.directory, tree)
-    write_table(step.directory / "search.csv", pd.DataFrame(log))
-    write_table(step.directory / "table.csv", table)
+    outputs = save_recipe(work.directory, tree)
+    write_table(work.directory / "search.csv", pd.DataFrame(log))
+    write_table(work.directory / "table.csv", table)
     start = load_start(best.name, steps, stage1, home, dataset, config)
-    _pooled(start, best.recipes, stage1, dataset.num_classes).save(step.directory / "oof.npz")
+    _pooled(start, best.recipes, stage1, dataset.num_classes).save(work.directory / "oof.npz")
     scores = numbers(best.scores)
-    step.finish([*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name)
-    return load_table(step.directory / "table.csv")
+    work.finish([*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name)
+    return load_table(work.directory / "table.csv")
 
 
 def _tune(

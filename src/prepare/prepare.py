@@ -37,9 +37,9 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     own(directory)  # already here: some sources are first written to data.root
     source = read_source(config.data)
     settings = {key: getattr(config, key) for key in ("data", "longtail", "bins", "folds")}
-    step = Work(directory, settings, source.tables, overwrite=overwrite)
+    work = Work(directory, settings, source.tables, overwrite=overwrite)
     listing = _listing(source)
-    if step.finished():
+    if work.finished():
         _check_listing(directory, listing)
         return directory
     for note in source.notes:
@@ -60,7 +60,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
         solution = write_table(directory / "solution.csv", source.truth)
         outputs.append("solution.csv")
     clean_up(directory, config.data)
-    step.finish(
+    work.finish(
         outputs,
         metrics={"images": len(train), "classes": len(classes), "test_images": len(test)},
         submission=dict(zip(("id_column", "label_column"), source.columns, strict=True)),

@@ -99,7 +99,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
         inputs["pretrained"] = Path(config.model.pretrained)
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # the main process clears the directory on --overwrite
-        step = Work(
+        work = Work(
             job.directory,
             settings,
             inputs,
@@ -107,20 +107,20 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
             redo_on_new_inputs=False,
             main=main,
         )
-        finished = step.finished()
+        finished = work.finished()
     if finished:
-        return step.manifest()["metrics"]
+        return work.manifest()["metrics"]
     checkpoint = load_checkpoint(job.directory)
     if checkpoint is not None:
-        step.check_settings(checkpoint["settings"], job.directory / "last.pt")
-        step.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
+        work.check_settings(checkpoint["settings"], job.directory / "last.pt")
+        work.check_inputs(checkpoint["inputs"], job.directory / "last.pt")
     if main:
         with locked(job.directory.parent):  # as other folds may be trained by another command
             write_config(job.directory.parents[1], config, job.searched)
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
-    state = {"settings": step.settings, "inputs": step.inputs}
+    state = {"settings": work.settings, "inputs": work.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
-    return finish(job, trainer, history, found, step)
+    return finish(job, trainer, history, found, work)
 
 
 def fit(
@@ -176,7 +176,7 @@ def fit(
 
 
 def finish(
-    job: Fold, trainer: Trainer, history: list[dict], found: Predictions | None, step: Work
+    job: Fold, trainer: Trainer, history: list[dict], found: Predictions | None, work: Work
 ) -> dict[str, float]:
     """Write what later stages read, manifest last. found: held-out predictions, if already made"""
     network, directory = trainer.evaluated, job.directory
@@ -197,7 +197,7 @@ def finish(
         if found is not None:
             found.save(directory / "oof.npz")
             outputs.append("oof.npz")
-        step.finish(
+        work.finish(
             outputs,
             metrics,
             seed=job.config.seed,
