@@ -45,7 +45,11 @@ def main() -> None:
     report = gather(configs[0].dataset, experiments, configs)
     for experiment in report.experiments:
         print(f"\n{experiment.name}, stage by stage, on out-of-fold images")
-        print(experiment.problem or format_table(table_of(report.data, experiment.rows)))
+        table = table_of(report.data, experiment.rows)
+        if experiment.gains:
+            metric = SHORT.get(experiment.config.metric, experiment.config.metric)
+            table[f"gain, {metric}"] = [experiment.gains.get(name, "–") for name in table.index]
+        print(experiment.problem or format_table(table))
         for reason in experiment.optimism:
             print(reason)
     show(result)

@@ -27,7 +27,7 @@ from src.plots.curves import curve_panels, draw_curves
 from src.report.confusions import worst_pairs
 from src.report.context import gather
 from src.report.page import SECTIONS, write_report
-from src.report.stages import format_table, score_rows, score_stages, table_of
+from src.report.stages import format_table, gains, score_rows, score_stages, table_of
 from tests.fabricate import count, seal
 
 COUNTS = [40, 30, 22, 16, 12, 9, 7, 5, 4, 3]  # images of digit 0 … 9
@@ -212,6 +212,21 @@ def write() -> str:
 def stage_table() -> pd.DataFrame:
     data = load_dataset("digits")
     return table_of(data, score_rows(data, "exp", score_stages(data, "exp")))
+
+
+def test_what_a_stage_gains_over_the_first_has_an_interval(run):
+    data, table = load_dataset("digits"), stage_table()
+    stages = score_stages(data, "exp")
+    for metric in ("balanced_accuracy", "accuracy"):
+        found = gains(stages, metric, K)
+        assert list(found) == list(stages)[1:]
+        for name, text in found.items():
+            gain, low, high = map(float, re.findall(r"[-+]\d\.\d{3}", text))
+            change = table.loc[name, metric] - table[metric].iloc[0]
+            assert gain == pytest.approx(change, abs=6e-4) and low <= gain <= high
+    assert set(gains({"a": stages["stage1"], "b": stages["stage1"]}, "top5", K).values()) == {
+        "+0.000 [+0.000, +0.000]"
+    }
 
 
 def test_page_has_every_section_and_is_one_file(page):

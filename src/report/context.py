@@ -12,13 +12,14 @@ from src.artifacts.work import MANIFEST, checked
 from src.config.schema import Config
 from src.errors import UserError
 from src.plots.curves import Metrics, load_curves
-from src.report.stages import Scored, fold_dirs, load_submissions, score_rows, score_stages
+from src.report.stages import Scored, fold_dirs, gains, load_submissions, score_rows, score_stages
 
 
 @dataclass(frozen=True)
 class Experiment:
     """One experiment: its config, its scored stages (`rows`: with ensembles), its manifests by
-    directory, why its scores flatter (`optimism`), and what could not be read (`problem`)."""
+    directory, why its scores flatter (`optimism`), what its stages gain over the first one by its
+    metric (`gains`), and what could not be read (`problem`)."""
 
     name: str
     config: Config
@@ -28,6 +29,7 @@ class Experiment:
     curves: Metrics
     manifests: dict[str, dict]
     optimism: list[str]
+    gains: dict[str, str]
     problem: str = ""
 
 
@@ -90,7 +92,8 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
         checked(path)
     curves = load_curves(home / "stage1")
     reasons = optimism(home / stage for stage in stages)
-    return Experiment(name, config, home, stages, rows, curves, manifests, reasons, problem)
+    found = gains(stages, config.metric, data.num_classes) if stages else {}
+    return Experiment(name, config, home, stages, rows, curves, manifests, reasons, found, problem)
 
 
 def unfinished_folds(data: Dataset, home: Path) -> list[int]:

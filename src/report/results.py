@@ -54,7 +54,7 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
         parts.append(missing("No fold is finished.", "02_train_stage1.py"))
     else:
         scores = table_of(report.data, experiment.rows)
-        parts.append(_scores(scores))
+        parts.append(_scores(scores, experiment))
         if len(scores) > 1:
             alt = f"{esc(experiment.name)}: recall of each bin, stage by stage"
             figure = svg(lambda ax: stages_panel(ax, scores), alt, 5.2, 2.9)
@@ -76,10 +76,12 @@ def _not_yet(experiment: Experiment, report: Report) -> list[str]:
     return lines
 
 
-def _scores(scores: pd.DataFrame) -> str:
-    """The stage table as HTML, with changes from its first row."""
+def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
+    """The stage table as HTML, with changes from its first row, and the interval of that by the
+    competition's metric."""
     judged = scores.columns.drop("images")
-    head = ["stage", *map(column_name, scores.columns)]
+    gained = f"gain, {column_name(experiment.config.metric)}"
+    head = ["stage", *map(column_name, scores.columns), *([gained] if experiment.gains else [])]
     rows = []
     for stage, row in scores.iterrows():
         cells = [esc(stage), str(int(row["images"]))]
@@ -87,6 +89,8 @@ def _scores(scores: pd.DataFrame) -> str:
             best = scores[c].min() if c in LOWER_IS_BETTER else scores[c].max()
             base = None if stage == scores.index[0] else scores[c].iloc[0]
             cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
+        if experiment.gains:
+            cells.append(esc(experiment.gains.get(stage, "–")))
         rows.append(cells)
     return table(head, rows, "scores")
 

@@ -15,12 +15,13 @@ from src.artifacts.files import read_json
 from src.artifacts.ids import check_unique
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST
-from src.metrics import LOWER_IS_BETTER, Outcomes, bin_names, outcomes_of, pooled
+from src.metrics import LOWER_IS_BETTER, Outcomes, bin_names, outcomes_of, paired_gain, pooled
 
 SUBMISSION = {  # what the page reads in the manifest of a submission
     **dict.fromkeys(("settings/members", "inputs", "metrics/oof", "members_oof"), dict),
     **dict.fromkeys(("settings/metric", "method", "reason"), str),
 }
+OF_METRIC = {"top5": "among_five"}  # which of `Outcomes`; all others: the predicted label
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -48,6 +49,26 @@ def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dic
             row = "ensemble" if name == experiment else f"ensemble {name}"
             rows[row] = {"images": held_out} | facts["metrics"]["oof"]
     return rows
+
+
+def gains(stages: dict[str, Scored], metric: str, num_classes: int) -> dict[str, str]:
+    """What each stage gains over the first one by the competition's metric, with its interval;
+    nothing for stages that are scored on other images."""
+    (_, first), *others = stages.items()
+    outcome = OF_METRIC.get(metric, "predicted")
+    return {
+        name: str(
+            paired_gain(
+                getattr(first.outcomes, outcome),
+                getattr(stage.outcomes, outcome),
+                first.label,
+                num_classes,
+                metric,
+            )
+        )
+        for name, stage in others
+        if np.array_equal(stage.image_id, first.image_id)
+    }
 
 
 def table_of(data: Dataset, rows: dict[str, dict]) -> pd.DataFrame:
@@ -138,6 +159,8 @@ def format_table(table: pd.DataFrame) -> str:
     """Aligned text with three decimals, for a terminal; whole numbers stay whole."""
 
     def cell(value) -> str:
+        if isinstance(value, str):
+            return value
         if isinstance(value, int | np.integer):
             return str(value)
         return "–" if pd.isna(value) else f"{value:.3f}"
