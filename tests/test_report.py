@@ -229,6 +229,12 @@ def test_what_a_stage_gains_over_the_first_has_an_interval(run):
     }
 
 
+def test_the_page_shows_the_interval_of_each_stages_gain(run, page):
+    found = gains(score_stages(load_dataset("digits"), "exp"), "balanced_accuracy", K)
+    for text in found.values():
+        assert text.partition(" ")[2].replace("-", "−") in page
+
+
 def test_page_has_every_section_and_is_one_file(page):
     for anchor, title, _ in SECTIONS:
         assert f'<section id="{anchor}">' in page, title

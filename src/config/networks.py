@@ -232,12 +232,18 @@ def _check_second(network: NetworkSection, train, asked: str) -> None:
         )
     if second == "same" and network.second != "same":
         raise ValueError(
-            "train.second_sampler=same gives two views of each image, which model.network=paco "
+            f"train.second_sampler=same gives two views of each image, which {_with('same')} "
             f"contrasts; {network.name} would learn nothing from the second, choose another "
             "sampler or remove it"
         )
     if second is not None and network.second == "unused" and not train.mixing.alphas:
         raise ValueError(
-            "train.second_sampler is used by bbn, paco, task_separator and two-sampler mixing; "
-            f"with {asked} and train.mixing off, remove it"
+            f"train.second_sampler is used by {_with('optional', 'needed', 'same')} and by "
+            f"two-sampler mixing; with {asked} and train.mixing off, remove it"
         )
+
+
+def _with(*second: str) -> str:
+    """Names of the networks with these needs of a second sampler."""
+    sections = NetworkSection.__subclasses__()
+    return ", ".join(s.model_fields["name"].default for s in sections if s.second in second)

@@ -39,8 +39,9 @@ def stages(report: Report) -> str:
     """The per-bin table, stage by stage, of each experiment."""
     text = (
         "Every image is scored by a model that never saw it. Small figures are the change from "
-        "stage 1; the best of each column is bold; NLL and ECE are better when lower. Post-hoc "
-        "and ensemble rows are cross-fitted: what was fitted never saw the images it is scored on."
+        "stage 1, in brackets the 95 % interval of that by the competition's metric; the best of "
+        "each column is bold; NLL and ECE are better when lower. Post-hoc and ensemble rows are "
+        "cross-fitted: what was fitted never saw the images it is scored on."
     )
     parts = [_stages_of(experiment, report) for experiment in report.experiments]
     return section("stages", "Stage by stage", note(text) + "".join(parts))
@@ -80,8 +81,7 @@ def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
     """The stage table as HTML, with changes from its first row, and the interval of that by the
     competition's metric."""
     judged = scores.columns.drop("images")
-    gained = f"gain, {column_name(experiment.config.metric)}"
-    head = ["stage", *map(column_name, scores.columns), *([gained] if experiment.gains else [])]
+    head = ["stage", *map(column_name, scores.columns)]
     rows = []
     for stage, row in scores.iterrows():
         cells = [esc(stage), str(int(row["images"]))]
@@ -89,8 +89,9 @@ def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
             best = scores[c].min() if c in LOWER_IS_BETTER else scores[c].max()
             base = None if stage == scores.index[0] else scores[c].iloc[0]
             cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
-        if experiment.gains:
-            cells.append(esc(experiment.gains.get(stage, "–")))
+            if c == experiment.config.metric and stage in experiment.gains:
+                interval = esc(experiment.gains[stage].partition(" ")[2]).replace("-", "−")
+                cells[-1] += f"<small>{interval}</small>"
         rows.append(cells)
     return table(head, rows, "scores")
 
