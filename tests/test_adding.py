@@ -152,7 +152,7 @@ def world(tmp_path_factory) -> Path:
     for addition in ADDITIONS:
         add(addition, root)
     mirror = ("mirror", "{name: poly, epsilon: 0.5}", "{heads: [crt], steps: [class_bias]}")
-    looks = ("{name: two_looks}", "cross_entropy", "{steps: [ncm_fusion]}")
+    looks = ("two_looks", "cross_entropy", "{steps: [tau_norm, ncm_fusion, temperature]}")
     (home / "mirror.yaml").write_text(DATA % (*mirror, "[stage1, ncm]"))
     (home / "looks.yaml").write_text(DATA % (*looks, "[stage1@centre, crt@whole, ncm@whole]"))
     code = RUN.format(scripts=SCRIPTS, configs=["mirror.yaml", "looks.yaml"], root=root)
@@ -198,7 +198,10 @@ def test_two_heads_are_rebalanced_calibrated_and_fused(world):
         for path in (f"stage1/fold1/head@{branch}", f"stage2/crt@{branch}/fold1/head"):
             assert load_head(home / f"{path}.safetensors")[1]["columns"].tolist() == columns
     tried = read_json(home / "posthoc/posthoc.json")["tried"]
-    assert {trial["head"] for trial in tried} == set(names)
+    for step in ("ncm_fusion", "temperature"):
+        assert {trial["head"] for trial in tried if trial["step"] == step} == set(names)
+    calibrated = [t for t in tried if t["step"] == "temperature" and "@" in t["head"]]
+    assert all(trial["params"]["T"] > 0 for trial in calibrated)
     fused = [t["params"]["head"] for t in tried if t["step"] == "ncm_fusion" and t["params"]]
     assert set(fused) <= {"ncm@whole", "ncm@centre"} and fused
     parts = {name: read_arrays(home / f"predict/{name}.npz")["logits"] for name in names}
