@@ -44,8 +44,8 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     if data.test.empty:
         raise UserError(f"{data.directory / 'test.csv'} lists no images; set data.test, run 01")
     home = RUNS / config.dataset / experiment
-    accelerator = start(config.train.precision)
     config = trained_config(config, home)
+    accelerator = start(config.train.precision)
     names = config.head_names
     networks = [path.name for path in finished_networks(home, data)]
     heads = {network: _head_files(home, config, network) for network in networks}
@@ -143,10 +143,31 @@ def network_predictions(
         accelerator.wait_for_everyone()
     if merged.is_file() and (not keep or all(path.is_file() for path in parts)):
         return load_predictions(merged, data.num_classes)
+    _run_views(config, data, stage1, parts, accelerator, statistics)
+    mean = _mean([load_predictions(path, data.num_classes) for path in parts])
+    accelerator.wait_for_everyone()  # all have looked what is there, and have read the views
+    if accelerator.is_main_process:
+        mean.save(merged)
+        for path in () if keep else parts:
+            path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return mean
+
+
+def _run_views(
+    config: Config,
+    data: Dataset,
+    stage1: Path,
+    parts: list[Path],
+    accelerator: Accelerator,
+    statistics: Path | None,
+) -> None:
+    """Write the predictions of each view to its file of `parts`, unless it is there."""
     network, prep = load_network(stage1 / "weights.safetensors", data)
     if statistics is not None:
         load_statistics(statistics, network)
     network.to(accelerator.device)
+    views = tta_views(config.predict.tta)
     for i, (view, path) in enumerate(zip(views, parts, strict=True)):
         if path.is_file():
             continue
@@ -163,14 +184,6 @@ def network_predictions(
         if accelerator.is_main_process:
             found.save(path)
         accelerator.wait_for_everyone()
-    mean = _mean([load_predictions(path, data.num_classes) for path in parts])
-    accelerator.wait_for_everyone()  # all have looked what is there, and have read the views
-    if accelerator.is_main_process:
-        mean.save(merged)
-        for path in () if keep else parts:
-            path.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    return mean
 
 
 def _mean(parts: list[Predictions]) -> Predictions:
