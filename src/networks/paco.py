@@ -7,7 +7,7 @@ v = G(f) / ‖G(f)‖, G a perceptron of two layers · π_c: share of class c in
 y: its class. A view i is compared with every class and with the set A(i) of samples: the other
 views of the batch and the queue, which holds second views of the batches before, as they were then.
 
-    s_c = z_c + log π_c + b                  for class c, balanced softmax (train.criterion)
+    s_c = z_c + log π_c + o                  for class c, balanced softmax (train.criterion)
     s_k = v_i · v_k / T                      for sample k in A(i)
     L_i = − Σ_k w_k log softmax(s)_k / Σ_k w_k      over classes and samples together, with
     w_k = β for class y_i, α for samples of class y_i, 0 for the rest
@@ -15,25 +15,25 @@ views of the batch and the queue, which holds second views of the batches before
 Without samples this is balanced softmax, for any α. With α = 0 samples still are negatives, also
 those of the own class. Prediction is z: G and the queue serve training alone.
 
-b is `paco.offset`. With P samples of class y_i in A(i) and W = β + αP the loss is the sum of three,
+o is `model.network.offset`. With P samples of class y_i in A(i) and W = β + αP the loss is the sum of three,
 
     L_i = β/W · balanced softmax + αP/W · supervised contrast + H,
     H = − β/W log p − αP/W log(1 − p),    p: share of all classes together in softmax(s)
 
-and H wants p = β/W. Fresh classes have a Σ_c exp s_c of about exp b, K samples with cosines near m
-one of K exp(m/T): e¹⁶ for pretrained features at T = 0.05. The published b = 0 starts at p = 1e-7.
+and H wants p = β/W. Fresh classes have a Σ_c exp s_c of about exp o, K samples with cosines near m
+one of K exp(m/T): e¹⁶ for pretrained features at T = 0.05. The published o = 0 starts at p = 1e-7.
 Until z has risen by about 1/T, H cancels what pushes the other classes' logits down and leaves the
 push on the own one, for which frequent classes win, and π counts for nothing. The authors have 400
-epochs for that; a fine-tuning spends most of its few hundred steps on it. Hence b = 1/T + log(β/α)
+epochs for that; a fine-tuning spends most of its few hundred steps on it. Hence o = 1/T + log(β/α)
 there: with P samples of cosine 1 and no others, p = β/W for any P.
 
-All projections become one, and the contrast idle, where samples have next to no share (b = 2/T)
+All projections become one, and the contrast idle, where samples have next to no share (o = 2/T)
 and nothing repels, or where long steps make ‖G(f)‖ grow, after which its direction hardly moves
 (SGD with lr 0.1 and four steps of warm-up on 268 digits: from 2 to 290). z does without contrast.
 
 The method's own limit: few images of a class are few positives, so the contrast weighs αP/W, about
-a tenth, and the rest is balanced softmax, which fine-tuning therefore hardly beats. Logits and
-cosines/T share one softmax, so whenever the cosines move, p has to be found anew.
+a tenth, and the rest is balanced softmax in two views of each image. Logits and cosines/T share one
+softmax, so whenever the cosines move, p has to be found anew.
 
 Several processes: a view meets the views of its own process, and a queue that holds those of all
 processes and is the same on each. Micro-batches: a view meets the views of its part, and those of
