@@ -167,10 +167,10 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
         "",
         f"{config.model.image_size} px, {train.epochs} epochs, folds {folds} held out ({held_out} "
         "images), %. `against CE`: difference in balanced accuracy ± standard error of the paired "
-        "bootstrap, to the cross-entropy that was there when the row was measured (which differs by "
-        "a point or two between machines). Losses with the class prior in them look a little better here than on test "
-        "images: their counts say which class lacks an image in this fold "
-        "(src/fusion/logit_adjustment.py).",
+        "bootstrap, to the cross-entropy that was there when the row was measured (which differs "
+        "by a point or two between machines). Losses with the class prior in them look a little "
+        "better here than on test images: their counts say which class lacks an image in this "
+        "fold (src/fusion/logit_adjustment.py).",
         "",
         markdown(rows, 1),
     ]

@@ -226,8 +226,8 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
         ),
         Entry(
             "GPaCo",
-            "pretrained weights and few images, or long trainings; two views of each image, so twice "
-            "the time; contrast between classes and samples",
+            "pretrained weights and few images, or long trainings; two views of each image, so "
+            "twice the time; contrast between classes and samples",
             "{model: {network: paco}, "
             "train: {second_sampler: same, criterion: {name: balanced_softmax}}}",
             "Cui et al., TPAMI 2023",

@@ -15,7 +15,8 @@ views of the batch and the queue, which holds second views of the batches before
 Without samples this is balanced softmax, for any α. With α = 0 samples still are negatives, also
 those of the own class. Prediction is z: G and the queue serve training alone.
 
-o is `model.network.offset`. With P samples of class y_i in A(i) and W = β + αP the loss is the sum of three,
+o is `model.network.offset`. With P samples of class y_i in A(i) and W = β + αP the loss is the sum
+of three terms,
 
     L_i = β/W · balanced softmax + αP/W · supervised contrast + H,
     H = − β/W log p − αP/W log(1 − p),    p: share of all classes together in softmax(s)
