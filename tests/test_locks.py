@@ -95,8 +95,7 @@ def test_01_stops_while_another_start_works(digits, overwrite):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_02_and_03_stop_while_another_start_works(world, overwrite):
-    fold = RUN / "exp/stage1/fold1"
-    refused(lambda: stage1(config(), "exp", ["1"], overwrite), fold)
+    refused(lambda: stage1(config(), "new", ["1"], overwrite), RUN / "new/stage1/fold1")
     refused(lambda: stage2(config(), "exp", overwrite), RUN / "exp/stage2/crt/fold0")
     other = config(stage2=[{"head": "crt", "name": "other"}])
     refused(lambda: stage2(other, "exp", overwrite), RUN / "exp/stage2/features")
