@@ -76,7 +76,7 @@ def world(tmp_path, monkeypatch):
 
 
 def refused(stage, directory: Path) -> None:
-    """`stage` stops while a child holds `directory`, says who it is, and goes on afterwards."""
+    """`stage` stops while a child holds `directory`, says who it is, and changes nothing there."""
     before = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file()}
     with child(directory) as (process, said):
         assert said == "held\n"
@@ -188,10 +188,13 @@ def test_whoever_waits_goes_on_when_the_other_has_ended(tmp_path):
 
 
 def test_other_processes_of_a_launch_go_in_without_a_lock(tmp_path):
-    with child(tmp_path / "d"):
-        Work(tmp_path / "d", {}, {}, main=False)
+    with child(tmp_path / "d") as (process, said):
+        assert said == "held\n"
+        with pytest.raises(UserError, match=f"process {process.pid} on"):
+            Work(tmp_path / "d", {}, {})
+        assert not Work(tmp_path / "d", {}, {}, main=False).finished()
         with locked(tmp_path / "d", wait=False, main=False):
-            pass
+            assert process.poll() is None  # it holds the lock still
 
 
 def test_where_files_cannot_be_locked_that_is_said_once(tmp_path, monkeypatch, capsys):
