@@ -1,6 +1,6 @@
 """What every network offers to the training loop and to inference."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,19 @@ class Output:
 
     logits: torch.Tensor
     features: torch.Tensor
+
+
+@dataclass
+class Evidence:
+    """What a network looked at, in the pixels of its input.
+
+    boxes: name → [N, n, 4] float, x0 y0 x1 y1 with x1, y1 exclusive; a box of no area: there is
+    none · maps: name → [N, h, w] float, at least 0, each over the whole image and not normalised;
+    h, w are the method's own grid
+    """
+
+    boxes: dict[str, torch.Tensor] = field(default_factory=dict)
+    maps: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,11 @@ class Network(nn.Module):
         """Backbones and copies of their parts; what is outside of them is fresh and trains at
         `head_lr_factor`."""
         return [Body(self.backbone)]
+
+    def evidence(self, images: torch.Tensor) -> Evidence:
+        """What it looked at in images [N, 3, H, W], for its own prediction; eval mode, no
+        gradients. Nothing by default."""
+        return Evidence()
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of a plain network (`backbone.…`, `classifier.…`) or of one like this, under
