@@ -1,0 +1,48 @@
+"""Configs of the source documents: each says where its settings are from, loads, and trains.
+
+A line in CONFIGS is all that a new one needs: what makes it small enough for tiny images.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from src.artifacts.files import read_table
+from src.artifacts.predictions import load_predictions
+from src.config.read import load_config
+from tests.training_kit import DATASET, SIZE, tiny_dataset, train_tiny
+
+CONFIGS_DIR = Path(__file__).parents[1] / "configs"
+CNN = ["model.backbone=cifar_resnet20"]
+CONFIGS = {  # name → what stands in for its backbone; image_size too where 16 pixels are too few
+    "inat_bbn": CNN,
+}
+TINY = [
+    f"data.root={DATASET}", f"data.name={DATASET}", "data.workers=0", "data.cache=none",
+    "model.pretrained=false", "model.kwargs={}", f"model.image_size={SIZE}",
+    "train.epochs=2", "train.warmup_epochs=0", "train.batch_size=8", "train.micro_batch=null",
+    "train.precision=fp32", "train.eval_every=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_source_config_trains_on_tiny_images(name, tmp_path, monkeypatch):
+    """Steps of two epochs; everything that the overrides leave alone is as shipped."""
+    monkeypatch.chdir(tmp_path)
+    data = tiny_dataset()
+    config = load_config(CONFIGS_DIR / f"{name}.yaml", [*TINY, *CONFIGS[name]])
+    directory = train_tiny(config, name)
+    history = read_table(directory / "metrics.csv").astype(float)
+    assert len(history) == 2 and history["loss"].notna().all()
+    found = load_predictions(directory / "oof.npz", data.num_classes)
+    assert found.image_id.tolist() == data.held_out(0)["image_id"].tolist()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_source_config_says_where_it_is_from_and_what_data_it_expects(name):
+    """In the comment that it starts with."""
+    lines = (CONFIGS_DIR / f"{name}.yaml").read_text().splitlines()
+    comment = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    head = " ".join(lines[:comment])
+    config = load_config(CONFIGS_DIR / f"{name}.yaml")
+    assert head.startswith("# Source (") and config.data.root in head
