@@ -163,7 +163,7 @@ def test_device_refuses_what_it_cannot_do():
         parse_config({"data": {"cache": "device"}})
     augment = {"crop": "padded", "color_jitter": 0}
     parse_config({"data": {"cache": "device"}, "train": {"augment": augment}})
-    with pytest.raises(UserError, match="found crop padded, erase"):
+    with pytest.raises(UserError, match="found erase; use"):
         parse_config({"data": {"cache": "device"}, "train": {"augment": augment | {"erase": 0.5}}})
 
 

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from src.artifacts.files import read_table
+from src.artifacts.files import read_json, read_table
 from src.artifacts.predictions import load_predictions
+from src.artifacts.work import RUNS
 from src.config.read import load_config
+from src.posthoc.calibrate import posthoc
+from src.rebalance.stage2 import stage2
+from src.training.stage1 import stage1
 from tests.training_kit import DATASET, SIZE, tiny_dataset, train_tiny
 
 CONFIGS_DIR = Path(__file__).parents[1] / "configs"
 CNN = ["model.backbone=cifar_resnet20"]
 CONFIGS = {  # name → what stands in for its backbone; image_size too where 16 pixels are too few
     "inat_bbn": CNN,
+    "imagenet_lt_decoupling": CNN,
 }
 TINY = [
     f"data.root={DATASET}", f"data.name={DATASET}", "data.workers=0", "data.cache=none",
@@ -36,6 +41,19 @@ def test_a_source_config_trains_on_tiny_images(name, tmp_path, monkeypatch):
     assert len(history) == 2 and history["loss"].notna().all()
     found = load_predictions(directory / "oof.npz", data.num_classes)
     assert found.image_id.tolist() == data.held_out(0)["image_id"].tolist()
+
+
+def test_every_head_of_decoupling_trains_and_tau_is_searched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    name = "imagenet_lt_decoupling"
+    config = load_config(CONFIGS_DIR / f"{name}.yaml", [*TINY, *CNN])
+    stage1(config, name, [], overwrite=False)
+    found = stage2(config, name, overwrite=False)
+    assert found["classifier"].tolist() == 2 * ["crt", "lws", "ncm"]
+    posthoc(config, name)
+    tried = read_json(RUNS / DATASET / name / "posthoc" / "posthoc.json")["tried"]
+    assert {trial["step"] for trial in tried} == {"tau_norm"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

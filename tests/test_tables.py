@@ -17,7 +17,7 @@ from src.config.schema import Config
 from src.config.section import Section, named
 from src.config.walk import choices_in, sections_in, tags_of
 from src.data.samplers import SAMPLERS
-from src.data.transforms import INTERPOLATION
+from src.data.transforms import INTERPOLATION, RESIZES
 from src.ensemble.combiners import COMBINERS
 from src.fusion import STEPS
 from src.initialisers import INITIALISERS
@@ -49,6 +49,7 @@ CHOICES = {
     "metrics": (of_key(Config, "metric"), METRICS),
     "maxnorm's losses": (of_key(MaxNorm, "loss"), LOSSES),
     "interpolations": (of_key(Model, "interpolation"), INTERPOLATION),
+    "resizes": (of_key(Model, "resize"), RESIZES),
 }
 
 

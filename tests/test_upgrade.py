@@ -11,6 +11,7 @@ from src.artifacts.tensors import HEADER
 from src.artifacts.work import Work
 from src.config.outputs import Ensemble, Judge, Posthoc
 from src.config.read import parse_config
+from src.config.tree import plain
 from src.config.upgrade import upgraded
 from src.errors import UserError
 from src.networks.weights import load_network
@@ -40,6 +41,20 @@ def test_steps_took_their_grids_and_combiners_their_rounds():
     assert Ensemble.model_validate(upgraded({"ensemble": old})["ensemble"]) == Ensemble()
     assert upgraded(old) == {"members": ["posthoc"], "combiner": {"name": "greedy", "rounds": 30}}
     assert upgraded(old | {"weights": "mean"})["combiner"] == {"name": "mean"}
+
+
+def test_one_number_for_all_colours_became_one_for_each(tmp_path):
+    """Of stage 1, and of a head that was made from augmented views."""
+    now = parse_config({"train": {"augment": {"color_jitter": 0.3}}}).train
+    new_keys = {"padding"}
+    old = {k: v for k, v in plain(now.augment).items() if k not in new_keys} | {"color_jitter": 0.3}
+    finished(tmp_path / "fold0", {"train": plain(now, volatile=False) | {"augment": old}})
+    assert Work(tmp_path / "fold0", {"train": now}, {}).finished()
+    finished(tmp_path / "crt", {"augment": old})
+    assert Work(tmp_path / "crt", {"augment": now.augment}, {}).finished()
+    other = parse_config({"train": {"augment": {"color_jitter": 0}}}).train.augment
+    with pytest.raises(UserError, match="augment.color_jitter.brightness: 0.3 there, 0.0 now"):
+        Work(tmp_path / "crt", {"augment": other}, {}).finished()
 
 
 def finished(directory, settings: dict) -> None:

@@ -108,8 +108,8 @@ class Data(Section):
     cache: Literal["none", "memory", "device"] = Field(
         "none",
         description="training: decode images once and keep them in memory, or on the device, "
-        "where they are then also shifted and mirrored (augment.crop padded without rotate, "
-        "color_jitter and erase). The images are the same, bit by bit",
+        "where they are then also shifted and mirrored (augment.crop padded with nothing but hflip "
+        "and vflip beside it). The images are the same, bit by bit",
         json_schema_extra=VOLATILE,
     )
 

@@ -53,8 +53,17 @@ class Model(Section):
     image_size: int = Field(
         224, ge=8, description="pixels, height and width of the network's input"
     )
+    resize: Literal["short_side", "exact"] = Field(
+        "short_side",
+        description="before the crop. short_side: to image_size / crop_pct, the other side in "
+        "proportion; exact: the whole image to a square of that size, proportions changed",
+    )
     crop_pct: float = Field(
-        0.875, gt=0, le=1, description="evaluation: centre crop's share of the resized short side"
+        0.875,
+        gt=0,
+        le=1,
+        description="evaluation, and augment.crop random: the crop's share of the resized side; "
+        "448 of 600 pixels are 0.7467",
     )
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="when resizing")
     mean: tuple[float, float, float] | None = Field(

@@ -88,12 +88,10 @@ class Config(Section):
 
 
 def _check_device_cache(config: Config) -> None:
-    augment = config.train.augment
-    others = [key for key in ("rotate", "color_jitter", "erase") if getattr(augment, key)]
-    if config.data.cache == "device" and (augment.crop != "padded" or others):
-        found = ", ".join([f"crop {augment.crop}", *others])
+    others = config.train.augment.beyond_moves
+    if config.data.cache == "device" and others:
         raise ValueError(
             "data.cache: device shifts and mirrors images on the device and does nothing else: it "
-            f"needs train.augment {{crop: padded}} with rotate, color_jitter and erase 0, found "
-            f"{found}; use data.cache: memory"
+            "needs train.augment {crop: padded} with everything but hflip and vflip off, found "
+            f"{', '.join(others)}; use data.cache: memory"
         )

@@ -12,6 +12,10 @@ def upgraded(tree: dict) -> dict:
     tree = dict(tree)
     if isinstance(tree.get("model"), dict):
         tree["model"] = upgraded_model(tree["model"])
+    if isinstance(train := tree.get("train"), dict) and isinstance(train.get("augment"), dict):
+        tree["train"] = train | {"augment": _augment(train["augment"])}
+    if isinstance(augment := tree.get("augment"), dict):  # the manifest of a head with views
+        tree["augment"] = _augment(augment)
     if isinstance(posthoc := tree.get("posthoc"), dict) and "min_gain" in posthoc:
         tree["posthoc"] = _posthoc(posthoc)
         tree["judge"] = {"standard_errors": 0.0, "min_gain": posthoc["min_gain"]}
@@ -29,6 +33,14 @@ def upgraded_model(model: dict) -> dict:
         return model
     rest = {key: value for key, value in model.items() if key not in NETWORKS}
     return rest | {"network": {"name": name} | (model.get(name) or {})}
+
+
+def _augment(old: dict) -> dict:
+    """`color_jitter: 0.2` became brightness, contrast and saturation of their own."""
+    jitter = old.get("color_jitter")
+    if not isinstance(jitter, int | float):
+        return old
+    return old | {"color_jitter": dict.fromkeys(("brightness", "contrast", "saturation"), jitter)}
 
 
 def _posthoc(old: dict) -> dict:

@@ -23,12 +23,23 @@ cv2.setNumThreads(0)  # workers are the parallelism
 INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
+def _short_side(width: int, height: int, side: int) -> tuple[int, int]:
+    factor = side / min(width, height)
+    return max(side, round(width * factor)), max(side, round(height * factor))
+
+
+RESIZES = {  # (width, height, side) → width, height
+    "short_side": _short_side,
+    "exact": lambda width, height, side: (side, side),
+}
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What a network expects of its input; it travels with the weights.
 
-    size: pixels, height and width · crop_pct: centre crop's share of the resized short side ·
-    mean, std: of RGB in 0..1.
+    size: pixels, height and width · crop_pct: the crop's share of the resized side · mean, std: of
+    RGB in 0..1 · resize: what is resized before the crop, `model.resize`.
     """
 
     size: int
@@ -36,6 +47,19 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: str = "short_side"  # of weights that were saved before there was a choice
+
+    def resized(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """[H, W, 3] uint8 → size / crop_pct · scale pixels, and never fewer than size: its short
+        side in proportion, or both sides."""
+        height, width = image.shape[:2]
+        side = max(self.size, round(self.size / self.crop_pct * scale))
+        target = RESIZES[self.resize](width, height, side)
+        if target == (width, height):
+            return image
+        shrinks = target[0] * target[1] < width * height
+        how = cv2.INTER_AREA if shrinks else INTERPOLATION[self.interpolation]
+        return cv2.resize(image, target, interpolation=how)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [N, 3, H, W] → float32, zero mean and unit variance, on the same device."""
@@ -54,7 +78,8 @@ def preprocessing_from(tree: dict) -> Preprocessing:
     numbers = [prep.size, prep.crop_pct, *prep.mean, *prep.std]
     if len(numbers) != 8 or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
         raise ValueError(f"no preprocessing: {tree}")
-    if prep.size < 1 or prep.crop_pct <= 0 or prep.interpolation not in INTERPOLATION:
+    known = prep.interpolation in INTERPOLATION and prep.resize in RESIZES
+    if prep.size < 1 or prep.crop_pct <= 0 or not known:
         raise ValueError(f"no preprocessing: {tree}")
     return prep
 
@@ -73,7 +98,7 @@ class View:
 
 
 class EvalTransform:
-    """Resize the short side to size / crop_pct · scale, crop size × size, maybe mirror."""
+    """Resize to size / crop_pct · scale, crop size × size, maybe mirror."""
 
     def __init__(self, prep: Preprocessing, view: View = View()):  # noqa: B008 (frozen)
         self.prep, self.view = prep, view
@@ -81,14 +106,7 @@ class EvalTransform:
     def __call__(self, image: np.ndarray, draw: tuple[int, int] | None = None) -> np.ndarray:
         """[H, W, 3] uint8 → [size, size, 3] uint8."""
         size = self.prep.size
-        short = max(size, round(size / self.prep.crop_pct * self.view.scale))
-        height, width = image.shape[:2]
-        factor = short / min(height, width)
-        target = (max(size, round(width * factor)), max(size, round(height * factor)))
-        if target != (width, height):
-            shrink = factor < 1
-            how = cv2.INTER_AREA if shrink else INTERPOLATION[self.prep.interpolation]
-            image = cv2.resize(image, target, interpolation=how)
+        image = self.prep.resized(image, self.view.scale)
         top = round((image.shape[0] - size) * self.view.corner[0])
         left = round((image.shape[1] - size) * self.view.corner[1])
         image = image[top : top + size, left : left + size]
@@ -98,12 +116,14 @@ class EvalTransform:
 class TrainTransform:
     """Random crop and colours by the config's `train.augment`.
 
-    whole: the part of crop `padded` that knows no chance: the centre of the image, size × size.
+    whole: the part of crop `padded` that knows no chance: the whole image, size × size, of its
+    short side's centre where proportions are kept.
     """
 
     def __init__(self, prep: Preprocessing, augment: Augment, seed: int):
         self.prep, self.augment, self.seed = prep, augment, seed
         self.whole = EvalTransform(replace(prep, crop_pct=1.0))
+        self.evaluated = EvalTransform(prep)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # a misspelt argument only warns
             try:
@@ -115,39 +135,45 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, draw: tuple[int, int]) -> np.ndarray:
         """[H, W, 3] uint8 → [size, size, 3] uint8; `draw` is (epoch, position in the epoch)."""
-        if self.augment.crop == "padded":
-            move = moves(self.seed, *draw, 1, self.prep.size, self.augment)
-            image = moved(self.whole(image), move[0])
+        image = self._uncropped(image, draw)
         if not self.compose.transforms:
             return image
         state = np.random.SeedSequence((self.seed, *draw)).generate_state(1)
         self.compose.set_random_seed(int(state[0]))
         return self.compose(image=image)["image"]
 
+    def _uncropped(self, image: np.ndarray, draw: tuple[int, int]) -> np.ndarray:
+        """What the chain of albumentations begins with."""
+        match self.augment.crop:
+            case "padded":
+                move = moves(self.seed, *draw, 1, self.prep.size, self.augment)
+                return moved(self.whole(image), move[0])
+            case "random":
+                around = [self.augment.padding] * 4
+                return cv2.copyMakeBorder(self.prep.resized(image), *around, cv2.BORDER_CONSTANT)
+            case "none":
+                return self.evaluated(image)
+        return image
+
 
 def _augmentations(prep: Preprocessing, augment: Augment) -> list:
-    size, how = prep.size, INTERPOLATION[prep.interpolation]
-    resize = [
-        A.SmallestMaxSize(max_size=round(size / prep.crop_pct), interpolation=how),
-        A.CenterCrop(size, size),
-    ]
+    size, how, moved = prep.size, INTERPOLATION[prep.interpolation], augment.crop == "padded"
     steps = {
         "random_resized": [
             A.RandomResizedCrop(size=(size, size), scale=augment.scale, interpolation=how)
         ],
-        "padded": [],  # done before, with its flips
-        "none": resize,
-    }[augment.crop]
-    flips = augment.crop != "padded"
-    if augment.hflip and flips:
+        "random": [A.RandomCrop(size, size)],
+    }.get(augment.crop, [])  # the others are done before, `padded` with its flips
+    if augment.hflip and not moved:
         steps.append(A.HorizontalFlip(p=0.5))
-    if augment.vflip and flips:
+    if augment.vflip and not moved:
         steps.append(A.VerticalFlip(p=0.5))
     if augment.rotate:
         steps.append(A.Rotate(limit=augment.rotate, border_mode=cv2.BORDER_REFLECT_101, p=1.0))
-    if augment.color_jitter:
-        j = augment.color_jitter
-        steps.append(A.ColorJitter(brightness=j, contrast=j, saturation=j, hue=0.0, p=0.8))
+    jitter = augment.color_jitter
+    if jitter.on:
+        parts = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        steps.append(A.ColorJitter(*parts, p=jitter.p))
     if augment.erase:
         steps.append(
             A.CoarseDropout(

@@ -81,4 +81,5 @@ def preprocessing(model: Model, backbone: nn.Module) -> Preprocessing:
         interpolation=model.interpolation,
         mean=tuple(model.mean or cfg["mean"]),
         std=tuple(model.std or cfg["std"]),
+        resize=model.resize,
     )
