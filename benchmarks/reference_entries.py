@@ -182,6 +182,47 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "manifold_two",
         ),
     ),
+    "Single images": (
+        Entry(
+            "RandAugment",
+            "many epochs on few images; two numbers to tune, and m is the one that matters",
+            "train: {augment: {policy: {name: randaugment, n: 2, m: 9}, color_jitter: 0}}",
+            "Cubuk et al., CVPR-W 2020",
+            "src/data/policies.py",
+            "randaugment",
+        ),
+        Entry(
+            "TrivialAugment",
+            "as RandAugment, with nothing to tune",
+            "train: {augment: {policy: trivialaugment, color_jitter: 0}}",
+            "Müller & Hutter, ICCV 2021",
+            "src/data/policies.py",
+            "trivialaugment",
+        ),
+        Entry(
+            "AutoAugment",
+            "as published with ImageNet, CIFAR-10 or SVHN; PaCo on CIFAR-LT has the second",
+            "train: {augment: {policy: {name: autoaugment, learned_on: cifar10}, color_jitter: 0}}",
+            "Cubuk et al., CVPR 2019",
+            "src/data/policies.py",
+            "autoaugment",
+        ),
+        Entry(
+            "any transform of albumentations",
+            "what is special to your images: blur, noise, JPEG traces, shadows",
+            "train: {augment: {extra: [{name: GaussNoise, std_range: [0.1, 0.2], p: 0.3}]}}",
+            "Buslaev et al., Information 2020",
+            "src/data/named.py",
+        ),
+        Entry(
+            "fixed resize, random crop",
+            "fine-grained recipes: 600 × 600, a random 448 in training, the centre in evaluation",
+            "{model: {image_size: 448, resize: exact, crop_pct: 0.7467}, "
+            "train: {augment: {crop: random}}}",
+            "He et al., AAAI 2022",
+            "src/data/transforms.py",
+        ),
+    ),
     "Networks": (
         Entry(
             "BBN",

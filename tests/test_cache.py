@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from src.config.augment import Augment
 from src.config.data import Data
 from src.config.read import parse_config
-from src.config.training import Augment
 from src.data import cache
 from src.data.dataset import Epochs
 from src.data.loader import DeviceLoader, training_loader
@@ -163,8 +163,13 @@ def test_device_refuses_what_it_cannot_do():
         parse_config({"data": {"cache": "device"}})
     augment = {"crop": "padded", "color_jitter": 0}
     parse_config({"data": {"cache": "device"}, "train": {"augment": augment}})
-    with pytest.raises(UserError, match="found erase; use"):
-        parse_config({"data": {"cache": "device"}, "train": {"augment": augment | {"erase": 0.5}}})
+    for others, named in (
+        ({"erase": 0.5}, "erase"),
+        ({"rotate": 5, "policy": "trivialaugment"}, "rotate, policy"),
+        ({"extra": ["GaussNoise"]}, "extra"),
+    ):
+        with pytest.raises(UserError, match=f"found {named}; use"):
+            parse_config({"data": {"cache": "device"}, "train": {"augment": augment | others}})
 
 
 def test_a_broken_image_is_named(table):

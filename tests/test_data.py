@@ -5,14 +5,17 @@ import pytest
 import torch
 
 from src.artifacts.dataset import load_dataset
-from src.config.training import Augment
+from src.config.augment import Augment
 from src.data.dataset import Epochs, ImageTable, collate, train_loader
 from src.data.samplers import epoch_order
 from src.data.transforms import EvalTransform, Preprocessing, TrainTransform, View
 from src.errors import UserError
 
 PREP = Preprocessing(16, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-STRONG = Augment(hflip=True, vflip=True, rotate=30, color_jitter=0.5, erase=0.5)
+STRONG = Augment(
+    hflip=True, vflip=True, rotate=30, color_jitter=0.5, erase=0.5, policy="randaugment",
+    extra=[{"name": "OneOf", "transforms": ["GaussNoise", "MotionBlur", "ElasticTransform"]}],
+)  # fmt: skip
 
 
 def batches(table, workers: int, epochs=(0, 1), rank=0, world=1, size=32) -> list[list]:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from src.artifacts.heads import load_head
 from src.artifacts.predictions import load_predictions
+from src.config.augment import Augment
 from src.config.data import Data
 from src.config.losses import BalancedSoftmax
 from src.config.model import Model
 from src.config.networks import PaCo, Plain
-from src.config.training import Augment
 from src.data.dataset import Batch
 from src.data.loader import training_loader
 from src.data.transforms import Preprocessing, TrainTransform

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from src.config.augment import Augment
 from src.config.outputs import TTA
 from src.config.read import parse_config
-from src.config.training import Augment
 from src.data.transforms import (
     EvalTransform,
     Preprocessing,

@@ -3,8 +3,10 @@
 from typing import get_args
 
 import pytest
+from torchvision.transforms.v2 import AutoAugmentPolicy
 
 from src.auxiliaries import AUXILIARIES
+from src.config.augment import AutoAugment, Policy
 from src.config.auxiliaries import Auxiliary
 from src.config.data import Data
 from src.config.heads import Head, MaxNorm
@@ -16,6 +18,7 @@ from src.config.outputs import Combiner, PosthocStep
 from src.config.schema import Config
 from src.config.section import Section, named
 from src.config.walk import choices_in, sections_in, tags_of
+from src.data.policies import POLICIES
 from src.data.samplers import SAMPLERS
 from src.data.transforms import INTERPOLATION, RESIZES
 from src.ensemble.combiners import COMBINERS
@@ -33,6 +36,7 @@ UNIONS = {
     "criteria": (Criterion, CRITERIA),
     "auxiliaries": (Auxiliary, AUXILIARIES),
     "heads": (Head, HEADS),
+    "policies": (Policy, POLICIES),
     "initialisers": (HeadInit, INITIALISERS),
     "steps": (PosthocStep, STEPS),
     "combiners": (Combiner, COMBINERS),
@@ -49,6 +53,7 @@ CHOICES = {
     "metrics": (of_key(Config, "metric"), METRICS),
     "maxnorm's losses": (of_key(MaxNorm, "loss"), LOSSES),
     "interpolations": (of_key(Model, "interpolation"), INTERPOLATION),
+    "learned policies": (of_key(AutoAugment, "learned_on"), [p.value for p in AutoAugmentPolicy]),
     "resizes": (of_key(Model, "resize"), RESIZES),
 }
 

@@ -1,72 +1,13 @@
 """Keys of stage 1's training."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from src.config.augment import Augment
 from src.config.auxiliaries import Auxiliary
 from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
 from src.config.section import EPOCHS, VOLATILE, Section
-
-
-class ColorJitter(Section):
-    brightness: float = Field(0.2, ge=0, le=1, description="relative change, up to")
-    contrast: float = Field(0.2, ge=0, le=1, description="relative change, up to")
-    saturation: float = Field(0.2, ge=0, le=1, description="relative change, up to")
-    hue: float = Field(0.0, ge=0, le=0.5, description="up to this share of the colour circle")
-    p: float = Field(0.8, ge=0, le=1, description="probability of doing so; published: mostly 1")
-
-    @property
-    def on(self) -> bool:
-        return self.p > 0 and any((self.brightness, self.contrast, self.saturation, self.hue))
-
-
-def _all_alike(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return dict.fromkeys(("brightness", "contrast", "saturation"), value) if number else value
-
-
-class Augment(Section):
-    crop: Literal["random_resized", "random", "padded", "none"] = Field(
-        "random_resized",
-        description="random_resized: a random part of the image; random: image_size pixels of the "
-        "image, resized as in evaluation; padded: the whole image, shifted by up to 1/8 (the CIFAR "
-        "recipe); none: as in evaluation",
-    )
-    scale: tuple[float, float] = Field(
-        (0.35, 1.0), description="random_resized: share of the image's area, from 0 to 1"
-    )
-    padding: int = Field(
-        0, ge=0, description="random: pixels of black around the resized image, before the crop"
-    )
-    hflip: bool = Field(True, description="mirror left-right half of the time")
-    vflip: bool = Field(False, description="mirror up-down half of the time")
-    rotate: float = Field(0.0, ge=0, le=180, description="up to this many degrees either way")
-    color_jitter: Annotated[ColorJitter, BeforeValidator(_all_alike)] = Field(
-        default_factory=ColorJitter,
-        description="of brightness, contrast, saturation and hue, in random order; a number is "
-        "short for the first three alike, 0 for none",
-    )
-    erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
-
-    @model_validator(mode="after")
-    def _ordered(self):
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"scale must be 0 < low <= high <= 1, found {self.scale}")
-        if self.padding and self.crop != "random":
-            raise ValueError(
-                f"padding is around what crop: random crops from, and crop is {self.crop}; "
-                "set crop: random or remove padding"
-            )
-        return self
-
-    @property
-    def beyond_moves(self) -> list[str]:
-        """What it does to an image beside shifting and mirroring it, in the keys' words."""
-        others = [key for key in ("rotate", "erase") if getattr(self, key)]
-        others += ["color_jitter"] if self.color_jitter.on else []
-        return others if self.crop == "padded" else [f"crop {self.crop}", *others]
 
 
 class Train(Section):

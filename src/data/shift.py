@@ -7,7 +7,7 @@ device (src/data/loader.py) give the same bytes.
 
 import numpy as np
 
-from src.config.training import Augment
+from src.config.augment import Augment
 
 WORDS = 4  # 64-bit numbers per image: one block of Philox4x64 (Salmon et al., SC 2011)
 

@@ -1,4 +1,4 @@
-"""Images in, network inputs out. The only file that knows albumentations.
+"""Images in, network inputs out. With named.py, the only file that knows albumentations.
 
 Every random choice of an augmentation comes from (seed, epoch, draw), so the stream is the same for
 any number of workers and processes. Images stay uint8 until they are on the device.
@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it looks for newer versions of itself
-    import albumentations as A
-
-from src.config.training import Augment
+from src.config.augment import Augment
+from src.config.schema import Config
+from src.data.named import A, named_transforms
+from src.data.policies import SeededTransform, build_policy
 from src.data.shift import moved, moves
 from src.errors import UserError
 
@@ -124,10 +123,11 @@ class TrainTransform:
         self.prep, self.augment, self.seed = prep, augment, seed
         self.whole = EvalTransform(replace(prep, crop_pct=1.0))
         self.evaluated = EvalTransform(prep)
+        extra = named_transforms(augment.extra, prep.size)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # a misspelt argument only warns
             try:
-                self.compose = A.Compose(_augmentations(prep, augment))
+                self.compose = A.Compose(_augmentations(prep, augment, extra))
             except (UserWarning, ValueError) as error:
                 raise UserError(
                     f"train.augment: albumentations does not take it: {error}"
@@ -156,7 +156,7 @@ class TrainTransform:
         return image
 
 
-def _augmentations(prep: Preprocessing, augment: Augment) -> list:
+def _augmentations(prep: Preprocessing, augment: Augment, extra: list) -> list:
     size, how, moved = prep.size, INTERPOLATION[prep.interpolation], augment.crop == "padded"
     steps = {
         "random_resized": [
@@ -170,10 +170,13 @@ def _augmentations(prep: Preprocessing, augment: Augment) -> list:
         steps.append(A.VerticalFlip(p=0.5))
     if augment.rotate:
         steps.append(A.Rotate(limit=augment.rotate, border_mode=cv2.BORDER_REFLECT_101, p=1.0))
+    if policy := build_policy(augment.policy, prep.interpolation, prep.mean):
+        steps.append(_Policy(policy))
     jitter = augment.color_jitter
     if jitter.on:
         parts = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
         steps.append(A.ColorJitter(*parts, p=jitter.p))
+    steps += extra
     if augment.erase:
         steps.append(
             A.CoarseDropout(
@@ -184,3 +187,27 @@ def _augmentations(prep: Preprocessing, augment: Augment) -> list:
             )
         )
     return steps
+
+
+class _Policy(A.ImageOnlyTransform):
+    """A policy in a chain of albumentations, seeded by the chain's random numbers."""
+
+    class InitSchema(A.BasicTransform.InitSchema):
+        policy: SeededTransform
+
+    def __init__(self, policy: SeededTransform, p: float = 1.0):
+        super().__init__(p=p)
+        self.policy = policy
+
+    def get_params(self) -> dict:
+        return {"seed": self.py_random.getrandbits(63)}
+
+    def apply(self, image: np.ndarray, seed: int, **_) -> np.ndarray:
+        return self.policy(image, seed)
+
+
+def check_augment(config: Config) -> None:
+    """Errors: UserError for a `train.augment` that cannot be; for before anything is loaded."""
+    model, grey = config.model, (0.5, 0.5, 0.5)
+    prep = Preprocessing(model.image_size, model.crop_pct, model.interpolation, grey, grey)
+    TrainTransform(prep, config.train.augment, config.seed)

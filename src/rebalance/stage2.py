@@ -16,7 +16,7 @@ from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
 from src.config.names import at
 from src.config.schema import Config
-from src.data.transforms import EvalTransform
+from src.data.transforms import EvalTransform, check_augment
 from src.errors import UserError
 from src.logits import head_logits
 from src.metrics import summary
@@ -74,6 +74,7 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     asked = config
     config, values = with_winner(asked, home, data)
     config = trained_config(config, home)  # views are augmented as in stage 1
+    check_augment(config)
     config, searched = with_head_winners(config, home, data)
     work = Experiment(config, data, home, start(config.train.precision), searched)
     notes = [describe(asked, values, home)]

@@ -20,7 +20,7 @@ from src.artifacts.work import MANIFEST, RUNS, Work
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
 from src.data.dataset import Epochs
-from src.data.transforms import EvalTransform, Preprocessing
+from src.data.transforms import EvalTransform, Preprocessing, check_augment
 from src.errors import UserError
 from src.metrics import METRICS, summary
 from src.networks.base import Network
@@ -41,6 +41,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     folds: numbers and `full`. Errors: UserError for a fold that does not exist, finished work with
     another config, and everything in `train_fold`.
     """
+    check_augment(config)
     data = load_dataset(config.dataset)
     wanted = [_parse_fold(f, data) for f in folds] or data.folds
     _check_tracker(config.train.tracker)

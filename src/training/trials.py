@@ -23,6 +23,7 @@ from src.config.read import with_values
 from src.config.schema import Config
 from src.config.section import EPOCHS, Section
 from src.config.tree import dump_config, flatten
+from src.data.transforms import check_augment
 from src.errors import UserError
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
@@ -42,6 +43,7 @@ def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     Writes search/, and in trials/<n>/ there a metrics.csv. Errors: UserError for a search that
     makes no sense, another config in the same directory, or trials that all fail.
     """
+    check_augment(config)
     data = load_dataset(config.dataset)
     _check(config, data)
     accelerator = start(config.train.precision)
