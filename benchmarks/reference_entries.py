@@ -43,6 +43,28 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "ldam_drw",
         ),
         Entry(
+            "ArcFace",
+            "many classes that differ in little; the embedding is to be compared with others, too",
+            "{model: {head: cosine, cosine_scale: 30}, train: {criterion: {name: arcface}}}",
+            "Deng et al., CVPR 2019",
+            "src/losses/margins.py",
+        ),
+        Entry(
+            "ArcFace, margins that grow with rarity, sub-centres",
+            "as ArcFace, with a long tail, and classes of several looks or wrong labels",
+            "{model: {head: subcentre, cosine_scale: 30}, "
+            "train: {criterion: {name: arcface, power: 0.25}}}",
+            "Ha et al., 2020; Deng et al., ECCV 2020",
+            "src/losses/margins.py",
+        ),
+        Entry(
+            "CosFace",
+            "as ArcFace; a margin of cosines, gentler where the angle is large",
+            "{model: {head: cosine, cosine_scale: 30}, train: {criterion: {name: cosface}}}",
+            "Wang et al., CVPR 2018",
+            "src/losses/margins.py",
+        ),
+        Entry(
             "deferred re-weighting (DRW)",
             "over any loss: plain training first, class weights at the end",
             "train: {deferred: {weights: true, start: 0.8}}",
@@ -282,6 +304,13 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "Zhang, ICML 2019",
             "src/networks/anti_alias.py",
             "anti_alias",
+        ),
+        Entry(
+            "GeM pooling",
+            "what tells classes apart is small in the image; any CNN under any of these networks",
+            "model: {pooling: {name: gem, p: 3.0}}",
+            "Radenović et al., TPAMI 2018",
+            "src/networks/pooling.py",
         ),
         Entry(
             "frequency classifier",

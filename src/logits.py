@@ -23,6 +23,14 @@ def cosine_logits(f: np.ndarray, weight: np.ndarray, scale: float = 1.0) -> np.n
     return scale * (unit(f) @ unit(weight).T)
 
 
+def nearest_centre_logits(f: np.ndarray, weight: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """z = scale · max_j cos(f, w_cj), [N, K], of n centres per class; weight: [K, n, D]."""
+    z = cosine_logits(f, weight[:, 0], scale)
+    for j in range(1, weight.shape[1]):  # one at a time: [N, K n] may be gigabytes
+        np.maximum(z, cosine_logits(f, weight[:, j], scale), out=z)
+    return z
+
+
 def class_means(f: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Mean over each class of the L2-normalised features, [K, D]."""
     return means_by_class(unit(f), labels, num_classes)
@@ -47,15 +55,17 @@ def seen(f: np.ndarray, head: dict[str, np.ndarray]) -> np.ndarray:
 def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.ndarray:
     """Logits of a head that 02 or 03 saved.
 
-    kind: linear (weight [K, D], bias [K]), cosine (weight, scale []), or centred (weight, bias,
-    center [D]), which is linear in the unit vector of f − center. A head of one branch of a network
-    also has `columns`, see `seen`.
+    kind: linear (weight [K, D], bias [K]), cosine (weight, scale []), subcentre (weight [K, n, D],
+    scale), or centred (weight, bias, center [D]), which is linear in the unit vector of f − center.
+    A head of one branch of a network also has `columns`, see `seen`.
     """
     f = seen(f, head)
     if kind == "linear":
         return linear_logits(f, head["weight"], head.get("bias"))
     if kind == "cosine":
         return cosine_logits(f, head["weight"], float(head["scale"]))
+    if kind == "subcentre":
+        return nearest_centre_logits(f, head["weight"], float(head["scale"]))
     if kind == "centred":
         return linear_logits(unit(f - head["center"]), head["weight"], head["bias"])
     raise ValueError(f"unknown kind of head {kind!r}")

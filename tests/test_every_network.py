@@ -33,6 +33,11 @@ METHODS = {
         {"criterion": {"name": "ldam"}, "deferred": {"weights": True, "start": 0.5}},
     ),
     "task_separator": ({"network": "task_separator"}, TWO),
+    "arcface": (
+        {"head": "subcentre", "cosine_scale": 30},
+        {"criterion": {"name": "arcface", "power": 0.25}},
+    ),
+    "gem": ({"pooling": "gem"}, {}),
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
     "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),

@@ -24,7 +24,7 @@ FORMS = [*CRITERIA, "sigmoid"]
 def criterion(name: str, counts=COUNTS, scale: float | None = None, deferred=None, **keys):
     if name == "sigmoid":
         name, keys = "class_balanced", {"form": "sigmoid", "gamma": 0.5} | keys
-    scale = scale or (4.0 if name == "ldam" else None)
+    scale = scale or {"ldam": 4.0, "arcface": 16.0, "cosface": 16.0}.get(name)
     model = {"head": "cosine", "cosine_scale": scale} if scale else {}
     train = {"criterion": {"name": name, **keys}, "deferred": deferred or {}}
     classes = some_classes(len(counts), counts=counts)
@@ -143,6 +143,8 @@ LIMITS = [
     ("class_balanced", COUNTS, {"beta": 0}),
     ("class_balanced", np.full(4, 9), {}),
     ("ldam", COUNTS, {"max_margin": 0}),
+    ("arcface", COUNTS, {"margin": 0}),
+    ("cosface", COUNTS, {"margin": 0}),
     ("balanced_softmax", COUNTS, {"tau": 0}),
     ("balanced_softmax", np.full(4, 9), {}),
     ("lade", np.full(4, 9), {"alpha": 0}),
@@ -205,7 +207,7 @@ def test_finite_with_an_empty_class_and_extreme_logits(name):
         assert torch.isfinite(loss) and torch.isfinite(z.grad).all()
 
 
-@pytest.mark.parametrize("name", [n for n in CRITERIA if n != "lade"])
+@pytest.mark.parametrize("name", [n for n in CRITERIA if n not in ("lade", "arcface")])
 def test_softmax_forms_do_not_see_a_shift(name):
     z, y = batch()
     torch.testing.assert_close(criterion(name)(z + 3.7, y), criterion(name)(z, y))
@@ -236,7 +238,9 @@ def test_margins_grow_and_mitigation_shrinks_with_rarity():
 # class weights and deferring
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "ldam", "balanced_softmax", "lade", "focal"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "ldam", "arcface", "cosface", "balanced_softmax", "lade", "focal"]
+)
 def test_drw_is_plain_before_its_start_and_weighted_after(name):
     z, y = batch()
     loss = criterion(name, deferred={"weights": True, "start": 0.6, "beta": 0.99})

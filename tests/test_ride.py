@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.artifacts.heads import HEAD_ARRAYS, load_head
+from src.artifacts.heads import SHAPES, load_head
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
@@ -120,7 +120,7 @@ def test_logits_are_those_of_one_linear_head_on_the_features(backbone, head):
     with torch.no_grad():
         output = network(torch.randn(4, 3, 64, 64))
     arrays = {name: array.numpy() for name, array in network.classifier.arrays().items()}
-    assert set(arrays) == HEAD_ARRAYS[network.classifier.kind]
+    assert set(arrays) == set(SHAPES[network.classifier.kind])
     assert arrays["weight"].shape == (K, output.features.shape[1])
     expected = head_logits(output.features.numpy(), arrays, network.classifier.kind)
     np.testing.assert_allclose(output.logits.numpy(), expected, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from src.config.data import Data
 from src.config.heads import Head, MaxNorm
 from src.config.initialisers import HeadInit
 from src.config.losses import Criterion, Sampler
-from src.config.model import Model
+from src.config.model import Model, Pooling
 from src.config.networks import Network
 from src.config.outputs import Combiner, PosthocStep
 from src.config.schema import Config
@@ -27,12 +27,14 @@ from src.initialisers import INITIALISERS
 from src.losses import CRITERIA
 from src.metrics import METRICS
 from src.networks import NETWORKS
+from src.networks.pooling import POOLINGS
 from src.prepare.read import READERS
 from src.rebalance import HEADS
 from src.rebalance.maxnorm import LOSSES
 
 UNIONS = {
     "networks": (Network, NETWORKS),
+    "poolings": (Pooling, POOLINGS),
     "criteria": (Criterion, CRITERIA),
     "auxiliaries": (Auxiliary, AUXILIARIES),
     "heads": (Head, HEADS),

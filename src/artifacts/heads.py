@@ -1,7 +1,6 @@
 """Classifiers on disk: head.safetensors.
 
-weight [K, D] and bias [K] (linear), weight and scale [] (cosine), or weight, bias, center [D];
-columns [2] where it acts on a part of the features
+The arrays of each kind are those of `SHAPES`; columns [2] where it acts on a part of the features.
 
 A head's name is its title (`stage1`, or that of a head of stage 2), and where the network has
 several branches, `<title>@<branch>`.
@@ -17,11 +16,12 @@ from src.artifacts.tensors import header, read_tensors
 from src.config.names import STAGE1, branch_of, of_stage1
 from src.errors import UserError
 
-KINDS = {"columns": np.int64}  # all others are float32
-HEAD_ARRAYS = {
-    "linear": {"weight", "bias"},
-    "cosine": {"weight", "scale"},
-    "centred": {"weight", "bias", "center"},
+TYPES = {"columns": np.int64}  # all others are float32
+SHAPES = {  # a letter is one number throughout a head: K classes, D features, n centres of a class
+    "linear": {"weight": "KD", "bias": "K"},
+    "cosine": {"weight": "KD", "scale": ""},
+    "subcentre": {"weight": "KnD", "scale": ""},
+    "centred": {"weight": "KD", "bias": "K", "center": "D"},
 }
 
 
@@ -43,9 +43,9 @@ def save_head(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> Path:
 
     kind and arrays: as in `src.logits.head_logits`.
     """
-    if set(arrays) - {"columns"} != HEAD_ARRAYS.get(kind):
+    if set(arrays) - {"columns"} != set(SHAPES.get(kind, ())):
         raise ValueError(f"a head of kind {kind!r} cannot be made of {sorted(arrays)}")
-    plain = {k: np.array(v, KINDS.get(k, np.float32), order="C") for k, v in arrays.items()}
+    plain = {k: np.array(v, TYPES.get(k, np.float32), order="C") for k, v in arrays.items()}
     return write_bytes(path, safetensors.numpy.save(plain, header({"kind": kind})))
 
 
@@ -56,21 +56,32 @@ def load_head(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """
     about, arrays = read_tensors(path, "numpy", "run 02 or 03 again with --overwrite")
     kind = (about or {}).get("kind")
-    known = isinstance(kind, str) and kind in HEAD_ARRAYS
-    if not known or set(arrays) - {"columns"} != HEAD_ARRAYS[kind]:
+    known = isinstance(kind, str) and kind in SHAPES
+    if not known or set(arrays) - {"columns"} != set(SHAPES[kind]):
         raise UserError(
             f"{path}: not a head: kind {kind!r} with arrays {sorted(arrays)}, expected one of "
-            f"{ {k: sorted(v) for k, v in HEAD_ARRAYS.items()} }; run 02 or 03 again"
+            f"{ {k: sorted(v) for k, v in SHAPES.items()} }; run 02 or 03 again"
         )
-    weight = arrays["weight"]
-    rows, width = weight.shape if weight.ndim == 2 else (0, 0)
-    right = {"weight": (rows, width), "bias": (rows,), "center": (width,), "scale": ()}
-    right["columns"] = (2,)
-    for name, array in sorted(arrays.items(), reverse=True):  # the weight first
-        if not rows or array.shape != right[name] or array.dtype != KINDS.get(name, np.float32):
-            raise UserError(
-                f"{path}: {name} of this {kind} head is {array.dtype} {list(array.shape)}, "
-                "expected float32, weight [K, D], bias [K], center [D], scale [], and of whole "
-                "numbers columns [2]; run 02 or 03 again with --overwrite"
-            )
+    sizes: dict[str, int] = {}
+    for name, shape in SHAPES[kind].items():
+        array = arrays[name]
+        right = len(shape) == array.ndim and 0 not in array.shape
+        right = right and all(
+            sizes.setdefault(c, n) == n for c, n in zip(shape, array.shape, strict=True)
+        )
+        _check(path, kind, name, array, right)
+    if "columns" in arrays:
+        _check(path, kind, "columns", arrays["columns"], arrays["columns"].shape == (2,))
     return kind, arrays
+
+
+def _check(path: Path, kind: str, name: str, array: np.ndarray, right: bool) -> None:
+    """Errors: UserError unless the shape is right and the type, too."""
+    wanted = np.dtype(TYPES.get(name, np.float32))
+    if not right or array.dtype != wanted:
+        shape = "2" if name == "columns" else ", ".join(SHAPES[kind][name])
+        raise UserError(
+            f"{path}: {name} of this {kind} head is {array.dtype} {list(array.shape)}, expected "
+            f"{wanted} [{shape}], with K classes and D features; run 02 or 03 again with "
+            "--overwrite"
+        )

@@ -39,6 +39,54 @@ class LDAM(Section):
     )
 
 
+class Margin(Section):
+    """Margins of the label; `margin` is that of the rarest class, or of all."""
+
+    margin: float
+    min_margin: float = Field(0.05, ge=0, description="power: margin of the most frequent class")
+    power: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="lambda: margins grow with N^-lambda of a class's N images, from min_margin to "
+        "margin; 0: margin for all classes. Published with sub-centre ArcFace: 0.25",
+    )
+    smoothing: float = SMOOTHING
+
+    @model_validator(mode="after")
+    def _used(self):
+        if "min_margin" in self.changed() and not self.power:
+            raise ValueError("min_margin is of margins that grow; set power=0.25 or remove it")
+        if self.power and self.min_margin > self.margin:
+            raise ValueError(
+                f"min_margin ({self.min_margin}) must not be above margin ({self.margin}), which "
+                "the rarest class has"
+            )
+        return self
+
+
+class ArcFace(Margin):
+    name: Literal["arcface"] = "arcface"
+    margin: float = Field(
+        0.5,
+        ge=0,
+        le=1.5,
+        description="of the rarest class, or of all, in radians; needs model.head: cosine or "
+        "subcentre",
+    )
+
+
+class CosFace(Margin):
+    name: Literal["cosface"] = "cosface"
+    margin: float = Field(
+        0.35,
+        ge=0,
+        le=1,
+        description="of the rarest class, or of all, in cosines; needs model.head: cosine or "
+        "subcentre",
+    )
+
+
 class BalancedSoftmax(Section):
     name: Literal["balanced_softmax"] = "balanced_softmax"
     tau: float = Field(1.0, ge=0, description="strength of the class prior; 0 is cross-entropy")
@@ -63,8 +111,18 @@ class Seesaw(Section):
 
 
 Criterion = named(
-    CrossEntropy, Focal, ClassBalanced, LDAM, BalancedSoftmax, LogitAdjusted, LADE, Seesaw
+    CrossEntropy,
+    Focal,
+    ClassBalanced,
+    LDAM,
+    ArcFace,
+    CosFace,
+    BalancedSoftmax,
+    LogitAdjusted,
+    LADE,
+    Seesaw,
 )
+BETWEEN_COSINES = ("ldam", "arcface", "cosface")  # criteria whose margins only cosines have
 
 
 class Deferred(Section):
@@ -153,10 +211,11 @@ class Mixing(Section):
 
 def check_training(train, model) -> None:
     """Errors: ValueError for choices in the sections train and model that exclude each other."""
-    if train.criterion.name == "ldam" and model.head != "cosine":
+    if train.criterion.name in BETWEEN_COSINES and model.head == "linear":
         raise ValueError(
-            "train.criterion ldam sets margins between cosines: it needs model.head=cosine (and "
-            f"model.cosine_scale=30 in the paper), found head {model.head}"
+            f"train.criterion {train.criterion.name} sets margins between cosines: it needs "
+            "model.head=cosine or subcentre (and model.cosine_scale=30 or so), found head "
+            f"{model.head}"
         )
     _check_balance(train)
     _check_deferred(train)

@@ -6,8 +6,22 @@ from pydantic import Field, model_validator
 
 from src.config.initialisers import HeadInit, RandomInit
 from src.config.networks import Network, Plain
-from src.config.section import Section
+from src.config.section import Section, named
 from src.config.upgrade import NETWORKS
+
+
+class BackbonePooling(Section):
+    name: Literal["backbone"] = "backbone"
+
+
+class GeM(Section):
+    name: Literal["gem"] = "gem"
+    p: float = Field(
+        3.0, ge=1, le=20, description="where the exponent starts; it is learned. 1: the mean"
+    )
+
+
+Pooling = named(BackbonePooling, GeM)
 
 
 class Model(Section):
@@ -33,14 +47,26 @@ class Model(Section):
         "file; experiment:<name>: stage 1 of another experiment on any dataset "
         "(<dataset>/<name> for another one than this), same fold where it has it",
     )
-    head: Literal["linear", "cosine"] = Field("linear", description="features to logits")
-    cosine_scale: float = Field(
-        16.0, gt=0, description="cosine head: logits lie in [-scale, scale]; LDAM's paper has 30"
+    head: Literal["linear", "cosine", "subcentre"] = Field(
+        "linear",
+        description="features to logits. cosine: between features and one centre per class; "
+        "subcentre: and the nearest of several, for classes that look several ways",
     )
+    cosine_scale: float = Field(
+        16.0,
+        gt=0,
+        description="cosine and subcentre: logits lie in [-scale, scale]; LDAM's paper has 30",
+    )
+    centres: int = Field(3, ge=2, le=64, description="subcentre: per class")
     head_init: HeadInit = Field(
         default_factory=RandomInit,
         description="where the head starts; random: near zero, all classes equal; class_means: at "
         "the means of the pretrained features of each class's training images",
+    )
+    pooling: Pooling = Field(
+        default_factory=BackbonePooling,
+        description="a CNN's last map to features. backbone: its own, mostly the mean; gem: the "
+        "generalised mean, between mean and maximum, with a learned exponent",
     )
     anti_alias: bool = Field(
         False,
@@ -78,8 +104,10 @@ class Model(Section):
         changed = self.changed()
         if "blur_kernel" in changed and not self.anti_alias:
             raise ValueError("blur_kernel is of anti_alias, which is off; set anti_alias=true")
-        if "cosine_scale" in changed and self.head != "cosine":
-            raise ValueError("cosine_scale is of the cosine head; set head=cosine")
+        if "cosine_scale" in changed and self.head == "linear":
+            raise ValueError("cosine_scale is of cosine heads; set head=cosine or subcentre")
+        if "centres" in changed and self.head != "subcentre":
+            raise ValueError("centres are of the subcentre head; set head=subcentre")
         if "aa_layer" in self.kwargs:
             raise ValueError("kwargs.aa_layer: set anti_alias=true instead")
         return self

@@ -177,6 +177,13 @@ class RIDE(NetworkSection):
         "null: 0.75 for those where they start from random weights, otherwise 1",
     )
 
+    def check(self, model, train) -> None:
+        if model.head == "subcentre":
+            raise ValueError(
+                "model.network=ride predicts by the mean of linear heads, and the nearest of "
+                "several centres is none; set model.head=cosine"
+            )
+
     @model_validator(mode="after")
     def _bounded(self):
         if self.diversity * self.temperature > 1:

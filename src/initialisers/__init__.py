@@ -43,16 +43,16 @@ INITIALISERS: dict[str, Callable] = {
 
 
 def initial_arrays(section, known: Known, kind: str) -> dict[str, np.ndarray] | None:
-    """What a head of this kind (linear or cosine) starts from; None: as it was built.
+    """What a head of this kind (linear, cosine, subcentre) starts from; None: as it was built.
 
-    A cosine head gets the unit directions w_c, a linear one s w_c / mean ‖f‖ and no bias, so that
+    Heads of cosines get the unit directions w_c, a linear one s w_c / mean ‖f‖ and no bias, so that
     its logits begin at about s cos(f, w_c), with s the section's scale.
     """
     directions = INITIALISERS[section.name](section, known)
     if directions is None:
         return None
     weight = unit(directions).astype(np.float32)
-    if kind == "cosine":
+    if kind != "linear":
         return {"weight": weight}
     length = float(np.linalg.norm(known.features, axis=1).mean())
     return {"weight": weight * (section.scale / length), "bias": np.zeros(len(weight), np.float32)}

@@ -12,11 +12,14 @@ from src.losses.cross_entropy import CrossEntropyLoss
 from src.losses.focal import FocalLoss
 from src.losses.lade import LADELoss
 from src.losses.ldam import LDAMLoss
+from src.losses.margins import ArcFaceLoss, CosFaceLoss
 from src.losses.seesaw import SeesawLoss
 
 CRITERIA: dict[str, type[Criterion]] = {
+    "arcface": ArcFaceLoss,
     "balanced_softmax": BalancedSoftmaxLoss,
     "class_balanced": ClassBalancedLoss,
+    "cosface": CosFaceLoss,
     "cross_entropy": CrossEntropyLoss,
     "focal": FocalLoss,
     "lade": LADELoss,
@@ -29,7 +32,7 @@ CRITERIA: dict[str, type[Criterion]] = {
 def build_criterion(config: Config, classes: Classes) -> Criterion:
     """The criterion of `train`, with deferred class weights if asked."""
     section, deferred = config.train.criterion, config.train.deferred
-    scale = config.model.cosine_scale if config.model.head == "cosine" else 1.0
+    scale = config.model.cosine_scale if config.model.head != "linear" else 1.0
     criterion = CRITERIA[section.name](section, classes, scale)
     if deferred.weights:
         criterion.weigh(effective_weights(classes.counts, deferred.beta), deferred.start)

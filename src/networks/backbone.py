@@ -10,6 +10,7 @@ from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks.anti_alias import BLUR, check_blurred, no_place
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
+from src.networks.pooling import POOLINGS
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -18,9 +19,15 @@ def build_backbone(model: Model, *, pretrained: bool, width: float = 1.0) -> nn.
     """A timm model without classifier, or a CIFAR ResNet. `pretrained` fetches timm's weights.
 
     width: share of the channels of a CIFAR ResNet's later stages. Errors: UserError for an unknown
-    name (with the nearest one), arguments the model does not take, or weights that can't be
-    fetched.
+    name (with the nearest one), arguments the model does not take, weights that can't be fetched,
+    or a pooling that cannot be put in.
     """
+    backbone = _with_its_own_pooling(model, pretrained, width)
+    POOLINGS[model.pooling.name](model.pooling, backbone, model.backbone)
+    return backbone
+
+
+def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Module:
     blur = BLUR[model.blur_kernel] if model.anti_alias else None
     if model.backbone in DEPTHS:
         if model.kwargs or model.drop_path or pretrained:

@@ -85,7 +85,7 @@ class Network(nn.Module):
     def width(self) -> int:
         """D, of the features."""
         ends = [
-            module.weight.shape[1] if columns is None else columns[1]
+            module.weight.shape[-1] if columns is None else columns[1]
             for module, columns in self.classifiers().values()
         ]
         return max(ends)

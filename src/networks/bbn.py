@@ -25,7 +25,7 @@ from src.config.networks import BBN as Settings
 from src.data.dataset import Batch
 from src.networks.base import Body, Network, Output, Progress
 from src.networks.cut import before_last_block, copied
-from src.networks.heads import build_head
+from src.networks.heads import class_head
 
 
 def alpha(settings: Settings, progress: Progress) -> float:
@@ -45,9 +45,7 @@ class BBN(Network):
         self.backbone = backbone
         own = [backbone.get_submodule(name) for name in before_last_block(backbone).branch]
         self.rebalancing = deepcopy(nn.Sequential(*own))
-        self.classifier = build_head(
-            model.head, 2 * backbone.num_features, classes.num, model.cosine_scale
-        )
+        self.classifier = class_head(model, 2 * backbone.num_features, classes.num)
 
     def forward(self, images: torch.Tensor) -> Output:
         """features: [N, 2D], those of both branches."""

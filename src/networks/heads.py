@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.config.model import Model
+
 
 class Linear(nn.Linear):
     """z = W f + b."""
@@ -47,11 +49,49 @@ class Cosine(nn.Module):
         self.weight.copy_(arrays["weight"])
 
 
-def build_head(kind: str, width: int, num_classes: int, scale: float) -> Linear | Cosine:
-    """A fresh head. Linear weights start near zero: all classes begin equal."""
+class SubCentre(Cosine):
+    """z_c = s · max_j cos(f, w_cj): a class is where any of its n centres is (Deng et al., ECCV
+    2020, "Sub-center ArcFace", section 3.3), for classes of several looks, and for wrong labels,
+    which gather around a centre of their own.
+    """
+
+    kind = "subcentre"
+
+    def __init__(self, width: int, num_classes: int, scale: float, centres: int):
+        super().__init__(width, num_classes * centres, scale)
+        self.weight = nn.Parameter(self.weight.detach().view(num_classes, centres, width))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            centres = F.normalize(self.weight, dim=2).flatten(0, 1)  # [K n, D]
+            cosines = F.linear(F.normalize(features.float(), dim=1), centres)  # [N, K n]
+            return self.scale * cosines.view(len(features), *self.weight.shape[:2]).amax(2)
+
+    @torch.no_grad()
+    def start_from(self, arrays: dict[str, torch.Tensor]) -> None:
+        """weight [K, D] of an initialiser: the first centre of each class. The others start beside
+        it, by 0.3 times their own fresh directions: equal centres would stay equal for ever."""
+        first = F.normalize(arrays["weight"], dim=1)[:, None]  # [K, 1, D]
+        beside = 0.3 * F.normalize(self.weight, dim=2)  # [K, n, D]
+        beside[:, 0] = 0
+        self.weight.copy_(first + beside)
+
+
+def build_head(
+    kind: str, width: int, num_classes: int, scale: float, centres: int | None = None
+) -> Linear | Cosine:
+    """A fresh head. Linear weights start near zero: all classes begin equal. centres: of each
+    class, of kind `subcentre`"""
+    if kind == "subcentre":
+        return SubCentre(width, num_classes, scale, centres)
     if kind == "cosine":
         return Cosine(width, num_classes, scale)
     head = Linear(width, num_classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return head
+
+
+def class_head(model: Model, width: int, num_classes: int) -> Linear | Cosine:
+    """The fresh head that `model.head` asks for: what a network ends in."""
+    return build_head(model.head, width, num_classes, model.cosine_scale, model.centres)

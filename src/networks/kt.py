@@ -30,7 +30,7 @@ from src.config.model import Model
 from src.config.networks import KT
 from src.data.dataset import Batch
 from src.networks.base import Output, Progress
-from src.networks.heads import build_head
+from src.networks.heads import class_head
 from src.networks.plain import Plain
 from src.runtime import gather_rows
 
@@ -42,7 +42,7 @@ class KnowledgeTransfer(Plain):
         super().__init__(model, backbone, classes)
         self.settings = model.network
         width = backbone.num_features
-        self.first = build_head(model.head, width, classes.num, model.cosine_scale)
+        self.first = class_head(model, width, classes.num)
         self.register_buffer("memory", torch.zeros(classes.num, width))
         self.register_buffer("met", torch.zeros(classes.num))  # images, see `remember`
         self.gathering = -1  # the epoch whose images are averaged

@@ -8,7 +8,7 @@ from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.networks.backbone import stages
 from src.networks.base import Network, Output
-from src.networks.heads import build_head
+from src.networks.heads import class_head
 
 
 class Plain(Network):
@@ -18,9 +18,7 @@ class Plain(Network):
         super().__init__()
         self.backbone = backbone
         self.dropout = model.dropout
-        self.classifier = build_head(
-            model.head, backbone.num_features, classes.num, model.cosine_scale
-        )
+        self.classifier = class_head(model, backbone.num_features, classes.num)
 
     def mix_points(self) -> list[nn.Module]:
         return stages(self.backbone)

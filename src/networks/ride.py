@@ -38,7 +38,7 @@ from src.networks.backbone import build_backbone, stages
 from src.networks.base import Body, Network, Output, Progress, mixed
 from src.networks.cifar_resnet import DEPTHS
 from src.networks.cut import before_last_scales, copied
-from src.networks.heads import Cosine, Linear, build_head
+from src.networks.heads import Cosine, Linear, class_head
 
 NARROW = 0.75
 
@@ -65,7 +65,7 @@ class RIDE(Network):
             own = [fresh.get_submodule(name) for name in branch]
             self.branches.append(deepcopy(nn.Sequential(*own)))
         self.classifier = MeanOfHeads(
-            build_head(model.head, backbone.num_features, classes.num, model.cosine_scale)
+            class_head(model, backbone.num_features, classes.num)
             for _ in range(model.network.experts)
         )
 

@@ -10,15 +10,15 @@ from torch.nn import functional as F
 from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.networks.base import Network, Output, mixed
-from src.networks.heads import build_head
+from src.networks.heads import class_head
 
 
 class TwoLooks(Network):
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
         self.backbone, width = backbone, backbone.num_features
-        self.whole = build_head(model.head, width, classes.num, model.cosine_scale)
-        self.centre = build_head(model.head, width, classes.num, model.cosine_scale)
+        self.whole = class_head(model, width, classes.num)
+        self.centre = class_head(model, width, classes.num)
 
     def classifiers(self):
         width = self.backbone.num_features
