@@ -313,6 +313,13 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/networks/pooling.py",
         ),
         Entry(
+            "neck",
+            "the embedding is to be smaller, or of its own: with margin heads, for stage 2",
+            "model: {neck: {width: 512, norm: true, dropout: 0.0}}",
+            "Deng et al., CVPR 2019",
+            "src/networks/neck.py",
+        ),
+        Entry(
             "frequency classifier",
             "a second task: is the class many, medium or few",
             "train: {auxiliaries: [{name: frequency, weight: 1.0}]}",

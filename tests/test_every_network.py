@@ -37,7 +37,7 @@ METHODS = {
         {"head": "subcentre", "cosine_scale": 30},
         {"criterion": {"name": "arcface", "power": 0.25}},
     ),
-    "gem": ({"pooling": "gem"}, {}),
+    "gem_neck": ({"pooling": "gem", "neck": {"width": 16, "dropout": 0.1}}, {}),
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
     "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),

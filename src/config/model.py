@@ -24,6 +24,12 @@ class GeM(Section):
 Pooling = named(BackbonePooling, GeM)
 
 
+class Neck(Section):
+    width: int = Field(512, ge=1, description="of the features that the head sees")
+    norm: bool = Field(True, description="batch norm after the layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the layer")
+
+
 class Model(Section):
     gone: ClassVar[dict[str, str]] = {
         name: f"its keys stand in model.network: {{name: {name}, …}}" for name in NETWORKS
@@ -67,6 +73,11 @@ class Model(Section):
         default_factory=BackbonePooling,
         description="a CNN's last map to features. backbone: its own, mostly the mean; gem: the "
         "generalised mean, between mean and maximum, with a learned exponent",
+    )
+    neck: Neck | None = Field(
+        None,
+        description="a linear layer between pooled features and the head, whose output are then "
+        "the features; plain networks, kt, paco and task_separator; null: none",
     )
     anti_alias: bool = Field(
         False,

@@ -20,6 +20,7 @@ class NetworkSection(Section):
     whole_batches: ClassVar[bool] = True  # one set of logits for all images of a batch
     unlabelled: ClassVar[str | None] = None  # why auxiliaries find no labels for the features
     prior: ClassVar[str | None] = None  # how it makes classes count equally, whatever the criterion
+    necks: ClassVar[bool] = False  # between pooled features and one head there is place for a neck
     branches: ClassVar[tuple[str, ...]] = ()  # names of its heads, where it has several
 
     def check(self, model, train) -> None:
@@ -28,6 +29,8 @@ class NetworkSection(Section):
 
 
 class Plain(NetworkSection):
+    necks = True
+
     name: Literal["plain"] = "plain"
 
 
@@ -60,6 +63,7 @@ class BBN(NetworkSection):
 
 
 class KT(NetworkSection):
+    necks = True
     unmixed = "class means, and whether they are right, need images of one class"
     whole_batches = False
 
@@ -89,6 +93,7 @@ class KT(NetworkSection):
 
 
 class PaCo(NetworkSection):
+    necks = True
     unmixed = "it pulls images of one class together, and a mixed image has two"
     second = "same"
 
@@ -141,6 +146,7 @@ class PaCo(NetworkSection):
 
 
 class TaskSeparator(NetworkSection):
+    necks = True
     unmixed = "an expert is trained on images that belong to one bin"
     second = "optional"
     compiles = False
@@ -220,10 +226,27 @@ def check_network(model, train) -> None:
             f"train.compile compiles a network's forward pass, and {asked} trains its parts one by "
             "one; set train.compile=false"
         )
+    if model.neck is not None:
+        _check_neck(model.neck, network, train, asked)
     if train.mixing.alphas and network.unmixed:
         raise ValueError(f"train.mixing does not go with {asked}: {network.unmixed}")
     _check_second(network, train, asked)
     network.check(model, train)
+
+
+def _check_neck(neck, network: NetworkSection, train, asked: str) -> None:
+    if not network.necks:
+        fitting = [s for s in NetworkSection.__subclasses__() if s.necks]
+        names = ", ".join(s.model_fields["name"].default for s in fitting)
+        raise ValueError(
+            f"model.neck stands between pooled features and one head, as in {names}; {asked} has "
+            "several of these, remove it"
+        )
+    if neck.norm and train.micro_batch == 1:
+        raise ValueError(
+            "model.neck.norm: batch norm needs two images or more, and train.micro_batch is 1; "
+            "raise it, or set model.neck.norm=false"
+        )
 
 
 def _check_second(network: NetworkSection, train, asked: str) -> None:

@@ -41,14 +41,14 @@ class KnowledgeTransfer(Plain):
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__(model, backbone, classes)
         self.settings = model.network
-        width = backbone.num_features
+        width = self.width
         self.first = class_head(model, width, classes.num)
         self.register_buffer("memory", torch.zeros(classes.num, width))
         self.register_buffer("met", torch.zeros(classes.num))  # images, see `remember`
         self.gathering = -1  # the epoch whose images are averaged
 
     def forward(self, images: torch.Tensor) -> Output:
-        features = self.backbone(images)
+        features = self.embed(images)
         return Output(self.classifier(self.dropped(features.detach())), features)
 
     def loss(

@@ -70,7 +70,7 @@ class PaCo(Plain):
         self.settings = model.network
         usual = 0.0 if model.pretrained is False else level(model.network)
         self.offset = usual if model.network.offset is None else model.network.offset
-        inner, width = backbone.num_features, model.network.width
+        inner, width = self.width, model.network.width
         self.projection = nn.Sequential(nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width))
         self.register_buffer("queue", torch.zeros(model.network.queue, width))
         self.register_buffer("queue_labels", torch.full((model.network.queue,), EMPTY))

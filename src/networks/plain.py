@@ -1,4 +1,4 @@
-"""One backbone, one head."""
+"""One backbone, one head, and a neck between them if the config asks for one."""
 
 import torch
 from torch import nn
@@ -9,23 +9,30 @@ from src.config.model import Model
 from src.networks.backbone import stages
 from src.networks.base import Network, Output
 from src.networks.heads import class_head
+from src.networks.neck import build_neck
 
 
 class Plain(Network):
-    """images → pooled features [N, D] → dropout → head → logits [N, K]"""
+    """images → pooled features, or what a neck makes of them, [N, D] → dropout → head → logits
+    [N, K]"""
 
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
         self.backbone = backbone
         self.dropout = model.dropout
-        self.classifier = class_head(model, backbone.num_features, classes.num)
+        self.neck, width = build_neck(model.neck, backbone.num_features)
+        self.classifier = class_head(model, width, classes.num)
 
     def mix_points(self) -> list[nn.Module]:
         return stages(self.backbone)
 
     def forward(self, images: torch.Tensor) -> Output:
-        features = self.backbone(images)
+        features = self.embed(images)
         return Output(self.classifier(self.dropped(features)), features)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """images [N, 3, H, W] → features [N, D]"""
+        return self.neck(self.backbone(images))
 
     def dropped(self, features: torch.Tensor) -> torch.Tensor:
         """What a head sees of the features while training."""
