@@ -38,6 +38,14 @@ METHODS = {
         {"criterion": {"name": "arcface", "power": 0.25}},
     ),
     "gem_neck": ({"pooling": "gem", "neck": {"width": 16, "dropout": 0.1}}, {}),
+    "transfg": (
+        {
+            "backbone": "vit_tiny_patch16_224",
+            "kwargs": {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2},
+            "network": {"name": "transfg", "stride": 3},
+        },
+        {},
+    ),
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
     "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),

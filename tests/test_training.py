@@ -322,6 +322,14 @@ def test_the_batch_must_divide_among_the_processes(digits, monkeypatch):
             {"network": "paco"},
             {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},
         ),
+        (
+            {
+                "backbone": "vit_tiny_patch16_224",
+                "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+                "network": {"name": "transfg", "stride": 3},
+            },
+            {},
+        ),
     ],
 )
 def test_a_compiled_network_learns_and_keeps_the_same_weights(model, train, tmp_path, monkeypatch):

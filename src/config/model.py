@@ -39,7 +39,8 @@ class Model(Section):
         description="how a backbone becomes logits; plain: pooled features and one head; bbn: two "
         "branches for two samplers; kt: a second head learns from class means; paco: classes and "
         "samples are contrasted at once; ride: the mean of diverse experts on shared early stages; "
-        "task_separator: a gate between experts for many, medium and few images",
+        "task_separator: a gate between experts for many, medium and few images; transfg: a vision "
+        "transformer whose last block sees the patches it looked at",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"

@@ -200,7 +200,45 @@ class RIDE(NetworkSection):
         return self
 
 
-Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator)
+class TransFG(NetworkSection):
+    unmixed = "it pulls images of one class together, and a mixed image has two"
+
+    name: Literal["transfg"] = "transfg"
+    stride: int = Field(
+        12,
+        ge=1,
+        description="pixels from one patch to the next, at most the patch's size; image_size less "
+        "a patch must be a multiple of it. Published: 12 for patches of 16 (448 = 16 + 36 x 12)",
+    )
+    contrast: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the contrast: images of one class towards cosine 1, others to "
+        "margin or less; 0: none",
+    )
+    margin: float = Field(
+        0.4, ge=-1, lt=1, description="cosine below which images of two classes are left alone"
+    )
+    last_block: Literal["pretrained", "random"] = Field(
+        "pretrained",
+        description="where the last block starts, which reads the chosen patches. random: as in "
+        "the authors' code, by a slip; whatever model.pretrained holds",
+    )
+
+    def check(self, model, train) -> None:
+        if "img_size" in model.kwargs:
+            raise ValueError(
+                "model.kwargs.img_size: model.network=transfg makes the backbone's grid for "
+                "model.image_size itself; remove it"
+            )
+        if self.last_block == "random" and model.pretrained is False:
+            raise ValueError(
+                "model.network.last_block=random: with model.pretrained=false every block starts "
+                "random; remove one of them"
+            )
+
+
+Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG)
 
 
 def check_network(model, train) -> None:

@@ -1,5 +1,7 @@
 """Networks: images → logits. One file each; `model.network` chooses from the table below."""
 
+from contextlib import suppress
+
 import torch
 
 from src.artifacts.dataset import Classes
@@ -14,6 +16,7 @@ from src.networks.paco import PaCo
 from src.networks.plain import Plain
 from src.networks.ride import RIDE
 from src.networks.task_separator import TaskSeparator
+from src.networks.transfg import TransFG
 
 NETWORKS = {
     "plain": Plain,
@@ -22,16 +25,29 @@ NETWORKS = {
     "paco": PaCo,
     "task_separator": TaskSeparator,
     "ride": RIDE,
+    "transfg": TransFG,
 }
 
 
 def build_network(
     model: Model, classes: Classes, *, pretrained: bool = False
 ) -> tuple[Network, Preprocessing]:
-    """A network with fresh weights (or timm's, if `pretrained`), and what it expects of images."""
+    """A network with fresh weights (or timm's, if `pretrained`), and what it expects of images.
+
+    Errors: UserError, before any weights are fetched, for a backbone that the network can't use.
+    """
+    if pretrained:
+        _rehearse(model, classes)
     backbone = build_backbone(model, pretrained=pretrained)
     network: Network = NETWORKS[model.network.name](model, backbone, classes)
     return network, preprocessing(model, backbone)
+
+
+def _rehearse(model: Model, classes: Classes) -> None:
+    """Build the network without memory for weights, for what it has to say of its backbone. Where
+    something in it cannot be built that way, the network itself says it later."""
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+        NETWORKS[model.network.name](model, build_backbone(model, pretrained=False), classes)
 
 
 @torch.inference_mode()
