@@ -298,6 +298,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "paco",
         ),
         Entry(
+            "TransFG",
+            "a vision transformer on classes that differ in details, with large images; its last "
+            "block reads the patches that the class token looked at",
+            "{model: {network: transfg, backbone: vit_base_patch16_224, image_size: 448}}",
+            "He et al., AAAI 2022",
+            "src/networks/transfg.py",
+        ),
+        Entry(
             "anti-aliasing",
             "objects at any position; ResNets",
             "{model: {backbone: resnet50, anti_alias: true}}",

@@ -18,7 +18,12 @@ from tests.training_kit import DATASET, SIZE, tiny_dataset, train_tiny
 
 CONFIGS_DIR = Path(__file__).parents[1] / "configs"
 CNN = ["model.backbone=cifar_resnet20"]
+VIT = [
+    "model.backbone=vit_tiny_patch16_224",
+    "model.kwargs={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}",
+]
 CONFIGS = {  # name → what stands in for its backbone; image_size too where 16 pixels are too few
+    "food_transfg": [*VIT, "model.network.stride=3"],
     "inat_bbn": CNN,
     "imagenet_lt_decoupling": CNN,
 }

@@ -435,9 +435,13 @@ def test_a_partly_frozen_one_is_read_again(tmp_path, monkeypatch):
     )
     directory = train_tiny(config, "frozen")
     built, _ = load_network(directory / "weights.safetensors", data)
-    torch.testing.assert_close(
-        built.backbone.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight
-    )
+    with safe_open(directory / "weights.safetensors", "pt") as file:
+        saved = set(file.keys())
+    assert "backbone.blocks.2.attn.qkv.weight" in saved  # random, so from nowhere else
+    assert not saved & {"backbone.pos_embed", "backbone.blocks.1.attn.qkv.weight"}
+    assert torch.equal(built.backbone.blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
+    want = resample_abs_pos_embed(vit.pos_embed, [5, 5], [6, 6], num_prefix_tokens=1)
+    torch.testing.assert_close(built.backbone.pos_embed, want)
 
 
 @pytest.mark.parametrize(
