@@ -452,7 +452,10 @@ def test_a_partly_frozen_one_is_read_again(tmp_path, monkeypatch):
             {"ema": 0.9, "micro_batch": 4, "auxiliaries": [{"name": "frequency"}],
              "criterion": {"name": "balanced_softmax"}},
         ),
-        ({}, {"precision": "bf16", "layer_decay": 0.7, "optimizer": "adamw", "lr": 1e-3}),
+        (
+            {"neck": {"width": 8}},
+            {"precision": "bf16", "layer_decay": 0.7, "optimizer": "adamw", "lr": 1e-3},
+        ),
     ],
     ids=["accumulated", "bf16"],
 )  # fmt: skip

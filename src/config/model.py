@@ -78,7 +78,7 @@ class Model(Section):
     neck: Neck | None = Field(
         None,
         description="a linear layer between pooled features and the head, whose output are then "
-        "the features; plain networks, kt, paco and task_separator; null: none",
+        "the features; plain networks, kt, paco, task_separator and transfg; null: none",
     )
     anti_alias: bool = Field(
         False,

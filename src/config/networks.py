@@ -201,6 +201,7 @@ class RIDE(NetworkSection):
 
 
 class TransFG(NetworkSection):
+    necks = True
     unmixed = "it pulls images of one class together, and a mixed image has two"
 
     name: Literal["transfg"] = "transfg"

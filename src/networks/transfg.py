@@ -51,15 +51,14 @@ class TransFG(Plain):
         super().__init__(model, backbone, classes)
         self.settings = settings
 
-    def forward(self, images: torch.Tensor) -> Output:
-        """features: f [N, D], what the contrast is of."""
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """images [N, 3, H, W] → f [N, D], or what a neck makes of it; what the contrast is of."""
         backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
         hidden, row = self._looked(images)
         parts = (prefix + row.argmax(2)).unsqueeze(2).expand(-1, -1, hidden.shape[2])
         tokens = torch.cat([hidden[:, :prefix], hidden.gather(1, parts)], 1)  # [N, prefix+heads, D]
         last = backbone.norm(backbone.blocks[-1](tokens))
-        features = backbone.forward_head(last, pre_logits=True)
-        return Output(self.classifier(self.dropped(features)), features)
+        return self.neck(backbone.forward_head(last, pre_logits=True))
 
     def loss(
         self, batch: Batch, criterion: nn.Module, progress: Progress
