@@ -306,6 +306,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/networks/transfg.py",
         ),
         Entry(
+            "FBSM / FDM",
+            "fine-grained classes and a CNN with large maps (448 pixels): later stages must look "
+            "elsewhere than earlier ones; three heads and one of all",
+            "{model: {network: fbsd, image_size: 448}, train: {head_lr_factor: 10}}",
+            "Song and Yang, arXiv 2103.02782",
+            "src/networks/fbsd.py",
+        ),
+        Entry(
             "anti-aliasing",
             "objects at any position; ResNets",
             "{model: {backbone: resnet50, anti_alias: true}}",

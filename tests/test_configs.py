@@ -26,6 +26,8 @@ CONFIGS = {  # name → what stands in for its backbone; image_size too where 16
     "food_transfg": [*VIT, "model.network.stride=3"],
     "inat_bbn": CNN,
     "imagenet_lt_decoupling": CNN,
+    "cub_fbsd": [*CNN, "model.network.widths=[16,32,16]"],
+    "aircraft_fbsd": [*CNN, "model.network.widths=[16,32,16]"],
 }
 TINY = [
     f"data.root={DATASET}", f"data.name={DATASET}", "data.workers=0", "data.cache=none",

@@ -40,7 +40,8 @@ class Model(Section):
         "branches for two samplers; kt: a second head learns from class means; paco: classes and "
         "samples are contrasted at once; ride: the mean of diverse experts on shared early stages; "
         "task_separator: a gate between experts for many, medium and few images; transfg: a vision "
-        "transformer whose last block sees the patches it looked at",
+        "transformer whose last block sees the patches it looked at; fbsd: a CNN whose later "
+        "stages do not see what earlier ones found",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"

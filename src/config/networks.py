@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from src.config.section import EPOCHS, Section, named
 
+Count = Annotated[int, Field(ge=1)]
+
 
 class NetworkSection(Section):
     """What a network says of itself, as far as it differs from a plain one."""
@@ -239,7 +241,42 @@ class TransFG(NetworkSection):
             )
 
 
-Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG)
+class FBSD(NetworkSection):
+    branches = ("stage3", "stage4", "stage5", "concat")
+
+    name: Literal["fbsd"] = "fbsd"
+    stripes: tuple[Count, Count, Count] = Field(
+        (8, 4, 2),
+        description="into how many stripes, from top to bottom, the maps of the backbone's last "
+        "three scales are cut; must divide the maps' heights (448 pixels: 56, 28, 14)",
+    )
+    alpha: float = Field(0.5, ge=0, description="how much the best stripes are boosted")
+    beta: float = Field(
+        0.5, ge=0, le=1, description="what the next scale sees of the best stripe; 1: all of it"
+    )
+    gamma: float = Field(
+        1.0, ge=0, description="how much of what is unlike it each scale's map gets; 0: nothing"
+    )
+    top: int = Field(5, ge=1, description="largest values of each channel that are pooled")
+    widths: tuple[Count, Count, Count] = Field(
+        (512, 1024, 512),
+        description="channels of each head: squeezed, of its map, and of what its classifier sees",
+    )
+
+    def check(self, model, train) -> None:
+        if model.pooling.name != "backbone":
+            raise ValueError(
+                "model.network=fbsd pools the largest values of its heads' own maps, and not the "
+                f"backbone's; remove model.pooling={model.pooling.name}"
+            )
+        if train.micro_batch == 1 and not train.freeze_batchnorm:
+            raise ValueError(
+                "model.network=fbsd normalises pooled features over a batch, and train.micro_batch "
+                "is 1 image; set train.micro_batch=2 or more"
+            )
+
+
+Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG, FBSD)
 
 
 def check_network(model, train) -> None:

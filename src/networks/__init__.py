@@ -11,6 +11,7 @@ from src.errors import UserError
 from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
 from src.networks.bbn import BBN
+from src.networks.fbsd import FBSD
 from src.networks.kt import KnowledgeTransfer
 from src.networks.paco import PaCo
 from src.networks.plain import Plain
@@ -26,6 +27,7 @@ NETWORKS = {
     "task_separator": TaskSeparator,
     "ride": RIDE,
     "transfg": TransFG,
+    "fbsd": FBSD,
 }
 
 

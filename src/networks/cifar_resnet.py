@@ -68,11 +68,17 @@ class CifarResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
         self.global_pool = SelectAdaptivePool2d(pool_type="fast", flatten=True)  # the mean
+        self.feature_info = [  # as timm's models have it
+            {"num_chs": width_out, "reduction": 2**i, "module": f"layer{i + 1}"}
+            for i, width_out in enumerate(widths)
+        ]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(images)))  # [N, 16, H, W]
-        x = self.layer3(self.layer2(self.layer1(x)))  # [N, 64, H/4, W/4]
-        return self.global_pool(x)
+        return self.layer3(self.layer2(self.layer1(x)))  # [N, 64, H/4, W/4]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.global_pool(self.forward_features(images))

@@ -239,7 +239,9 @@ def _fill(target: Network, state: dict[str, torch.Tensor], path: Path | str) -> 
     usable = {k: v for k, v in state.items() if k in own and k not in reshaped}
     missing = sorted(own.keys() - state.keys())
     unused = sorted(state.keys() - own.keys())
-    body = [k for k in own if not k.startswith("classifier.")]
+    names = {id(module): name for name, module in target.named_modules()}
+    bodies = tuple(f"{names[id(body.module)]}." for body in target.bodies())
+    body = [k for k in own if k.startswith(bodies)]
     if sum(k in usable for k in body) < len(body) / 2:
         raise UserError(
             f"{path}: only {len(usable)} of the network's {len(own)} tensors are in it. Missing: "
