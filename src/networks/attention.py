@@ -20,7 +20,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-ROWS = 256  # of a map at once: heads x 256 x T is what an MLP of width 4 D keeps for T tokens
+ROWS = 128  # of a map at once: with heads of width 64 half of what the MLP of a block keeps
 
 
 def no_rollout(backbone: nn.Module) -> str | None:
@@ -75,7 +75,7 @@ def _queries_keys(block: Block, tokens: torch.Tensor) -> tuple[torch.Tensor, tor
     attention = block.attn
     parts = attention.qkv(block.norm1(tokens))  # [N, T, 3 · heads · d]
     parts = parts.unflatten(2, (3, attention.num_heads, -1))  # [N, T, 3, heads, d]
-    q, k, _ = parts.permute(2, 0, 3, 1, 4)
+    q, k = parts[:, :, :2].permute(2, 0, 3, 1, 4).contiguous()  # or each product copies k anew
     return attention.q_norm(q) * attention.scale, attention.k_norm(k)
 
 
