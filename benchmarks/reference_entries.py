@@ -314,6 +314,15 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/networks/fbsd.py",
         ),
         Entry(
+            "MMAL-Net",
+            "a CNN on classes that differ in details of objects that do not fill the image; a step "
+            "sees the image, the object and 7 parts of half the size, a prediction the first two",
+            "model: {network: mmal}",
+            "Zhang et al., MMM 2021",
+            "src/networks/mmal.py",
+            "mmal",
+        ),
+        Entry(
             "anti-aliasing",
             "objects at any position; ResNets",
             "{model: {backbone: resnet50, anti_alias: true}}",

@@ -24,6 +24,7 @@ TWO = {"second_sampler": "class_balanced"}
 METHODS = {
     "bbn": ({"network": "bbn"}, {"second_sampler": "reversed"}),
     "kt": ({"network": {"name": "kt", "start_epoch": 0}}, {}),
+    "mmal": ({"network": {"name": "mmal", "raw_epochs": 0}}, {"mixing": {"mixup": 1.0}}),
     "paco": (
         {"network": "paco"},
         {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},

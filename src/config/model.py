@@ -41,7 +41,8 @@ class Model(Section):
         "samples are contrasted at once; ride: the mean of diverse experts on shared early stages; "
         "task_separator: a gate between experts for many, medium and few images; transfg: a vision "
         "transformer whose last block sees the patches it looked at; fbsd: a CNN whose later "
-        "stages do not see what earlier ones found",
+        "stages do not see what earlier ones found; mmal: a CNN that sees the image, the object in "
+        "it and its parts",
     )
     backbone: str = Field(
         "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
@@ -79,7 +80,7 @@ class Model(Section):
     neck: Neck | None = Field(
         None,
         description="a linear layer between pooled features and the head, whose output are then "
-        "the features; plain networks, kt, paco, task_separator and transfg; null: none",
+        "the features; plain networks, kt, paco, task_separator, transfg and mmal; null: none",
     )
     anti_alias: bool = Field(
         False,

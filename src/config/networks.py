@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from src.config.section import EPOCHS, Section, named
 
 Count = Annotated[int, Field(ge=1)]
+Cells = tuple[Count, Count]  # height, width
 
 
 class NetworkSection(Section):
@@ -276,7 +277,66 @@ class FBSD(NetworkSection):
             )
 
 
-Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG, FBSD)
+class MMAL(NetworkSection):
+    necks = True
+    compiles = False
+
+    name: Literal["mmal"] = "mmal"
+    raw_epochs: int = Field(
+        1,
+        ge=0,
+        json_schema_extra=EPOCHS,
+        description="first epochs in which it looks at the whole image alone",
+    )
+    windows: Literal["cub", "aircraft"] | tuple[tuple[Cells, ...], ...] = Field(
+        "cub",
+        description="shapes of the parts that are looked for in the map of an object. cub, "
+        "aircraft: three published scales, fitted to the map; else shapes [height, width] in cells "
+        "of the map, by scale: [[[2, 2], [1, 3]], [[4, 4]]]",
+    )
+    kept: tuple[Count, ...] | None = Field(
+        None,
+        description="parts kept of each scale; null: as published, [2, 3, 2] for cub, [3, 2, 1] "
+        "for aircraft",
+    )
+    parts_at_inference: bool = Field(
+        False,
+        description="a third head beside raw and object, on the mean of the parts' features; every "
+        "prediction then looks at the parts, too",
+    )
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return ("raw", "object", "parts")[: 2 + self.parts_at_inference]
+
+    @model_validator(mode="after")
+    def _as_many(self):
+        named = isinstance(self.windows, str)
+        scales = 3 if named else len(self.windows)
+        if not scales or not all(named or shapes for shapes in self.windows):
+            raise ValueError("windows: every scale needs at least one shape [height, width]")
+        published = named and self.kept is None
+        if not published and len(self.kept or ()) != scales:
+            raise ValueError(
+                f"kept: windows has {scales} scales; give the number of parts of each, found "
+                f"{self.kept and list(self.kept)}"
+            )
+        return self
+
+    def check(self, model, train) -> None:
+        if train.mixing.cutmix or train.mixing.manifold:
+            raise ValueError(
+                "model.network=mmal cuts objects and parts out of mixed images, and the share of a "
+                "label must hold for each of them: train.mixing.mixup alone does that"
+            )
+        if self.raw_epochs >= train.epochs:
+            raise ValueError(
+                f"model.network.raw_epochs ({self.raw_epochs}) must be below train.epochs "
+                f"({train.epochs}): the object, by which mmal predicts, is looked at after them"
+            )
+
+
+Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG, FBSD, MMAL)
 
 
 def check_network(model, train) -> None:

@@ -13,6 +13,7 @@ from src.networks.base import Network
 from src.networks.bbn import BBN
 from src.networks.fbsd import FBSD
 from src.networks.kt import KnowledgeTransfer
+from src.networks.mmal import MMAL
 from src.networks.paco import PaCo
 from src.networks.plain import Plain
 from src.networks.ride import RIDE
@@ -28,6 +29,7 @@ NETWORKS = {
     "ride": RIDE,
     "transfg": TransFG,
     "fbsd": FBSD,
+    "mmal": MMAL,
 }
 
 

@@ -66,6 +66,8 @@ def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Mo
         ) from error
     if blur is not None:
         check_blurred(backbone, model.backbone)
+    # D of what it gives: later MobileNets have a layer after the pooling
+    backbone.num_features = getattr(backbone, "head_hidden_size", backbone.num_features)
     return backbone
 
 
@@ -75,7 +77,8 @@ def stages(backbone: nn.Module) -> list[nn.Module]:
         found = getattr(backbone, name, None)
         if isinstance(found, nn.Sequential | nn.ModuleList):
             return list(found)
-    layers = (getattr(backbone, f"layer{i}", None) for i in range(1, 5))
+    names = [f"{name}{i}" for name in ("layer", "s") for i in range(1, 5)]  # s: of RegNets
+    layers = (getattr(backbone, name, None) for name in names)
     return [layer for layer in layers if isinstance(layer, nn.Module)]
 
 

@@ -80,5 +80,8 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)))  # [N, 16, H, W]
         return self.layer3(self.layer2(self.layer1(x)))  # [N, 64, H/4, W/4]
 
+    def forward_head(self, last: torch.Tensor) -> torch.Tensor:
+        return self.global_pool(last)  # [N, 64]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.global_pool(self.forward_features(images))
+        return self.forward_head(self.forward_features(images))
