@@ -394,6 +394,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "ce/ncm",
         ),
         Entry(
+            "k nearest neighbours",
+            "nothing is trained; classes of several looks, and the distance to the nearest image",
+            "stage2: [{head: knn, k: 20, temperature: 0.07}]",
+            "Wu et al., CVPR 2018",
+            "src/rebalance/knn.py",
+            "ce/knn",
+        ),
+        Entry(
             "MaxNorm, weight decay, class-balanced loss",
             "with a stage 1 of searched weight decay",
             "stage2: [{head: maxnorm}]",

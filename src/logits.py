@@ -5,6 +5,11 @@ f: features [N, D] · W: class weights or class means [K, D] · z: logits [N, K]
 
 import numpy as np
 
+BLOCK = 2**20  # cosines between images and neighbours at once
+STRIDE = 1024  # neighbours among these
+FINE = 2**20  # cosines that are the same in parts of this are equal
+SPAN = 2**40  # above any number of neighbours
+
 
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows divided by their Euclidean norm; a zero row stays zero."""
@@ -29,6 +34,44 @@ def nearest_centre_logits(f: np.ndarray, weight: np.ndarray, scale: float = 1.0)
     for j in range(1, weight.shape[1]):  # one at a time: [N, K n] may be gigabytes
         np.maximum(z, cosine_logits(f, weight[:, j], scale), out=z)
     return z
+
+
+def nearest(f: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of `bank` [M, D] with the largest cosines to each of f [N, D]: cosines [N, k],
+    rounded to parts of 1 / FINE, and rows [N, k]; the first row of equals. All M where k is more.
+
+    Cosine and row make one whole number, so that equals go by the order of the bank whatever the
+    blocks are in which it is searched, and never an [N, M].
+    """
+    k = min(k, len(bank))
+    step = max(1, BLOCK // min(len(bank), STRIDE))
+    cosines, rows = np.empty((len(f), k), np.float32), np.empty((len(f), k), np.int64)
+    for i in range(0, len(f), step):
+        query = unit(f[i : i + step])
+        best = np.empty((len(query), 0), np.int64)
+        for j in range(0, len(bank), STRIDE):
+            block = unit(bank[j : j + STRIDE].astype(np.float32))
+            z = np.rint(query @ block.T * FINE).astype(np.int64)
+            best = np.concatenate([best, z * SPAN - np.arange(j, j + len(block))], 1)
+            if best.shape[1] > k:
+                best = np.partition(best, -k, axis=1)[:, -k:]
+        best = -np.sort(-best, axis=1)
+        rows[i : i + step] = where = -best % SPAN
+        cosines[i : i + step] = (best + where) // SPAN / FINE
+    return cosines, rows
+
+
+def knn_logits(f: np.ndarray, head: dict[str, np.ndarray]) -> np.ndarray:
+    """Log of the classes' smoothed shares of the votes of each row's k nearest, [N, K]; formula in
+    src/rebalance/knn.py. head: bank, labels, votes, k, temperature, smoothing"""
+    votes, smoothing = head["votes"], float(head["smoothing"])
+    cosines, rows = nearest(f, head["bank"], int(head["k"]))  # [N, k]
+    labels = head["labels"][rows]
+    weight = np.exp((cosines - cosines[:, :1]) / float(head["temperature"])) * votes[labels]
+    shares = np.zeros((len(f), len(votes)), np.float32)
+    np.add.at(shares, (np.arange(len(f))[:, None], labels), weight)
+    shares /= shares.sum(1, keepdims=True)
+    return np.log((1 - smoothing) * shares + smoothing / len(votes))
 
 
 def class_means(f: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -56,8 +99,8 @@ def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.nda
     """Logits of a head that 02 or 03 saved.
 
     kind: linear (weight [K, D], bias [K]), cosine (weight, scale []), subcentre (weight [K, n, D],
-    scale), or centred (weight, bias, center [D]), which is linear in the unit vector of f − center.
-    A head of one branch of a network also has `columns`, see `seen`.
+    scale), centred (weight, bias, center [D]), which is linear in the unit vector of f − center, or
+    knn, see `knn_logits`. A head of one branch of a network also has `columns`, see `seen`.
     """
     f = seen(f, head)
     if kind == "linear":
@@ -68,7 +111,25 @@ def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.nda
         return nearest_centre_logits(f, head["weight"], float(head["scale"]))
     if kind == "centred":
         return linear_logits(unit(f - head["center"]), head["weight"], head["bias"])
+    if kind == "knn":
+        return knn_logits(f, head)
     raise ValueError(f"unknown kind of head {kind!r}")
+
+
+def head_distance(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.ndarray | None:
+    """1 − cosine to the nearest of what a head compares features with, [N]: a class's centre or
+    mean, knn: a training image. Large for images of no known class (open-set recognition, Scheirer
+    et al., TPAMI 2013). None for a linear head, which compares with nothing."""
+    f = seen(f, head)
+    if kind == "cosine":
+        return 1 - cosine_logits(f, head["weight"]).max(1)
+    if kind == "subcentre":
+        return 1 - nearest_centre_logits(f, head["weight"]).max(1)
+    if kind == "centred":
+        return 1 - cosine_logits(f - head["center"], head["weight"]).max(1)
+    if kind == "knn":
+        return 1 - nearest(f, head["bank"], 1)[0][:, 0]
+    return None
 
 
 def to_range(z: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from src.artifacts.heads import load_head, save_head
-from src.config.heads import CRT, LWS, NCM, CosineHead, MaxNorm
+from src.config.heads import CRT, KNN, LWS, NCM, CosineHead, MaxNorm
 from src.config.read import parse_config
 from src.errors import UserError
 from src.fusion import STEPS
@@ -72,6 +72,7 @@ SPECS = [
     CosineHead(epochs=3, views=1),
     NCM(),
     NCM(features="cl2n", distance="l2", views=2),
+    KNN(k=5, views=2),
 ]
 
 

@@ -19,7 +19,7 @@ import src.inference.predict as predict_module
 import src.rebalance.features as features_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, sha256, write_bytes, write_json
-from src.artifacts.heads import load_head, save_head
+from src.artifacts.heads import load_head
 from src.artifacts.predictions import Predictions, load_features, load_predictions
 from src.config.heads import CRT
 from src.config.outputs import TTA
@@ -196,17 +196,16 @@ def test_05_applies_recipes_of_earlier_versions_and_those_with_arrays(trained, m
         logits("posthoc")
 
 
-def test_05_computes_the_logits_of_each_head_once(tmp_path, monkeypatch):
+def test_05_computes_the_logits_of_each_head_once(monkeypatch):
     rng = np.random.default_rng(0)
     f, w = rng.normal(size=(20, 4)).astype(np.float32), rng.normal(size=(10, 4))
-    paths = {name: save_head(tmp_path / name, "linear", {"weight": w, "bias": w[:, 0]})
-             for name in ("stage1", "crt", "ncm")}  # fmt: skip
+    heads = {n: ("linear", {"weight": w, "bias": w[:, 0]}) for n in ("stage1", "crt", "ncm")}
     z, blank = np.ones((20, 10), np.float32), np.full(20, -1)
     found = Predictions(np.arange(20).astype(str), z, blank, blank, f)
     calls = [count(monkeypatch, m, "head_logits") for m in (predict_module, step_module)]
     steps = [{"step": "ncm_fusion", "params": {"w": 0.5, "head": "ncm"}}]
     recipe, counts = {"head": "crt", "steps": steps}, np.arange(10) + 1
-    logits = predict_module.all_logits(found, {}, paths, recipe, counts)
+    logits = predict_module.all_logits(found, {}, heads, recipe, counts)
     assert set(logits) == {"stage1", "crt", "ncm", "posthoc"} and sum(map(len, calls)) == 2
     assert not np.array_equal(logits["posthoc"], logits["crt"])
 

@@ -16,12 +16,22 @@ from src.artifacts.tensors import header, read_tensors
 from src.config.names import STAGE1, branch_of, of_stage1
 from src.errors import UserError
 
-TYPES = {"columns": np.int64}  # all others are float32
-SHAPES = {  # a letter is one number throughout a head: K classes, D features, n centres of a class
+WHOLE = dict.fromkeys(("columns", "labels", "k"), np.int64)
+TYPES = WHOLE | {"bank": np.float16}  # all others are float32
+SHAPES = {  # a letter is one number throughout a head: K classes, D features, n centres of a class,
+    # N neighbours
     "linear": {"weight": "KD", "bias": "K"},
     "cosine": {"weight": "KD", "scale": ""},
     "subcentre": {"weight": "KnD", "scale": ""},
     "centred": {"weight": "KD", "bias": "K", "center": "D"},
+    "knn": {
+        "bank": "ND",
+        "labels": "N",
+        "votes": "K",
+        "k": "",
+        "temperature": "",
+        "smoothing": "",
+    },
 }
 
 

@@ -13,7 +13,7 @@ from src.artifacts.predictions import Predictions, load_predictions, stack
 from src.artifacts.work import MANIFEST
 from src.config.names import STAGE1, branch_of, of_stage1
 from src.errors import UserError, some
-from src.logits import head_logits
+from src.logits import head_distance, head_logits
 
 
 def check_finished(directory: Path, dataset: Dataset, script: str) -> None:
@@ -65,7 +65,8 @@ def load_head_folds(home: Path, name: str, dataset: Dataset) -> dict[int, Predic
 def at_branch(found: Predictions, home: Path, name: str, fold: int) -> Predictions:
     """A network's predictions with the logits of its head `name`."""
     kind, arrays = load_head(head_path(home, name, fold_name(fold)))
-    return found.with_logits(head_logits(found.features, arrays, kind))
+    f = found.features
+    return found.with_logits(head_logits(f, arrays, kind), head_distance(f, arrays, kind))
 
 
 def load_oof(home: Path, name: str, dataset: Dataset) -> Predictions:

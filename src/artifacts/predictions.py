@@ -1,7 +1,13 @@
 """Logits and features of many images on disk. Everything joins by `image_id`.
 
-*.npz        image_id, logits [N, K], label (-1 unknown), fold, features [N, D] where they exist,
-             column.<name>: the columns of data.columns, text
+*.npz        image_id, logits [N, K], label (-1 unknown), fold, features [N, D] and distance [N]
+             where they exist, column.<name>: the columns of data.columns, text
+
+`distance` is of heads that compare features with something: 1 − cosine to the nearest class centre,
+class mean or (knn) training image, from 0 to 2 (`src.logits.head_distance`). In an oof.npz that is
+what the fold's network and head were fitted on, which the image is not part of; predict/<head>.npz
+has the mean over the networks. A threshold that all but a few percent of the out-of-fold images
+keep below finds test images that are of no known class.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,6 +28,7 @@ ARRAYS = {  # what it is saved as, numpy's kinds, dimensions, and both in words
     "label": (np.int64, "iu", 1, "whole numbers [N]"),
     "fold": (np.int64, "iu", 1, "whole numbers [N]"),
     "features": (np.float32, "f", 2, "floats [N, D]"),
+    "distance": (np.float32, "f", 1, "floats [N]"),
 }
 TEXT = ARRAYS["image_id"]  # and a column's
 
@@ -32,7 +39,8 @@ class Predictions:
 
     image_id: [N] text · logits: [N, K] float32 · label: [N], -1 where unknown · fold: [N], the fold
     whose model made the row, -1 for an average over models · features: [N, D] float32 or None ·
-    columns: what data.columns keeps beside each image, [N] text by name
+    columns: what data.columns keeps beside each image, [N] text by name · distance: [N] float32 or
+    None, to what the head compares features with
     """
 
     image_id: np.ndarray
@@ -41,6 +49,7 @@ class Predictions:
     fold: np.ndarray
     features: np.ndarray | None = None
     columns: dict[str, np.ndarray] = field(default_factory=dict)
+    distance: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything by the name it has in an .npz, [N, …] each; `from_arrays` is the way back."""
@@ -48,9 +57,10 @@ class Predictions:
         found |= {COLUMN + name: values for name, values in self.columns.items()}
         return {name: array for name, array in found.items() if array is not None}
 
-    def with_logits(self, logits: np.ndarray) -> "Predictions":
-        """The same images with other logits [N, K], without the features."""
-        return replace(self, logits=logits, features=None)
+    def with_logits(self, logits: np.ndarray, distance: np.ndarray | None = None) -> "Predictions":
+        """The same images with the logits [N, K] of another head and its distance [N], without the
+        features."""
+        return replace(self, logits=logits, distance=distance, features=None)
 
     def save(self, path: Path) -> Path:
         """Write an .npz, sorted by image_id."""
@@ -74,7 +84,7 @@ class Predictions:
 def from_arrays(arrays: dict[str, np.ndarray]) -> Predictions:
     """What `Predictions.arrays` gave."""
     columns = {n.removeprefix(COLUMN): a for n, a in arrays.items() if n.startswith(COLUMN)}
-    return Predictions(*(arrays.get(name) for name in ARRAYS), columns)
+    return Predictions(**{name: arrays.get(name) for name in ARRAYS}, columns=columns)
 
 
 def load_predictions(path: Path, num_classes: int) -> Predictions:
@@ -128,7 +138,8 @@ def stack(parts: list[Predictions]) -> Predictions:
 
 
 def concatenate(parts: list[Predictions]) -> Predictions:
-    """The rows of all parts, in this order; features where all have them, equally wide.
+    """The rows of all parts, in this order; features where all have them, equally wide, and
+    distances where all have them.
 
     Errors: UserError when they do not carry the same columns.
     """
@@ -140,6 +151,8 @@ def concatenate(parts: list[Predictions]) -> Predictions:
         )
     if len({None if p.features is None else p.features.shape[1] for p in parts}) > 1:
         parts = [replace(p, features=None) for p in parts]
+    if any(p.distance is None for p in parts):
+        parts = [replace(p, distance=None) for p in parts]
     arrays = [p.arrays() for p in parts]
     return from_arrays({name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
 

@@ -192,4 +192,19 @@ class NCM(AnyHead):
     )
 
 
-Head = named(CRT, LWS, MaxNorm, CosineHead, NCM, by="head")
+class KNN(AnyHead):
+    head: Literal["knn"] = "knn"
+    views: int = Field(
+        0, ge=0, le=64, description="augmented views that are neighbours, too; 0: the plain one"
+    )
+    k: int = Field(20, ge=1, le=10_000, description="neighbours that vote")
+    temperature: float = Field(
+        0.07, gt=0, description="a vote weighs exp(cosine / temperature); small: the nearest alone"
+    )
+    balanced: bool = Field(True, description="divide the votes of a class by its training images")
+    smoothing: float = Field(
+        0.1, gt=0, lt=1, description="share of the probability that all classes have in any case"
+    )
+
+
+Head = named(CRT, LWS, MaxNorm, CosineHead, NCM, KNN, by="head")

@@ -42,7 +42,13 @@ class Config(Section):
     judge: Judge = Field(
         default_factory=Judge, description="04 and 06: when what is fitted after training is kept"
     )
-    predict: Predict = Field(default_factory=Predict, description="test logits")
+    predict: Predict = Field(
+        default_factory=Predict,
+        description="test logits. Of heads that compare features with something (ncm, knn, cosine, "
+        "subcentre) predict/<head>.npz also has `distance` [N], 1 - cosine to the nearest class or "
+        "training image: to find images of no known class, take as a threshold the 95th percentile "
+        "of the same array in the head's oof.npz files",
+    )
     ensemble: Ensemble = Field(default_factory=Ensemble, description="the submission")
     seed: int = Field(0, ge=0, description="of everything random in stages 1 and 2")
 

@@ -24,9 +24,10 @@ from src.config.schema import Config
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.fusion import apply_recipe, check_recipe
+from src.fusion.step import Head
 from src.fusion.store import ARRAYS, RECIPE, load_recipe
 from src.inference.views import keep_views, tta_views, view_files
-from src.logits import head_logits
+from src.logits import head_distance, head_logits
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import load_statistics
 from src.networks.forward import run_network
@@ -67,6 +68,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     recipe, counts = load_recipe(posthoc), data.counts(data.images)
     check_recipe(recipe, names, posthoc / RECIPE)
     sums: dict[str, np.ndarray] = {}
+    distances: dict[str, np.ndarray] = {}
     for network in networks:
         stage1 = home / "stage1" / network
         found = network_predictions(config, data, stage1, work.directory, accelerator)
@@ -74,11 +76,12 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             name: network_predictions(config, data, stage1, work.directory, accelerator, path)
             for name, path in _statistics(heads[network]).items()
         }
-        for name, z in all_logits(found, own, heads[network], recipe, counts).items():
-            sums[name] = sums.get(name, 0) + z.astype(np.float64) / len(networks)
+        loaded = {name: load_head(path) for name, path in heads[network].items()}
+        _add(sums, all_logits(found, own, loaded, recipe, counts), len(networks))
+        _add(distances, all_distances(found, own, loaded), len(networks))
     if main:
         for name, path in paths.items():
-            found.with_logits(sums[name]).save(path)
+            found.with_logits(sums[name], distances.get(name)).save(path)
         work.finish(
             [*(path.name for path in paths.values()), *views],
             networks=networks,
@@ -91,21 +94,37 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
 def all_logits(
     found: Predictions,
     own: dict[str, Predictions],
-    heads: dict[str, Path],
+    loaded: dict[str, Head],
     recipe: dict,
     counts: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Logits [N, K] of stage1, every head and posthoc, of one network.
 
-    own: predictions of heads that changed the backbone's batch norm · heads: their files by name ·
+    own: predictions of heads that changed the backbone's batch norm · loaded: heads by name ·
     counts: [K] images of each class, of all folds
     """
-    loaded = {name: load_head(path) for name, path in heads.items()}
     logits = {STAGE1: found.logits}
     for name, (kind, arrays) in loaded.items():
         if name != STAGE1:
             logits[name] = head_logits(own.get(name, found).features, arrays, kind)
     return logits | {"posthoc": apply_recipe(recipe, found.features, loaded, logits, counts)}
+
+
+def all_distances(
+    found: Predictions, own: dict[str, Predictions], loaded: dict[str, Head]
+) -> dict[str, np.ndarray]:
+    """Distance [N] of each head that compares features with something; arguments as above."""
+    distances = {
+        name: head_distance(own.get(name, found).features, arrays, kind)
+        for name, (kind, arrays) in loaded.items()
+    }
+    return {name: distance for name, distance in distances.items() if distance is not None}
+
+
+def _add(sums: dict[str, np.ndarray], parts: dict[str, np.ndarray], count: int) -> None:
+    """Add a part of a mean over `count` networks to each name's sum."""
+    for name, part in parts.items():
+        sums[name] = sums.get(name, 0) + part.astype(np.float64) / count
 
 
 def network_predictions(

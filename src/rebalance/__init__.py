@@ -5,6 +5,7 @@ A head is a function (its config, FeatureSet, seed, device) → kind and arrays,
 
 from src.rebalance.cosine import fit_cosine
 from src.rebalance.crt import fit_crt
+from src.rebalance.knn import fit_knn
 from src.rebalance.lws import fit_lws
 from src.rebalance.maxnorm import fit_maxnorm
 from src.rebalance.ncm import fit_ncm
@@ -15,4 +16,5 @@ HEADS = {
     "maxnorm": fit_maxnorm,
     "cosine": fit_cosine,
     "ncm": fit_ncm,
+    "knn": fit_knn,
 }

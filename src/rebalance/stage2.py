@@ -18,7 +18,7 @@ from src.config.names import at
 from src.config.schema import Config
 from src.data.transforms import EvalTransform, check_augment
 from src.errors import UserError
-from src.logits import head_logits
+from src.logits import head_distance, head_logits
 from src.metrics import summary
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import save_statistics
@@ -150,7 +150,8 @@ def fit_head(
     if stage1.name != FULL:
         oof = fold.held_out if live is None else held_out_features(work, live, stage1)
         logits = head_logits(oof.features, arrays, kind)
-        oof.with_logits(logits).save(step.directory / "oof.npz")
+        distance = head_distance(oof.features, arrays, kind)
+        oof.with_logits(logits, distance).save(step.directory / "oof.npz")
         outputs.append("oof.npz")
         metrics = summary(logits, oof.label, work.data.classes["bin"].to_numpy())
     step.finish(

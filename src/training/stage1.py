@@ -4,6 +4,7 @@ import importlib.util
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from src.config.tree import dump_config, flatten
 from src.data.dataset import Epochs
 from src.data.transforms import EvalTransform, Preprocessing, check_augment
 from src.errors import UserError
+from src.logits import head_distance
 from src.metrics import METRICS, summary
 from src.networks.base import Network
 from src.networks.forward import run_network
@@ -192,10 +194,14 @@ def finish(
             trainer.rest,
         )  # fmt: skip
         outputs = ["weights.safetensors", "metrics.csv"]
-        for branch, (kind, arrays) in network.heads().items():
+        heads = network.heads()
+        for branch, (kind, arrays) in heads.items():
             outputs.append(head_file(branch))
             save_head(directory / outputs[-1], kind, arrays)
         if found is not None:
+            if "" in heads:  # the network's own logits are this head's
+                kind, arrays = heads[""]
+                found = replace(found, distance=head_distance(found.features, arrays, kind))
             found.save(directory / "oof.npz")
             outputs.append("oof.npz")
         work.finish(
