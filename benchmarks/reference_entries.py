@@ -206,6 +206,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
     ),
     "Single images": (
         Entry(
+            "progressive resizing",
+            "networks that take any image size: the first epochs cost less",
+            "{model: {image_size: 160}, train: {resizing: [{size: 128, share: 0.5}]}}",
+            "Tan & Le, ICML 2021",
+            "src/data/resizing.py",
+            "progressive",
+        ),
+        Entry(
             "RandAugment",
             "many epochs on few images; two numbers to tune, and m is the one that matters",
             "train: {augment: {policy: {name: randaugment, n: 2, m: 9}, color_jitter: 0}}",

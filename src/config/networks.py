@@ -367,7 +367,8 @@ def check_network(model, train) -> None:
     if train.mixing.alphas and network.unmixed:
         raise ValueError(f"train.mixing does not go with {asked}: {network.unmixed}")
     _check_second(network, train, asked)
-    network.check(model, train)
+    for size in (model.image_size, *(step.size for step in train.resizing)):
+        network.check(model.model_copy(update={"image_size": size}), train)
 
 
 def _check_neck(neck, network: NetworkSection, train, asked: str) -> None:

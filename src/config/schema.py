@@ -94,6 +94,11 @@ class Config(Section):
 
 
 def _check_device_cache(config: Config) -> None:
+    if config.data.cache == "device" and config.train.resizing:
+        raise ValueError(
+            "data.cache: device keeps images of one size, and train.resizing asks for several; use "
+            "data.cache: memory"
+        )
     others = config.train.augment.beyond_moves
     if config.data.cache == "device" and others:
         raise ValueError(

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from src.config.augment import Augment
 from src.config.auxiliaries import Auxiliary
 from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
+from src.config.schedules import Resizing, boundaries, check_resizing
 from src.config.section import EPOCHS, VOLATILE, Section
 
 
@@ -93,6 +94,12 @@ class Train(Section):
     )
     mixing: Mixing = Field(default_factory=Mixing, description="of images within a batch")
     augment: Augment = Field(default_factory=Augment, description="of single images")
+    resizing: tuple[Resizing, ...] = Field(
+        (),
+        description="sizes of training images before they have model.image_size, each with its "
+        "share of the epochs: [{size: 128, share: 0.5}]; changed between epochs. Evaluation is "
+        "always at model.image_size",
+    )
     ema: float | None = Field(
         None,
         gt=0,
@@ -142,6 +149,7 @@ class Train(Section):
             raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
         if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
+        check_resizing(self.resizing, self.epochs)
         names = [auxiliary.name for auxiliary in self.auxiliaries]
         if len(set(names)) < len(names):
             raise ValueError(f"auxiliaries: each can be there once, found {names}")
@@ -153,3 +161,9 @@ class Train(Section):
                 f"found {list(self.milestones)}"
             )
         return self
+
+    def resized(self, epoch: int) -> int | None:
+        """Pixels of the training images of an epoch, from 0; None: those of model.image_size."""
+        ends = boundaries(self.resizing, self.epochs)
+        steps = zip(self.resizing, ends, strict=True)
+        return next((step.size for step, end in steps if epoch < end), None)

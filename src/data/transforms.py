@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from src.config.augment import Augment
-from src.config.schema import Config
 from src.data.named import A, named_transforms
 from src.data.policies import SeededTransform, build_policy
 from src.data.shift import moved, moves
@@ -204,10 +203,3 @@ class _Policy(A.ImageOnlyTransform):
 
     def apply(self, image: np.ndarray, seed: int, **_) -> np.ndarray:
         return self.policy(image, seed)
-
-
-def check_augment(config: Config) -> None:
-    """Errors: UserError for a `train.augment` that cannot be; for before anything is loaded."""
-    model, grey = config.model, (0.5, 0.5, 0.5)
-    prep = Preprocessing(model.image_size, model.crop_pct, model.interpolation, grey, grey)
-    TrainTransform(prep, config.train.augment, config.seed)

@@ -6,6 +6,7 @@ import torch
 
 from src.artifacts.dataset import Classes
 from src.config.model import Model
+from src.config.schedules import Resizing
 from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks.backbone import build_backbone, preprocessing
@@ -54,18 +55,43 @@ def _rehearse(model: Model, classes: Classes) -> None:
         NETWORKS[model.network.name](model, build_backbone(model, pretrained=False), classes)
 
 
-@torch.inference_mode()
 def check_image_size(network: Network, model: Model) -> None:
     """Errors: UserError when the network cannot take images of `model.image_size`, before any
     image is read."""
     size = model.image_size
-    try:
-        network.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    if error := _refusal(network, size):
         raise UserError(
             f"model.image_size={size}: {model.backbone} does not take images of {size} x {size} "
             f"pixels ({error}). Choose the size it was made for, or, for a vision transformer, set "
             f"model.kwargs.img_size={size}."
         ) from error
+
+
+def check_resizing(
+    network: Network, model: Model, classes: Classes, steps: tuple[Resizing, ...]
+) -> None:
+    """Errors: UserError when the network cannot take images of every size of `train.resizing`:
+    one that was made for that size could not, or this one, which is made for model.image_size."""
+    for size in (step.size for step in steps):
+        try:
+            _rehearse(model.model_copy(update={"image_size": size}), classes)
+        except UserError as error:
+            raise UserError(f"train.resizing, {size} pixels: {error}") from error
+        if error := _refusal(network, size):
+            raise UserError(
+                f"train.resizing: {model.backbone} with model.network={model.network.name} does "
+                f"not take images of {size} x {size} pixels after it was made for "
+                f"{model.image_size} ({error}). Choose another size, or a network that takes any; "
+                "a plain vision transformer does with model.kwargs.dynamic_img_size=true"
+            ) from error
+
+
+@torch.inference_mode()
+def _refusal(network: Network, size: int) -> Exception | None:
+    try:
+        network.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return error
     finally:
         network.train()
+    return None

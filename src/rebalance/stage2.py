@@ -16,7 +16,8 @@ from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
 from src.config.names import at
 from src.config.schema import Config
-from src.data.transforms import EvalTransform, check_augment
+from src.data.resizing import check_augment
+from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.logits import head_distance, head_logits
 from src.metrics import summary

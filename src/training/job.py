@@ -16,11 +16,11 @@ from src.config.schema import Config
 from src.data.cache import keep_images
 from src.data.dataset import Epochs
 from src.data.loader import training_loader
+from src.data.resizing import training_transform
 from src.data.samplers import epoch_order
-from src.data.transforms import TrainTransform
 from src.errors import some
 from src.losses import build_criterion
-from src.networks import build_network, check_image_size
+from src.networks import build_network, check_image_size, check_resizing
 from src.networks.base import Network
 from src.networks.freeze import Rest, freeze
 from src.networks.weights import frozen_rest, load_pretrained
@@ -61,6 +61,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     build = partial(build_network, config.model, classes, pretrained=hub)
     network, prep = build()
     check_image_size(network, config.model)
+    check_resizing(network, config.model, classes, train.resizing)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
     rest = hold(job, network, lambda: build()[0])
@@ -85,7 +86,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
         rest=rest,
     )  # fmt: skip
-    transform = TrainTransform(prep, train.augment, config.seed)
+    transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:
         keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
     loader = training_loader(config.data, images, transform, epochs, accelerator.device)

@@ -21,7 +21,8 @@ from src.artifacts.work import MANIFEST, RUNS, Work
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
 from src.data.dataset import Epochs
-from src.data.transforms import EvalTransform, Preprocessing, check_augment
+from src.data.resizing import check_augment
+from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError
 from src.logits import head_distance
 from src.metrics import METRICS, summary

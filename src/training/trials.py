@@ -23,7 +23,7 @@ from src.config.read import with_values
 from src.config.schema import Config
 from src.config.section import EPOCHS, Section
 from src.config.tree import dump_config, flatten
-from src.data.transforms import check_augment
+from src.data.resizing import check_augment
 from src.errors import UserError
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search

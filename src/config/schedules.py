@@ -1,0 +1,32 @@
+"""Keys of training that change from one epoch to the next, beside the learning rate."""
+
+from pydantic import Field
+
+from src.config.section import Section
+
+
+class Resizing(Section):
+    size: int = Field(ge=8, description="pixels, height and width of training images")
+    share: float = Field(gt=0, lt=1, description="of the epochs")
+
+
+def boundaries(steps: tuple[Resizing, ...], epochs: int) -> list[int]:
+    """The epoch after the last one of each step: sums of shares, to the nearest epoch."""
+    shares = [step.share for step in steps]
+    return [int(sum(shares[: i + 1]) * epochs + 0.5) for i in range(len(shares))]
+
+
+def check_resizing(steps: tuple[Resizing, ...], epochs: int) -> None:
+    """Errors: ValueError for a step, or what comes after the last one, that has no epoch."""
+    starts = [0, *boundaries(steps, epochs)]
+    for step, start, end in zip(steps, starts, starts[1:], strict=False):
+        if start == end:
+            raise ValueError(
+                f"resizing: a share of {step.share} of {epochs} epochs is none, so no image would "
+                f"have {step.size} pixels; raise it, or remove this step"
+            )
+    if starts[-1] >= epochs:
+        raise ValueError(
+            f"resizing: the shares take all {epochs} epochs, and the last are to be at "
+            "model.image_size; lower them"
+        )
