@@ -7,7 +7,8 @@ More views:            python 05_predict.py --config configs/birds_lt.yaml --set
 Reads   runs/<dataset>/<experiment>/stage1, stage2, posthoc (from 02, 03, 04)
 Writes  predict/stage1.npz, predict/<head>.npz, predict/posthoc.npz, manifest.json; and per network
         predict/cache/, so that a new head or calibration needs no second pass of the backbone;
-        with predict.keep_views also predict/views/<network>/view<i>.npz
+        with predict.keep_views also predict/views/<network>/view<i>.npz; and for a few images
+        predict/evidence/evidence.npz, what the networks looked at, which the report shows
 """
 
 from pathlib import Path
@@ -20,9 +21,14 @@ def main() -> None:
     args = cli.parser(__doc__).parse_args()
     config = load_config(args.config, args.set)
 
-    from src.inference.predict import predict  # after the config is known to be right
+    from src.inference.evidence import evidence  # after the config is known to be right
+    from src.inference.predict import predict
 
-    for name, path in predict(config, Path(args.config).stem, args.overwrite).items():
+    experiment = Path(args.config).stem
+    paths = predict(config, experiment, args.overwrite)
+    if config.predict.evidence:
+        paths["evidence"] = evidence(config, experiment, args.overwrite)
+    for name, path in paths.items():
         cli.say(f"{name:>12}  {path}")
 
 

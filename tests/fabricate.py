@@ -5,16 +5,19 @@ Paths are relative (`runs/…`), so a test first changes into a directory of its
 """
 
 import hashlib
+import io
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from src.artifacts.dataset import Classes
+from src.artifacts.evidence import Looked
 from src.artifacts.files import read_json, sha256, write_bytes, write_json, write_table
 from src.artifacts.heads import save_head
 from src.artifacts.predictions import Predictions
@@ -204,6 +207,37 @@ def write_predictions(world: World, experiment: str, names=NAMES, *, noise=0.0, 
         Predictions(world.test_ids, logits, unknown, unknown).save(directory / f"{name}.npz")
     seal(directory, inputs=folds_input())
     return directory
+
+
+def write_evidence(home: Path, images: pd.DataFrame, predicted: np.ndarray) -> Looked:
+    """predict/evidence of an experiment as 05 leaves it: rows of folds.csv as out-of-fold images,
+    each also as a test image; a map that falls from left to right, and a box in the middle."""
+    count, label = len(images), images["label"].to_numpy()
+    kinds = np.where(predicted == label, "right", "wrong")
+    shade = np.linspace(1, 0, 4, dtype=np.float16)[None, None].repeat(2 * count, 0).repeat(3, 1)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(picture, "JPEG")
+    looked = Looked(
+        image_id=np.tile(images["image_id"].to_numpy(dtype=str), 2),
+        split=np.repeat(["oof", "test"], count),
+        kind=np.concatenate([kinds, np.full(count, "most confident")]),
+        label=np.concatenate([label, np.full(count, -1)]),
+        predicted=np.tile(predicted, 2),
+        explained=np.tile(predicted, 2),
+        fold=np.tile(images["fold"].to_numpy(), 2),
+        probability=np.linspace(0.9, 0.2, 2 * count),
+        jpeg=[picture.getvalue()] * (2 * count),
+        size=8,
+        boxes={"object": np.tile(np.float32([2, 2, 6, 6]), (2 * count, 1, 1))},
+        maps={"class_activation": shade},
+    )
+    directory = home / "predict" / "evidence"
+    looked.save(directory / "evidence.npz")
+    inputs = {"folds.csv": sha256(home.parent / "folds" / "folds.csv")}
+    if (oof := home / "posthoc" / "oof.npz").is_file():
+        inputs["posthoc/oof.npz"] = sha256(oof)
+    seal(directory, inputs=inputs)
+    return looked
 
 
 def folds_input() -> dict[str, str]:

@@ -92,6 +92,15 @@ class Predict(Section):
         "predict/views/<network>/view<i>.npz. May be turned on later: only the views are then made",
         json_schema_extra=VOLATILE,
     )
+    evidence: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="images of each bin and kind (right, wrong, confident and wrong; of the test "
+        "images the most and the least confident) for which 05 keeps, in predict/evidence/, what "
+        "the network looked at; the report shows them. 0: none",
+        json_schema_extra=VOLATILE,
+    )
 
 
 class MeanCombiner(Section):

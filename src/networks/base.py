@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from src.data.dataset import Batch
+from src.networks.evidence import maps_of
 
 
 @dataclass
@@ -108,9 +109,9 @@ class Network(nn.Module):
         return [Body(self.backbone)]
 
     def evidence(self, images: torch.Tensor) -> Evidence:
-        """What it looked at in images [N, 3, H, W], for its own prediction; eval mode, no
-        gradients. Nothing by default."""
-        return Evidence()
+        """What it looked at in images [N, 3, H, W], for its own prediction; eval mode, and no
+        gradient is left behind. By default where the score comes from, or an attention rollout."""
+        return Evidence(maps=maps_of(self, images))
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of a plain network (`backbone.…`, `classifier.…`) or of one like this, under

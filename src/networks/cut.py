@@ -69,7 +69,7 @@ def _parts(backbone: nn.Module) -> _Parts:
     b = backbone
     if isinstance(b, CifarResNet):
         stages = ["layer1", "layer2", "layer3"]
-        return _Parts([b.conv1, b.bn1, F.relu], stages, [], b.global_pool, 2)
+        return _Parts([b.conv1, b.bn1, F.relu], stages, [], b.forward_head, 2)
     if isinstance(b, ResNet):
         stages = ["layer1", "layer2", "layer3", "layer4"]
         pool = partial(b.forward_head, pre_logits=True)

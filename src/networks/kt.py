@@ -49,7 +49,8 @@ class KnowledgeTransfer(Plain):
 
     def forward(self, images: torch.Tensor) -> Output:
         features = self.embed(images)
-        return Output(self.classifier(self.dropped(features.detach())), features)
+        seen = features.detach() if self.training else features
+        return Output(self.classifier(self.dropped(seen)), features)
 
     def loss(
         self, batch: Batch, criterion: nn.Module, progress: Progress

@@ -102,9 +102,10 @@ def missing(what: str, script: str) -> str:
     return f'<p class="missing">{what} Run {command} to make it.</p>'
 
 
-def details(summary: str, inside: str) -> str:
+def details(summary: str, inside: str, opened: bool = False) -> str:
     """A part that opens on demand. Both are HTML already."""
-    return f"<details><summary>{summary}</summary>{inside}</details>"
+    tag = "details open" if opened else "details"
+    return f"<{tag}><summary>{summary}</summary>{inside}</details>"
 
 
 def section(anchor: str, title: str, body: str) -> str:

@@ -6,10 +6,12 @@ from src.artifacts.files import write_text
 from src.artifacts.lock import locked
 from src.report import diagnosis, overview, provenance, results, submissions
 from src.report.context import Report
+from src.report.evidence import evidence
 from src.report.markup import document, esc
 from src.report.searches import searches
 
 SECTIONS = (
+    ("evidence", "What it looked at", evidence),
     ("distribution", "Distribution", overview.distribution),
     ("search", "Searched settings", searches),
     ("curves", "Learning curves", results.curves),
