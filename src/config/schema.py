@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from src.config.data import Bins, Data, Folds, Longtail
+from src.config.exclusions import check_training
 from src.config.heads import CRT, NCM, Head
-from src.config.losses import check_training
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.networks import check_network

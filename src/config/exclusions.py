@@ -1,0 +1,91 @@
+"""Which choices of stage 1's training exclude each other."""
+
+from src.config.losses import AS_THEY_ARE, BETWEEN_COSINES, WEIGHTS, balancing
+
+
+def check_training(train, model) -> None:
+    """Errors: ValueError for choices in the sections train and model that exclude each other."""
+    if train.criterion.name in BETWEEN_COSINES and model.head == "linear":
+        raise ValueError(
+            f"train.criterion {train.criterion.name} sets margins between cosines: it needs "
+            "model.head=cosine or subcentre (and model.cosine_scale=30 or so), found head "
+            f"{model.head}"
+        )
+    _check_balance(train)
+    _check_deferred(train)
+    _check_mixing(train)
+
+
+def _check_balance(train) -> None:
+    """A loss that balances needs batches that no sampler has balanced before."""
+    if how := balancing(train.criterion):
+        found, cure = f"criterion {train.criterion.name}", "criterion={name: cross_entropy}"
+    elif train.deferred.weights:
+        how, found, cure = WEIGHTS, "deferred.weights", "deferred.weights=false"
+    else:
+        return
+    for key in ("sampler", "second_sampler"):
+        sampler = getattr(train, key)
+        if sampler not in AS_THEY_ARE:
+            raise ValueError(
+                f"train.{found} {how}, which is right for images drawn as they are; "
+                f"train.{key}={sampler} balances the classes once more. Set "
+                f"train.{key}=instance, or train.{cure}"
+            )
+
+
+def _check_deferred(train) -> None:
+    deferred = train.deferred
+    late = deferred.weights and deferred.start == 1
+    if late or (deferred.sampling and deferred.start > (train.epochs - 1) / train.epochs):
+        raise ValueError(
+            f"train.deferred.start={deferred.start} is never reached by the {train.epochs} epochs "
+            "of the training: sampling begins with an epoch, weights with a step; lower it"
+        )
+    if deferred.weights and deferred.sampling:
+        raise ValueError(
+            "train.deferred: weights and sampling both make classes count equally; together they "
+            "do it twice, choose one"
+        )
+    if deferred.weights and train.criterion.name == "class_balanced":
+        raise ValueError(
+            "train.deferred.weights puts class weights on the criterion, and class_balanced has "
+            "its own; use cross_entropy or focal"
+        )
+    if deferred.sampling and train.sampler in ("class_balanced", "progressive"):
+        raise ValueError(
+            "train.deferred.sampling switches to class_balanced, where train.sampler="
+            f"{train.sampler} already {'is' if train.sampler == 'class_balanced' else 'goes'}"
+        )
+    if deferred.sampling and train.second_sampler not in (None, "same"):
+        raise ValueError(
+            "train.deferred.sampling replaces the sampler late, train.second_sampler adds one all "
+            "along; which of two streams to switch is undefined, choose one"
+        )
+
+
+def _check_mixing(train) -> None:
+    mixing = train.mixing
+    for key in mixing.changed():
+        if key.startswith("remix_") and not mixing.remix:
+            raise ValueError(f"train.mixing.{key} is of remix, which is off; set remix=true")
+        if key in ("probability", "off_epochs") and not mixing.alphas:
+            raise ValueError(
+                f"train.mixing.{key} says when images are mixed, and they are not; switch on "
+                f"mixup, cutmix or manifold, or remove {key}"
+            )
+    if mixing.remix and not mixing.alphas:
+        raise ValueError(
+            "train.mixing.remix changes the labels of mixed images; switch on mixup, cutmix or "
+            "manifold"
+        )
+    if mixing.alphas and mixing.off_epochs >= train.epochs:
+        raise ValueError(
+            f"train.mixing.off_epochs ({mixing.off_epochs}) must be below epochs "
+            f"({train.epochs}), or no step is mixed"
+        )
+    if mixing.manifold and train.compile:
+        raise ValueError(
+            "train.mixing.manifold reaches into the network's layers, which train.compile hides; "
+            "set train.compile=false"
+        )
