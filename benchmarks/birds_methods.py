@@ -182,7 +182,7 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
 
 def measured(any_job: Job, data: Dataset) -> list[dict]:
     """A line of scores for each row whose folds are all under runs/, compared with `ce`'s."""
-    labels = np.concatenate([_in_image_order(data.held_out(int(k))) for k in any_job.folds])
+    labels = np.concatenate([in_image_order(data.held_out(int(k))) for k in any_job.folds])
     lines, base = [], None
     for name in BIRDS:  # ce is the first
         job = replace(any_job, method=name)
@@ -203,7 +203,8 @@ def measured(any_job: Job, data: Dataset) -> list[dict]:
     return lines
 
 
-def _in_image_order(table: pd.DataFrame) -> np.ndarray:
+def in_image_order(table: pd.DataFrame) -> np.ndarray:
+    """Labels [N] of images, by image_id."""
     return table.sort_values("image_id")["label"].to_numpy()
 
 
