@@ -155,8 +155,8 @@ def run_job(job: Job) -> dict[str, str]:
 
 def costs(any_job: Job, names: list[str]) -> dict[str, float]:
     """Seconds of a method's training over those of plain training: of one optimizer step, the
-    median over rounds in which both take turns, times its epochs over plain ones; without the method
-    that it starts from."""
+    median over rounds in which both take turns, times its epochs over plain ones; without the
+    method that it starts from."""
     found: dict[str, float] = {}
     if not names:
         return found
