@@ -43,7 +43,7 @@ from src.runtime import start
 from src.training.job import Fold, build_trainer
 from src.training.stage1 import stage1
 
-EPOCHS = SHORT["train.epochs"]
+EPOCHS = 6
 METRIC = "balanced_accuracy"
 ROUNDS, STEPS = 4, 2  # alternations of a method with plain training, and optimizer steps in each
 
@@ -59,17 +59,34 @@ class Method:
     after: str | None = None
 
 
-COSINE = {"model.head": "cosine"}
+COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
 BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
 PACO = BALANCED | {"model.network": "paco", "train.second_sampler": "same"}
-LONGER = (12, 16, 32)
+RANDAUGMENT = {"train.augment": {"policy": {"name": "randaugment"}, "color_jitter": 0}}
+
+
+def margin(power: float) -> dict[str, Any]:
+    """ArcFace whose margins grow as classes get rarer; power 0: all alike."""
+    return {"train.criterion": {"name": "arcface", "margin": 0.3, "power": power}}
+
+
 METHODS = {
     "plain": Method("plain"),
-    **{f"plain_{n}": Method(f"plain, {n} epochs", epochs=n) for n in LONGER},
-    "balanced": Method("balanced softmax", BALANCED),
-    "balanced_16": Method("balanced softmax, 16 epochs", BALANCED, 16),
+    **{f"plain_{n}": Method(f"plain, {n} epochs", epochs=n) for n in (9, 12, 24)},
+    "balanced_12": Method("balanced softmax, 12 epochs", BALANCED, 12),
     "paco": Method("GPaCo", PACO),
-}  # fmt: skip
+    "mmal": Method("MMAL-Net", {"model.network": "mmal"}),
+    "plain_mmal": Method("plain, then MMAL-Net", {"model.network": "mmal"}, 3, after="plain"),
+    "fbsd": Method("FBSM/FDM", {"model.network": "fbsd", "train.head_lr_factor": 2.0}),
+    "arcface": Method("ArcFace", COSINE | margin(0.0)),
+    "dynamic": Method("ArcFace, margins by rarity", COSINE | margin(0.25)),
+    "subcentre": Method(
+        "sub-centre ArcFace, margins by rarity", COSINE | {"model.head": "subcentre"} | margin(0.25)
+    ),
+    "gem": Method("GeM pooling", {"model.pooling": "gem"}),
+    "randaugment": Method("RandAugment", RANDAUGMENT),
+    "progressive": Method("progressive resizing, 96 to 128 px", {"train.image_sizes": [96, 128]}),
+}
 SCORES = Scores(
     "birds_lt-fine_grained",
     ("row", "folds"),
