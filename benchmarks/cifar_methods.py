@@ -119,6 +119,24 @@ PACO = {
     "train.second_sampler": "same",
     "train.criterion": {"name": "balanced_softmax"},
 }
+VIT = {
+    "model.backbone": "vit_tiny_patch16_224",
+    "model.kwargs": {
+        "img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3,
+        "global_pool": "token",
+    },
+    "train.optimizer": "adamw",
+    "train.lr": 1e-3,
+    "train.weight_decay": 0.05,
+    "train.decay_all": False,
+    "train.schedule": "cosine",
+    "train.milestones": [],
+    "train.precision": "fp32",
+}  # fmt: skip
+TRANSFG = VIT | {
+    "model.network": {"name": "transfg", "stride": 4},
+    "model.kwargs": {k: v for k, v in VIT["model.kwargs"].items() if k != "img_size"},
+}
 SEPARATOR = {"model.network": "task_separator", "train.second_sampler": "class_balanced"}
 BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
 ADJUSTED = {"train.criterion": {"name": "logit_adjusted"}}
@@ -193,6 +211,10 @@ METHODS = {
         Method("task_separator", "task separator", SEPARATOR, ablation=True),
         Method("ride", "RIDE", RIDE, ablation=True),
         Method("paco", "GPaCo", PACO, ablation=True),
+        Method("vit", "ViT, patches of 4", VIT, ablation=True),
+        Method("transfg", "TransFG on that ViT", TRANSFG, ablation=True),
+        Method("transfg_plain_loss", "TransFG without its contrast",
+               TRANSFG | {"model.network.contrast": 0.0}, ablation=True),
     )
 }  # fmt: skip
 
@@ -217,6 +239,11 @@ ABLATIONS = {  # title → rows of the score files, as method or method/head
         "ride",
         "balanced_softmax",
         "paco",
+    ),
+    "a vision transformer (width 96, 6 blocks, AdamW) from scratch, and its patches chosen": (
+        "vit",
+        "transfg",
+        "transfg_plain_loss",
     ),
 }
 

@@ -77,7 +77,7 @@ METHODS = {
     "paco": Method("GPaCo", PACO),
     "mmal": Method("MMAL-Net", {"model.network": "mmal"}),
     "plain_mmal": Method("plain, then MMAL-Net", {"model.network": "mmal"}, 3, after="plain"),
-    "fbsd": Method("FBSM/FDM", {"model.network": "fbsd", "train.head_lr_factor": 2.0}),
+    "fbsd": Method("FBSM/FDM", {"model.network": "fbsd"}),
     "arcface": Method("ArcFace", COSINE | margin(0.0)),
     "dynamic": Method("ArcFace, margins by rarity", COSINE | margin(0.25)),
     "subcentre": Method(
@@ -85,7 +85,9 @@ METHODS = {
     ),
     "gem": Method("GeM pooling", {"model.pooling": "gem"}),
     "randaugment": Method("RandAugment", RANDAUGMENT),
-    "progressive": Method("progressive resizing, 96 to 128 px", {"train.image_sizes": [96, 128]}),
+    "progressive": Method(
+        "progressive resizing, 96 to 128 px", {"train.resizing": [{"size": 96, "share": 0.5}]}
+    ),
 }
 SCORES = Scores(
     "birds_lt-fine_grained",

@@ -21,6 +21,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
 
@@ -38,6 +39,7 @@ from src.data.dataset import Batch
 from src.losses import build_criterion
 from src.networks import build_network
 from src.networks.base import Network, Progress
+from src.networks.transfg import overlap
 
 CLASSES = 200  # of CUB
 Passes = tuple[tuple[float, float], ...]  # images over those of the batch · pixels of a side over
@@ -46,9 +48,9 @@ ONE: Passes = ((1, 1),)
 
 @dataclass(frozen=True)
 class Case:
-    """model, train: sections of the config · plain: keys of model that the plain network has in
-    place of the network's · passes: of a training and an inference step · own: module and function
-    whose seconds are counted apart"""
+    """model, train: sections of the config, of which the plain network has no network and nothing
+    of train · passes: of a training and an inference step · own: functions whose seconds are
+    counted apart · stride: of the patches, which a plain ViT then has, too"""
 
     title: str
     model: dict[str, Any]
@@ -56,18 +58,28 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     passes: tuple[Passes, Passes] = (ONE, ONE)
     own: tuple[str, ...] = ()
+    stride: int = 0
 
 
+R50 = {"backbone": "resnet50", "image_size": 448}
+VIT = {"backbone": "vit_small_patch16_224", "image_size": 448}
 BIRDS = {"backbone": "mobilenetv2_100", "kwargs": {"pad_type": "same"}, "image_size": 128}
-CASES: dict[str, Case] = {
-    "birds_paco": Case(
-        "GPaCo, mobilenetv2_100, 128 px",
-        BIRDS | {"network": "paco"},
-        8,
-        {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},
-        (((2, 1),), ONE),
-    ),
-}
+LOOKS: Passes = ((1, 1), (1, 1))  # MMAL-Net: the image, the object
+PARTS: Passes = (*LOOKS, (7, 0.5))
+BOXES = ("src.networks.mmal.object_boxes", "src.networks.windows.PartWindows.forward")
+PAIRS = {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}}
+CASES = {
+    "mmal": Case("MMAL-Net, resnet50, 448 px", R50 | {"network": "mmal"}, 2,
+                 passes=(PARTS, LOOKS), own=BOXES),
+    "fbsd": Case("FBSM/FDM, resnet50, 448 px", R50 | {"network": "fbsd"}, 2),
+    "transfg": Case("TransFG, vit_small, 448 px, stride 12", VIT | {"network": "transfg"}, 2,
+                    own=("src.networks.transfg.class_row",), stride=12),
+    "birds_mmal": Case("MMAL-Net, mobilenetv2_100, 128 px", BIRDS | {"network": "mmal"}, 16,
+                       passes=(PARTS, LOOKS), own=BOXES),
+    "birds_fbsd": Case("FBSM/FDM, mobilenetv2_100, 128 px", BIRDS | {"network": "fbsd"}, 16),
+    "birds_paco": Case("GPaCo, mobilenetv2_100, 128 px", BIRDS | {"network": "paco"}, 16, PAIRS,
+                       (((2, 1),), ONE)),
+}  # fmt: skip
 
 
 class Step:
@@ -81,6 +93,8 @@ class Step:
         classes = Classes(CLASSES, np.arange(CLASSES) * 3 // CLASSES, names, counts)
         torch.manual_seed(0)
         network, _ = build_network(config.model, classes)
+        if plain and case.stride:
+            overlap(network.backbone, case.stride, 2 * (config.model.image_size,))
         self.network: Network = network.to(device).to(memory_format=torch.channels_last)
         self.criterion: nn.Module = build_criterion(config, classes).to(device)
         self.size, self.batch, self.device = config.model.image_size, case.batch, device
@@ -139,7 +153,7 @@ class Clock:
     def __enter__(self) -> "Clock":
         self.stack = ExitStack()
         for name in self.names:
-            self.stack.enter_context(mock.patch(name, self.around(_resolve(name))))
+            self.stack.enter_context(mock.patch(name, self.around(resolve_name(name))))
         return self
 
     def __exit__(self, *error) -> None:
@@ -154,11 +168,6 @@ class Clock:
                 self.seconds += self.step.now() - began
 
         return timed
-
-
-def _resolve(name: str):
-    module, _, function = name.rpartition(".")
-    return getattr(sys.modules[module], function)
 
 
 def compare(case: Case, rounds: int, device: torch.device) -> dict[str, float]:

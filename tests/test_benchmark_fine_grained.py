@@ -35,7 +35,8 @@ def test_every_method_is_one_that_the_product_takes():
 def prepared(tmp_path, monkeypatch):
     out = tiny(tmp_path, monkeypatch)
     prepare(load_config("tiny.yaml", SETTINGS))
-    few = {n: METHODS[n] for n in ("plain", "plain_12", "balanced")}
+    few = {n: METHODS[n] for n in ("plain", "plain_12")}
+    few["balanced"] = fine_grained.Method("balanced softmax", fine_grained.BALANCED)
     few["later"] = fine_grained.Method("after plain", epochs=2, after="plain")
     monkeypatch.setattr(fine_grained, "METHODS", few)
     return out
@@ -48,14 +49,14 @@ def run(out, *args) -> str:
 
 
 def test_methods_stand_beside_plain_of_as_many_epochs_and_of_as_many_seconds(prepared, monkeypatch):
-    slower = {"plain": 1.0, "plain_12": 1.5, "balanced": 1.4, "later": 1.25}
+    slower = {"plain": 1.0, "plain_12": 2.0, "balanced": 1.5, "later": 0.3}
     monkeypatch.setattr(fine_grained, "costs", lambda job, names: {n: slower[n] for n in names})
     text = run(prepared, "--methods", "plain_12", "balanced", "later")
     assert "by hand, above" in text and "--methods plain plain_12 balanced later`" in text
     assert row(text, "plain")[-2:] == ["", ""] and row(text, "plain, 12 epochs")[-1] == ""
     assert " ± " in row(text, "balanced softmax")[-2]
-    assert row(text, "balanced softmax")[-1].endswith("(12)")  # 1.4 x 8 is nearer to 12 than to 8
-    assert row(text, "after plain")[-1].endswith("(12)")  # 2.25 with plain before it
+    assert row(text, "balanced softmax")[-1].endswith("(12)")  # 1.5 is nearer to 2 than to 1
+    assert row(text, "after plain")[-1].endswith(f"({EPOCHS})")  # 0.3 and plain's 1.0
     again = run(prepared, "--table")
     assert row(again, "balanced softmax") == row(text, "balanced softmax")
 
