@@ -126,6 +126,7 @@ VIT = {
         "global_pool": "token",
     },
     "train.optimizer": "adamw",
+    "train.nesterov": True,
     "train.lr": 1e-3,
     "train.weight_decay": 0.05,
     "train.decay_all": False,
