@@ -89,7 +89,14 @@ class Model(Section):
     )
     blur_kernel: Literal[3, 5] = Field(3, description="anti_alias: pixels, width of the blur")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability, before the head")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a block")
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability of skipping the last block, less for those before it; most of "
+        "timm's. Vision transformers also take kwargs: {pos_drop_rate, attn_drop_rate, "
+        "proj_drop_rate}",
+    )
     image_size: int = Field(
         224, ge=8, description="pixels, height and width of the network's input"
     )
@@ -124,4 +131,6 @@ class Model(Section):
             raise ValueError("centres are of the subcentre head; set head=subcentre")
         if "aa_layer" in self.kwargs:
             raise ValueError("kwargs.aa_layer: set anti_alias=true instead")
+        if self.drop_path and "drop_path_rate" in self.kwargs:
+            raise ValueError("kwargs.drop_path_rate is what drop_path sets; remove one of them")
         return self
