@@ -56,11 +56,6 @@ def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Mo
     except TypeError as error:
         if "aa_layer" in str(error):
             raise no_place(model.backbone) from error
-        if model.drop_path and "drop_path_rate" in str(error):
-            raise UserError(
-                f"model.drop_path={model.drop_path}: {model.backbone} has no blocks that it could "
-                "skip; set model.drop_path=0 (model.dropout, before the head, is for every network)"
-            ) from error
         raise UserError(f"model.kwargs: {model.backbone} does not take them: {error}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
