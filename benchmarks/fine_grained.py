@@ -72,14 +72,13 @@ def margin(power: float) -> dict[str, Any]:
 
 METHODS = {
     "plain": Method("plain"),
-    **{f"plain_{n}": Method(f"plain, {n} epochs", epochs=n) for n in (9, 12, 24)},
+    **{f"plain_{n}": Method(f"plain, {n} epochs", epochs=n) for n in (12, 24)},
     "balanced_12": Method("balanced softmax, 12 epochs", BALANCED, 12),
     "paco": Method("GPaCo", PACO),
     "mmal": Method("MMAL-Net", {"model.network": "mmal"}),
     "plain_mmal": Method("plain, then MMAL-Net", {"model.network": "mmal"}, 3, after="plain"),
     "fbsd": Method("FBSM/FDM", {"model.network": "fbsd"}),
     "arcface": Method("ArcFace", COSINE | margin(0.0)),
-    "dynamic": Method("ArcFace, margins by rarity", COSINE | margin(0.25)),
     "subcentre": Method(
         "sub-centre ArcFace, margins by rarity", COSINE | {"model.head": "subcentre"} | margin(0.25)
     ),
