@@ -331,6 +331,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "mmal",
         ),
         Entry(
+            "freezing and thawing",
+            "few images and a pretrained backbone: the head first, then lower and lower layers",
+            "train: {freeze: [{name: 'backbone.*', until: 2}, {name: 'backbone.layer1.*', "
+            "until: 4}]}",
+            "Howard & Ruder, ACL 2018",
+            "src/networks/freeze.py",
+        ),
+        Entry(
             "anti-aliasing",
             "objects at any position; ResNets",
             "{model: {backbone: resnet50, anti_alias: true}}",

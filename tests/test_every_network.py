@@ -51,6 +51,10 @@ METHODS = {
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
     "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),
+    "thawed": (
+        {},
+        {"freeze": [{"name": "backbone.*", "until": 1}], "resizing": [{"size": 8, "share": 0.5}]},
+    ),
     "blur": ({"anti_alias": True}, {"criterion": {"name": "seesaw"}}),
 }
 
@@ -65,7 +69,7 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     network, _ = build_network(config.model, classes)
     auxiliaries = build_auxiliaries(config.train.auxiliaries, network.width, classes)
     criterion = build_criterion(config, classes)
-    freeze(network, config.train.freeze, config.train.freeze_batchnorm)
+    freeze(network, config.train.frozen, config.train.freeze_batchnorm)
     objective = Objective(network, criterion, auxiliaries).train()
     others, labels = random_batch(seed=1)
     batch = Batch(*random_batch(), other=Batch(others, labels.flip(0)))

@@ -1,7 +1,10 @@
 """Partly frozen networks: what is frozen stays, and files hold what was trained alone."""
 
 import json
-from functools import partial
+import os
+import subprocess
+import sys
+from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from safetensors.torch import save_file
 
 import src.networks.backbone as backbone_module
 import src.training.stage1 as stage1_module
+from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_arrays, read_json, sha256, write_json
 from src.artifacts.work import MANIFEST, RUNS
 from src.config.read import with_values
@@ -19,16 +23,18 @@ from src.errors import UserError
 from src.inference.predict import predict
 from src.networks import build_network
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
-from src.networks.freeze import freeze, tensors_sha256, training_mode
+from src.networks.freeze import freeze, tensors_sha256, thaw, thawing, training_mode
 from src.networks.weights import load_network, save_network
 from src.posthoc.calibrate import posthoc
 from src.rebalance.stage2 import stage2
 from src.runtime import start
 from src.training.job import Fold, build_trainer
+from src.training.trials import proxy
 from tests.fabricate import some_classes
 from tests.training_kit import DATASET, random_batch, resumes_exactly, tiny_config, train_tiny
 from tests.training_kit import tiny_dataset as make_dataset
 
+ROOT = Path(__file__).parents[1]
 SOURCE = Path("source.safetensors")
 LOW = ("backbone.conv1.*", "backbone.bn1.*", "backbone.layer1.*", "backbone.layer2.*")
 BODY = ("backbone.*",)
@@ -164,6 +170,177 @@ def test_every_copy_of_a_backbone_can_be_frozen(kind, tiny, monkeypatch):
     whole = resumes_exactly(settings, monkeypatch)
     about, tensors = tensors_of(whole / "weights.safetensors")
     assert not any(name.startswith("backbone.") for name in tensors) and about["frozen"]
+
+
+# ---- thawing by epoch --------------------------------------------------------------------------
+
+LATER = [{"name": "backbone.*", "until": 2}, {"name": "backbone.layer3.*", "until": 1}]
+
+
+def test_the_latest_epoch_counts_and_what_never_thaws_stays():
+    network = fresh()
+    freeze(network, ["backbone.conv1.*"], batchnorm=False)
+    found = thawing(network, [("backbone.*", 2), ("backbone.layer3.*", 4), ("backbone.bn1.*", 1)])
+    epochs = {n.split(".")[1] if n[0] == "b" else n: e for n, e in found.items()}
+    assert epochs == {"bn1": 2, "layer1": 2, "layer2": 2, "layer3": 4}
+    parts = {"conv1": 99, "classifier": 0} | epochs  # in words of the test: trains from then on
+    for epoch in (0, 4, 1, 2, 3):  # a function of the epoch, not of what was before
+        thaw(network, found, epoch)
+        for name, p in network.named_parameters():
+            part = name.split(".")[1] if name.startswith("backbone") else "classifier"
+            assert p.requires_grad == (epoch >= parts[part]), (epoch, name)
+
+
+@pytest.mark.parametrize(
+    "items, says",
+    [
+        ([("backbone.layer9.*", 2)], "matches 'backbone.layer9.*'; did you mean backbone.layer"),
+        ([("*", 2), ("classifier.*", 1)], "until epoch 2 there is nothing to train"),
+    ],
+)
+def test_what_cannot_thaw_is_said(items, says):
+    with pytest.raises(UserError) as error:
+        thawing(fresh(), items)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "item, says",
+    [
+        ({"name": "backbone.*", "until": 3}, "backbone.* until 3 never thaws in 3 epochs; remove"),
+        ({"name": "backbone.*", "until": 0}, "train.freeze.0.until"),
+        ({"until": 1}, "train.freeze.0.name"),
+        ({"name": "backbone.*", "untill": 1}, "did you mean `until`?"),
+    ],
+)
+def test_items_that_make_no_sense_are_refused(item, says):
+    with pytest.raises(UserError) as error:
+        config([item])
+    assert says in str(error.value)
+
+
+def snapshots(settings, data, epochs: int) -> tuple[list[dict], object]:
+    """Weights, moving average and optimizer state before training and after each epoch."""
+    job = Fold(settings, data, 0, RUNS / DATASET / "exp" / "stage1" / "fold0", start("fp32"))
+    trainer, loader, sampler = build_trainer(job)
+    found = []
+    for epoch in range(-1, epochs):
+        if epoch >= 0:
+            sampler.epoch = epoch
+            trainer.train_epoch(loader, epoch)
+        inside = trainer.optimizer.state
+        found.append(
+            {
+                "network": {k: v.clone() for k, v in trainer.network.state_dict().items()},
+                "ema": {k: v.clone() for k, v in trainer.evaluated.state_dict().items()},
+                "state": {n for n, p in trainer.network.named_parameters() if inside.get(p)},
+            }
+        )
+    return found, trainer
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"ema": 0.9},
+        {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.5, "decay_all": True},
+        {"freeze_batchnorm": True, "weight_decay": 0.1},
+        {"micro_batch": 4, "clip_grad": 1.0},
+    ],
+    ids=str,
+)
+def test_what_thaws_is_held_bit_for_bit_until_its_epoch(train, tiny):
+    items = ["backbone.conv1.*", *LATER[:1], {"name": "backbone.layer2.*", "until": 1}]
+    thawed_at = {"conv1": 99, "bn1": 2, "layer1": 2, "layer2": 2, "layer3": 2, "classifier": 0}
+    found, trainer = snapshots(config(items, **train), tiny, 3)
+    parameters = {n for n, _ in trainer.network.named_parameters()}
+    for epoch in range(3):
+        before, after = found[epoch], found[epoch + 1]
+        for name in after["network"]:
+            part = name.split(".")[1] if name.startswith("backbone") else "classifier"
+            held = epoch < thawed_at[part]
+            if name not in parameters:  # of a batch norm layer
+                held = held or train.get("freeze_batchnorm", False)
+            for kind in ("network", "ema"):
+                assert torch.equal(after[kind][name], before[kind][name]) == held, (epoch, name)
+            if name in parameters:
+                assert (name in after["state"]) == (epoch >= thawed_at[part]), (epoch, name)
+    saved = trainer.rest.names & parameters  # what never thaws is left out of files, no other
+    assert saved == {"backbone.conv1.weight"}
+
+
+def test_until_then_it_is_a_training_with_all_of_it_frozen(tiny):
+    """The head learns as if the backbone were frozen for good, up to the thaw."""
+    thawing_run, _ = snapshots(config(LATER[:1]), tiny, 3)
+    frozen_run, _ = snapshots(config(BODY), tiny, 3)
+    for epoch, equal in enumerate([True, True, True, False]):  # 0: before training
+        one, two = thawing_run[epoch]["network"], frozen_run[epoch]["network"]
+        assert equal == all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+@pytest.mark.parametrize(
+    "items, train",
+    [
+        (LATER[:1], {"ema": 0.9}),  # killed at the thaw
+        (LATER, {"optimizer": "adamw", "lr": 1e-3, "select": "best"}),
+        ([*LOW, {"name": "backbone.layer3.*", "until": 1}], {"freeze_batchnorm": True}),
+    ],
+    ids=["at the thaw", "two steps", "part for good"],
+)
+def test_a_thawing_run_resumes_exactly(items, train, tiny, monkeypatch):
+    whole = resumes_exactly(config(items, **train), monkeypatch)
+    about, tensors = tensors_of(whole / "weights.safetensors")
+    assert ("frozen" in about) == (LOW[0] in items)
+    assert "backbone.layer3.0.conv1.weight" in tensors
+
+
+@pytest.mark.slow
+def test_compiled_code_is_made_anew_when_something_thaws(tiny, monkeypatch):
+    graphs = []
+
+    def traced_only(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = partialmethod(torch.nn.Module.compile, backend=traced_only)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    steps = [{"size": 8, "share": 0.4}]
+    plain = train_tiny(config(LATER, resizing=steps), "plain")
+    traced = train_tiny(config(LATER, resizing=steps, compile=True), "compiled")
+    assert len(graphs) > 1
+    for name in ("weights.safetensors", "oof.npz"):
+        assert sha256(plain / name) == sha256(traced / name), name
+
+
+def test_a_search_shrinks_the_epochs_of_a_thaw():
+    settings = config([*LOW, {"name": "backbone.layer3.*", "until": 6}], epochs=30)
+    small = proxy(with_values(settings, {"search.epochs": 10}, "test")).train
+    assert small.thaws == [("backbone.layer3.*", 2)] and small.frozen == list(LOW)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_and_thaw_together(tiny):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__]
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(launch, capture_output=True, text=True, env=os.environ | paths)
+    assert found.returncode == 0, found.stderr
+    one = [torch.load(f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone, _ = snapshots(config(LATER[:1], weight_decay=0.1, freeze_batchnorm=True), tiny, 3)
+    for epoch in range(4):
+        for name, tensor in alone[epoch]["network"].items():
+            assert torch.equal(one[0][epoch][name], one[1][epoch][name]), (epoch, name)
+            torch.testing.assert_close(one[0][epoch][name], tensor, rtol=1e-3, atol=1e-4)
+            if name.startswith("backbone.") and 0 < epoch < 3:
+                assert torch.equal(one[0][epoch][name], one[0][0][name]), (epoch, name)
+    assert not torch.equal(one[0][3]["backbone.conv1.weight"], one[0][2]["backbone.conv1.weight"])
+
+
+def in_each_process() -> None:
+    """What the launched processes run."""
+    settings = config(LATER[:1], weight_decay=0.1, freeze_batchnorm=True)
+    found, trainer = snapshots(settings, load_dataset(DATASET), 3)
+    states = [{k: v.contiguous() for k, v in s["network"].items()} for s in found]
+    torch.save(states, f"rank{trainer.accelerator.process_index}.pt")
 
 
 # ---- files -------------------------------------------------------------------------------------
@@ -348,7 +525,7 @@ def test_a_run_from_before_these_keys_is_finished_already(tiny, capsys):
     train_tiny(settings, "old")
     assert "finished already, skipped" in capsys.readouterr().out
     assert (directory / "weights.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="train.freeze: .* there, .* now"):
+    with pytest.raises(UserError, match="train.freeze.0.name: None there, .* now"):
         train_tiny(config(), "old")
 
 
@@ -363,3 +540,18 @@ def test_nothing_frozen_leaves_checkpoint_and_file_as_they_were(tiny):
         "classes_sha256",
         "num_classes",
     }
+
+
+def test_a_run_in_which_what_was_frozen_were_names_is_finished_already(tiny, capsys):
+    directory = train_tiny(config(), "old")
+    manifest = read_json(directory / MANIFEST)
+    manifest["settings"]["train"]["freeze"] = list(LOW)
+    write_json(directory / MANIFEST, manifest)
+    train_tiny(config(), "old")
+    assert "finished already, skipped" in capsys.readouterr().out
+    with pytest.raises(UserError, match="train.freeze.0.until: None there, 1 now"):
+        train_tiny(config([{"name": LOW[0], "until": 1}, *LOW[1:]]), "old")
+
+
+if __name__ == "__main__":
+    in_each_process()

@@ -2,7 +2,27 @@
 
 from pydantic import Field
 
-from src.config.section import Section
+from src.config.section import EPOCHS, Section
+
+
+class Frozen(Section):
+    name: str = Field(description="shell-style pattern of parameters' names, backbone.*")
+    until: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra=EPOCHS,
+        description="epochs after which they train, too; null: never",
+    )
+
+
+def check_frozen(items: tuple[Frozen, ...], epochs: int) -> None:
+    """Errors: ValueError for what would thaw after the training."""
+    for item in items:
+        if item.until is not None and item.until >= epochs:
+            raise ValueError(
+                f"freeze: {item.name} until {item.until} never thaws in {epochs} epochs; remove "
+                "`until`, which keeps it out of checkpoints, too, or lower it"
+            )
 
 
 class Resizing(Section):

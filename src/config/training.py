@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from src.config.augment import Augment
 from src.config.auxiliaries import Auxiliary
 from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
-from src.config.schedules import Resizing, boundaries, check_resizing
-from src.config.section import EPOCHS, VOLATILE, Section
+from src.config.schedules import Frozen, Resizing, boundaries, check_frozen, check_resizing
+from src.config.section import EPOCHS, VOLATILE, Section, named
 
 
 class Train(Section):
@@ -78,11 +78,12 @@ class Train(Section):
         description="epochs of linear warm-up from lr / 100",
     )
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
-    freeze: tuple[str, ...] = Field(
+    freeze: tuple[named(Frozen), ...] = Field(
         (),
         description="parameters of the network that keep the weights they came with, by shell-"
-        "style patterns of their names (backbone.*, backbone.layer1.*). A batch norm layer that is "
-        "frozen as a whole keeps its statistics, too",
+        "style patterns of their names (backbone.*, backbone.layer1.*), or do so for the first "
+        "epochs: {name: backbone.*, until: 3}. A batch norm layer that is frozen as a whole keeps "
+        "its statistics, too",
     )
     freeze_batchnorm: bool = Field(
         False, description="every batch norm layer keeps its statistics and normalises by them"
@@ -150,6 +151,7 @@ class Train(Section):
         if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
         check_resizing(self.resizing, self.epochs)
+        check_frozen(self.freeze, self.epochs)
         names = [auxiliary.name for auxiliary in self.auxiliaries]
         if len(set(names)) < len(names):
             raise ValueError(f"auxiliaries: each can be there once, found {names}")
@@ -167,3 +169,13 @@ class Train(Section):
         ends = boundaries(self.resizing, self.epochs)
         steps = zip(self.resizing, ends, strict=True)
         return next((step.size for step, end in steps if epoch < end), None)
+
+    @property
+    def frozen(self) -> list[str]:
+        """Patterns of what never trains."""
+        return [item.name for item in self.freeze if item.until is None]
+
+    @property
+    def thaws(self) -> list[tuple[str, int]]:
+        """Patterns of what is frozen at first, and the epoch from which it trains."""
+        return [(item.name, item.until) for item in self.freeze if item.until is not None]

@@ -39,6 +39,8 @@ def defaults_like(value: Any) -> Any:
     if isinstance(value, BaseModel):
         tree = {}
         for key, field in type(value).model_fields.items():
+            if field.is_required():  # of an item, which a run from before did not have
+                continue
             now = getattr(value, key)
             inside = defaults_like(now)
             default = plain(field.get_default(call_default_factory=True))

@@ -14,6 +14,8 @@ def upgraded(tree: dict) -> dict:
         tree["model"] = upgraded_model(tree["model"])
     if isinstance(train := tree.get("train"), dict) and isinstance(train.get("augment"), dict):
         tree["train"] = train | {"augment": _augment(train["augment"])}
+    if isinstance(train := tree.get("train"), dict) and isinstance(train.get("freeze"), list):
+        tree["train"] = train | {"freeze": [_frozen(item) for item in train["freeze"]]}
     if isinstance(augment := tree.get("augment"), dict):  # the manifest of a head with views
         tree["augment"] = _augment(augment)
     if isinstance(posthoc := tree.get("posthoc"), dict) and "min_gain" in posthoc:
@@ -41,6 +43,11 @@ def _augment(old: dict) -> dict:
     if not isinstance(jitter, int | float):
         return old
     return old | {"color_jitter": dict.fromkeys(("brightness", "contrast", "saturation"), jitter)}
+
+
+def _frozen(old: str | dict) -> dict:
+    """What is frozen was a name, which it was for the whole training."""
+    return {"name": old, "until": None} if isinstance(old, str) else old
 
 
 def _posthoc(old: dict) -> dict:

@@ -1,9 +1,10 @@
 """Parts of a network that keep the weights they came with.
 
-`train.freeze` names parameters and `train.freeze_batchnorm` is about the statistics of batch norm;
-both hold from the first epoch to the last (thawing by epoch is issue 15's and not here). What was
-frozen can be had again from where it came from, so that checkpoints and weights files leave it out
-and name its hash (`Rest`).
+`train.freeze` names parameters and `train.freeze_batchnorm` is about the statistics of batch norm.
+What is frozen from the first epoch to the last can be had again from where it came from, so that
+checkpoints and weights files leave it out and name its hash (`Rest`). What thaws after some epochs
+is in all files and in the optimizer from the beginning; as it gets no gradient, the optimizer
+neither moves nor decays it, and its momentum begins with its first gradient.
 """
 
 import difflib
@@ -47,10 +48,7 @@ def freeze(network: nn.Module, patterns: Iterable[str], batchnorm: bool) -> set[
     """
     parameters = dict(network.named_parameters())
     for pattern in patterns:
-        found = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not found:
-            raise _unknown(pattern, list(parameters))
-        for name in found:
+        for name in _matching(pattern, parameters):
             parameters[name].requires_grad_(False)
     if parameters and not any(p.requires_grad for p in parameters.values()):
         raise UserError(
@@ -68,6 +66,36 @@ def freeze(network: nn.Module, patterns: Iterable[str], batchnorm: bool) -> set[
     return (frozen | buffers) & network.state_dict().keys()
 
 
+def thawing(network: nn.Module, items: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Name → the epoch from which it trains, of all parameters that shell-style patterns hold until
+    an epoch; the latest counts, and what `freeze` holds stays so. Nothing is changed yet.
+
+    Errors: UserError for a pattern that nothing matches, and when the first epoch has nothing to
+    train.
+    """
+    parameters = dict(network.named_parameters())
+    found: dict[str, int] = {}
+    for pattern, until in items:
+        for name in _matching(pattern, parameters):
+            if parameters[name].requires_grad:
+                found[name] = max(until, found.get(name, 0))
+    if found and not any(p.requires_grad and n not in found for n, p in parameters.items()):
+        raise UserError(
+            f"train.freeze {some([pattern for pattern, _ in items])}: until epoch "
+            f"{min(found.values())} there is nothing to train, the classifier is frozen, too; "
+            "leave `classifier.*` out"
+        )
+    return found
+
+
+def thaw(network: nn.Module, epochs: dict[str, int], epoch: int) -> None:
+    """Let those parameters of `thawing` train whose epoch has come, and hold the others."""
+    if epochs:
+        parameters = dict(network.named_parameters())
+        for name, first in epochs.items():
+            parameters[name].requires_grad_(epoch >= first)
+
+
 def training_mode(objective: nn.Module, network: nn.Module, batchnorm: bool) -> None:
     """`objective.train()`, after which the batch norm layers of `network` that `freeze` holds are
     in eval mode again: they normalise by their statistics and leave them alone."""
@@ -83,6 +111,14 @@ def _held(network: nn.Module, batchnorm: bool) -> list[nn.Module]:
         return layers
     own = [(layer, list(layer.parameters())) for layer in layers]
     return [layer for layer, p in own if p and not any(q.requires_grad for q in p)]
+
+
+def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Errors: UserError where there is none."""
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        raise _unknown(pattern, list(names))
+    return found
 
 
 def _unknown(pattern: str, names: list[str]) -> UserError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from timm.utils import ModelEmaV3
 
 from src.artifacts.dataset import Dataset, fold_name
@@ -22,7 +22,7 @@ from src.errors import some
 from src.losses import build_criterion
 from src.networks import build_network, check_image_size, check_resizing
 from src.networks.base import Network
-from src.networks.freeze import Rest, freeze
+from src.networks.freeze import Rest, freeze, thawing
 from src.networks.weights import frozen_rest, load_pretrained
 from src.runtime import seed_all
 from src.training.initial import initialise_heads
@@ -65,6 +65,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
     rest = hold(job, network, lambda: build()[0])
+    thaws = thawing(network, train.thaws)
     network.to(accelerator.device)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -79,12 +80,14 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
     mixer = Mixer(train.mixing, classes.counts, len(network.mix_points()))
+    if thaws:  # what gets a gradient changes after several processes have agreed on it
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     objective, optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
     share = train.batch_size // accelerator.num_processes
     trainer = Trainer(
         train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
-        rest=rest,
+        rest=rest, thaws=thaws,
     )  # fmt: skip
     transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:
@@ -97,7 +100,7 @@ def hold(job: Fold, network: Network, build: Callable[[], Network]) -> Rest | No
     """Freeze what the config says; returns what of it the files will leave out. build: another
     network as this one was at first"""
     config, train = job.config, job.config.train
-    frozen = freeze(network, train.freeze, train.freeze_batchnorm)
+    frozen = freeze(network, train.frozen, train.freeze_batchnorm)
     rest = frozen_rest(network, build, frozen, config.model, config.dataset, job.name)
     if frozen:
         own = sorted(frozen - rest.names) if rest else sorted(frozen)

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.losses.base import Criterion
 from src.networks.base import Network, Progress
-from src.networks.freeze import Rest, training_mode
+from src.networks.freeze import Rest, thaw, training_mode
 from src.training.mixing import Mixer, hidden_mixing
 
 
@@ -46,7 +46,7 @@ class Trainer:
 
     objective and optimizer come from `accelerator.prepare`; network is the bare module inside.
     micro_batches: forward passes per optimizer step and process. rest: of the network, what
-    files leave out.
+    files leave out. thaws: parameters of the network that train from an epoch on.
     """
 
     config: Train
@@ -62,6 +62,7 @@ class Trainer:
     micro_batches: int
     ema: ModelEmaV3 | None = None
     rest: Rest | None = None
+    thaws: dict[str, int] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> Network:
@@ -73,6 +74,7 @@ class Trainer:
 
         Errors: UserError when the loss is no longer finite, or memory runs out.
         """
+        thaw(self.network, self.thaws, epoch)
         training_mode(self.objective, self.network, self.config.freeze_batchnorm)
         sums: dict[str, torch.Tensor] = {}
         images, began = 0, time.perf_counter()

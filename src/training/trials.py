@@ -140,6 +140,9 @@ def counted_in_epochs(section: Section, prefix: str) -> list[str]:
         value, place = getattr(section, key), f"{prefix}.{key}"
         if isinstance(value, Section):
             keys += counted_in_epochs(value, place)
+        elif isinstance(value, tuple):
+            items = [(i, item) for i, item in enumerate(value) if isinstance(item, Section)]
+            keys += [k for i, item in items for k in counted_in_epochs(item, f"{place}.{i}")]
         elif field.json_schema_extra == EPOCHS:
             keys.append(place)
     return keys
