@@ -19,6 +19,7 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_arrays, read_json, sha256, write_json
 from src.artifacts.work import MANIFEST, RUNS
 from src.config.read import with_values
+from src.config.schedules import Frozen
 from src.errors import UserError
 from src.inference.predict import predict
 from src.networks import build_network
@@ -180,7 +181,8 @@ LATER = [{"name": "backbone.*", "until": 2}, {"name": "backbone.layer3.*", "unti
 def test_the_latest_epoch_counts_and_what_never_thaws_stays():
     network = fresh()
     freeze(network, ["backbone.conv1.*"], batchnorm=False)
-    found = thawing(network, [("backbone.*", 2), ("backbone.layer3.*", 4), ("backbone.bn1.*", 1)])
+    items = ("backbone.*", 2), ("backbone.layer3.*", 4), ("backbone.bn1.*", 1)
+    found = thawing(network, [Frozen(name=name, until=until) for name, until in items])
     epochs = {n.split(".")[1] if n[0] == "b" else n: e for n, e in found.items()}
     assert epochs == {"bn1": 2, "layer1": 2, "layer2": 2, "layer3": 4}
     parts = {"conv1": 99, "classifier": 0} | epochs  # in words of the test: trains from then on
@@ -200,7 +202,7 @@ def test_the_latest_epoch_counts_and_what_never_thaws_stays():
 )
 def test_what_cannot_thaw_is_said(items, says):
     with pytest.raises(UserError) as error:
-        thawing(fresh(), items)
+        thawing(fresh(), [Frozen(name=name, until=until) for name, until in items])
     assert says in str(error.value)
 
 
@@ -315,7 +317,7 @@ def test_compiled_code_is_made_anew_when_something_thaws(tiny, monkeypatch):
 def test_a_search_shrinks_the_epochs_of_a_thaw():
     settings = config([*LOW, {"name": "backbone.layer3.*", "until": 6}], epochs=30)
     small = proxy(with_values(settings, {"search.epochs": 10}, "test")).train
-    assert small.thaws == [("backbone.layer3.*", 2)] and small.frozen == list(LOW)
+    assert small.thaws == [Frozen(name="backbone.layer3.*", until=2)] and small.frozen == list(LOW)
 
 
 @pytest.mark.slow

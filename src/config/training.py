@@ -176,6 +176,6 @@ class Train(Section):
         return [item.name for item in self.freeze if item.until is None]
 
     @property
-    def thaws(self) -> list[tuple[str, int]]:
-        """Patterns of what is frozen at first, and the epoch from which it trains."""
-        return [(item.name, item.until) for item in self.freeze if item.until is not None]
+    def thaws(self) -> list[Frozen]:
+        """What is frozen at first."""
+        return [item for item in self.freeze if item.until is not None]

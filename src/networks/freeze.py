@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from src.config.schedules import Frozen
 from src.errors import UserError, some
 from src.networks.batchnorm import LAYERS
 
@@ -66,22 +67,22 @@ def freeze(network: nn.Module, patterns: Iterable[str], batchnorm: bool) -> set[
     return (frozen | buffers) & network.state_dict().keys()
 
 
-def thawing(network: nn.Module, items: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Name → the epoch from which it trains, of all parameters that shell-style patterns hold until
-    an epoch; the latest counts, and what `freeze` holds stays so. Nothing is changed yet.
+def thawing(network: nn.Module, items: Iterable[Frozen]) -> dict[str, int]:
+    """Name → the epoch from which it trains, of all parameters that `items` hold until an epoch;
+    the latest counts, and what `freeze` holds stays so. Nothing is changed yet.
 
     Errors: UserError for a pattern that nothing matches, and when the first epoch has nothing to
     train.
     """
     parameters = dict(network.named_parameters())
     found: dict[str, int] = {}
-    for pattern, until in items:
-        for name in _matching(pattern, parameters):
+    for item in items:
+        for name in _matching(item.name, parameters):
             if parameters[name].requires_grad:
-                found[name] = max(until, found.get(name, 0))
+                found[name] = max(item.until, found.get(name, 0))
     if found and not any(p.requires_grad and n not in found for n, p in parameters.items()):
         raise UserError(
-            f"train.freeze {some([pattern for pattern, _ in items])}: until epoch "
+            f"train.freeze {some([item.name for item in items])}: until epoch "
             f"{min(found.values())} there is nothing to train, the classifier is frozen, too; "
             "leave `classifier.*` out"
         )
