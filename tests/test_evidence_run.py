@@ -27,6 +27,7 @@ from src.inference.sample import held_out_sample, unlabelled_sample
 from src.posthoc.calibrate import posthoc
 from src.report import evidence as shown
 from src.report.context import gather
+from src.report.markup import CSS
 from src.report.page import write_report
 from src.training.stage1 import stage1
 from tests.conftest import ROOT
@@ -304,9 +305,7 @@ def test_the_page_shows_every_picture_first_and_needs_nothing_but_itself(run):
     assert inside.count("<details open>") == 1
     for field in re.findall(r' id="([^"]+)"', inside):
         assert text.count(f' id="{field}"') == 1
-    assert {*re.findall(r'<label for="([^"]+)"', inside)} == {
-        *re.findall(r'<input [^>]*id="([^"]+)"', inside)
-    }
+    assert inside.count("<label>") == 2  # the map, and no map
 
 
 def fabricated(name: str = "<script>alert(1)</script>&", images: int = 6) -> pd.DataFrame:
@@ -381,3 +380,22 @@ def test_a_map_is_clear_where_it_is_small():
     pixels = np.asarray(Image.open(module.io.BytesIO(shown.heat(values))))
     assert pixels.shape == (28, 28, 4)
     assert (pixels[:, :16, 3] == 0).all() and (pixels[:, -1, 3] > 150).all()
+    raised = np.asarray(Image.open(module.io.BytesIO(shown.heat((values + 3) / 4))))
+    np.testing.assert_array_equal(raised, pixels)
+    same = Image.open(module.io.BytesIO(shown.heat(np.ones((4, 7), np.float16))))
+    assert (np.asarray(same)[..., 3] == 0).all()
+
+
+def test_each_map_has_a_switch_that_the_style_knows(run):
+    fabricated()
+    looked = load_looked(DIRECTORY / FILE)
+    found = looked.maps.pop("class_activation")
+    looked.maps.update({f"boost_{i}": found for i in range(shown.SHOWN_MAPS + 1)})
+    looked.save(DIRECTORY / FILE)
+    seal(DIRECTORY)
+    inside, style = part(), CSS.read_text()
+    kinds = re.findall(r'<input type="radio" name="look0" class="(\w+)"', inside)
+    assert kinds == [f"m{i}" for i in range(shown.SHOWN_MAPS)] + ["none"]
+    for kind in kinds:
+        assert f":has(.{kind}:checked) .heat" in style
+    assert inside.count('class="heat m0"') == inside.count("<figure") == len(looked)

@@ -109,8 +109,8 @@ class Network(nn.Module):
         return [Body(self.backbone)]
 
     def evidence(self, images: torch.Tensor) -> Evidence:
-        """What it looked at in images [N, 3, H, W], for its own prediction; eval mode, and no
-        gradient is left behind. By default where the score comes from, or an attention rollout."""
+        """What it looked at in images [N, 3, H, W], for its own prediction; asked in eval mode and
+        without gradients. By default where the score comes from, or an attention rollout."""
         return Evidence(maps=maps_of(self, images))
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

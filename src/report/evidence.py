@@ -20,6 +20,7 @@ BUDGET = 3_000_000  # characters of the page for all pictures; fewer of each kin
 STAGE = f"predict/{DIRECTORY}"
 SHOWN_MAPS = 8  # page.css knows as many
 SMOOTH = 28  # pixels in height and width of a map at least: interpolated before it is coloured
+FLAT = 1e-3  # of its largest value: what float16 can tell apart
 STRONGEST = 0.7  # opacity of a map's largest place
 COLOURS = ("#38d9f5", "#ffd43b", "#ff6bcb", "#8ce99a")  # of boxes, by name; they lie on photos
 SPLITS = {"oof": "Out-of-fold images", "test": "Test images"}
@@ -30,6 +31,8 @@ MEANING = {
     "tokens": "patches that were selected",
     "object": "the object that was cropped",
     "parts": "the parts that were cropped",
+    "boost": "stripes that stand out",
+    "suppress": "how much of a stripe is taken away",
 }
 
 
@@ -44,7 +47,8 @@ def evidence(report: Report) -> str:
     ]
     text = (
         "Out-of-fold images are shown through the network that never saw them, test images through "
-        "the first one. Classes and confidences are those of the final logits."
+        "the first one. Classes and confidences are those of the final logits. Maps are drawn from "
+        "their smallest place, clear, to their largest."
     )
     return section("evidence", "What it looked at", note(text) + "".join(parts))
 
@@ -102,32 +106,27 @@ def _split(split: str, kept: pd.DataFrame) -> str:
 
 
 def _switches(looked: Looked, number: int) -> str:
-    """Inputs that come before the pictures, so that CSS alone can follow them."""
+    """One map or none, and boxes or none; page.css does the rest."""
     names = list(looked.maps)[:SHOWN_MAPS]
     parts = []
     for i, name in enumerate([*names, "no map"] if names else []):
         kind = "none" if i == len(names) else f"m{i}"
-        mark = f"look{number}-{kind}"
-        parts.append(
-            f'<input type="radio" name="look{number}" id="{mark}" class="{kind}"'
-            f'{" checked" if i == 0 else ""}><label for="{mark}">{_named(name)}</label>'
-        )
+        checked = " checked" if i == 0 else ""
+        radio = f'<input type="radio" name="look{number}" class="{kind}"{checked}>'
+        parts.append(f"<label>{radio}{_named(name)}</label>")
     if looked.boxes:
-        mark = f"look{number}-boxes"
         keys = ", ".join(
             f'<span class="dot" style="--c:{_colour(i)}"></span>{_named(name)}'
             for i, name in enumerate(looked.boxes)
         )
-        parts.append(
-            f'<input type="checkbox" id="{mark}" class="boxes" checked>'
-            f'<label for="{mark}">{keys}</label>'
-        )
-    return "".join(parts)
+        parts.append(f'<label><input type="checkbox" class="boxes" checked>{keys}</label>')
+    return "\n".join(parts)
 
 
 def _named(name: str) -> str:
-    meaning = f" <small>{MEANING[name]}</small>" if name in MEANING else ""
-    return esc(name.replace("_", " ")) + meaning
+    """A map or box and what it means; `boost_4` is the `boost` of a scale."""
+    means = MEANING.get(name) or MEANING.get(name.partition("_")[0])
+    return esc(name.replace("_", " ")) + (f" <small>{means}</small>" if means else "")
 
 
 def _colour(index: int) -> str:
@@ -188,10 +187,11 @@ def _drawn(looked: Looked, row: int) -> str:
 
 
 def heat(values: np.ndarray) -> bytes:
-    """A map [h, w] from 0 to 1 as a small PNG, the clearer the smaller its value."""
-    size = [max(side, SMOOTH) for side in values.shape[::-1]]
-    drawn = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    v = np.clip(np.asarray(drawn), 0, 1)
+    """A map [h, w] as a small PNG, clear at its smallest value, and where all are the same."""
+    v = values.astype(np.float32)
+    v = (v - v.min()) / max(v.max() - v.min(), FLAT)
+    size = [max(side, SMOOTH) for side in v.shape[::-1]]
+    v = np.clip(Image.fromarray(v).resize(size, Image.Resampling.BICUBIC), 0, 1)
     pixels = matplotlib.colormaps["inferno"](v)
     pixels[..., 3] = STRONGEST * v
     file = io.BytesIO()
