@@ -47,7 +47,10 @@ METHODS = {
         },
         {},
     ),
-    "fbsd": ({"network": {"name": "fbsd", "widths": [16, 32, 16]}}, {"mixing": {"manifold": 1.0}}),
+    "fbsd": (
+        {"network": {"name": "fbsd", "widths": [16, 32, 16], "diversity_gradient": True}},
+        {"mixing": {"manifold": 1.0}},
+    ),
     "frequency": ({}, {"auxiliaries": [{"name": "frequency"}]}),
     "manifold_two": ({}, TWO | {"mixing": {"manifold": 1.0}}),
     "frozen": ({}, {"freeze": ["backbone.layer1.*"], "freeze_batchnorm": True}),

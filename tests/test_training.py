@@ -318,6 +318,7 @@ def test_the_batch_must_divide_among_the_processes(digits, monkeypatch):
     [
         ({}, {"ema": 0.9, "auxiliaries": [{"name": "frequency"}]}),
         ({"network": "kt"}, {}),
+        ({"network": {"name": "fbsd", "widths": [16, 32, 16]}}, {}),
         (
             {"network": "paco"},
             {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}},
@@ -346,7 +347,9 @@ def test_a_compiled_network_learns_and_keeps_the_same_weights(model, train, tmp_
     plain = train_tiny(tiny_config(model, train), "plain")
     traced = train_tiny(tiny_config(model, train | {"compile": True}), "compiled")
     assert graphs
-    for name in ("weights.safetensors", "head.safetensors", "oof.npz"):
+    heads = [path.name for path in plain.glob("head*.safetensors")]
+    assert heads
+    for name in ("weights.safetensors", *heads, "oof.npz"):
         assert sha256(plain / name) == sha256(traced / name), name
 
 

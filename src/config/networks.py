@@ -258,6 +258,11 @@ class FBSD(NetworkSection):
     gamma: float = Field(
         1.0, ge=0, description="how much of what is unlike it each scale's map gets; 0: nothing"
     )
+    diversity_gradient: bool = Field(
+        False,
+        description="the gradient follows what the maps get from each other, as published. It "
+        "hardly differs where gamma is about 1, and is most of the time that they take",
+    )
     top: int = Field(5, ge=1, description="largest values of each channel that are pooled")
     widths: tuple[Count, Count, Count] = Field(
         (512, 1024, 512),

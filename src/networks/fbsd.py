@@ -129,8 +129,9 @@ class FBSD(Network):
             )
         boosted = [x for x, _ in self._boosted(images)]
         maps = [head(x).flatten(2) for head, x in zip(self.maps, boosted, strict=True)]
-        diverse = diversify(maps, self.settings.gamma)
-        pooled = [top_mean(x, self.settings.top) for x in diverse]
+        settings = self.settings
+        diverse = diversify(maps, settings.gamma, gradient=settings.diversity_gradient)
+        pooled = [top_mean(x, settings.top) for x in diverse]
         inputs = [*pooled, torch.cat(pooled, 1)]
         return [embed(x) for embed, x in zip(self.embed, inputs, strict=True)]
 
