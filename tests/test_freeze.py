@@ -314,10 +314,15 @@ def test_compiled_code_is_made_anew_when_something_thaws(tiny, monkeypatch):
         assert sha256(plain / name) == sha256(traced / name), name
 
 
-def test_a_search_shrinks_the_epochs_of_a_thaw():
-    settings = config([*LOW, {"name": "backbone.layer3.*", "until": 6}], epochs=30)
-    small = proxy(with_values(settings, {"search.epochs": 10}, "test")).train
-    assert small.thaws == [Frozen(name="backbone.layer3.*", until=2)] and small.frozen == list(LOW)
+@pytest.mark.parametrize(
+    "until, short, expected", [(6, 10, 2), (29, 10, 9), (28, 4, 3), (1, 10, 1)]
+)
+def test_a_search_shrinks_the_epochs_of_a_thaw(until, short, expected):
+    """What thaws late in 30 epochs thaws late in a trial, and not never."""
+    settings = config([*LOW, {"name": "backbone.layer3.*", "until": until}], epochs=30)
+    small = proxy(with_values(settings, {"search.epochs": short}, "test")).train
+    assert small.thaws == [Frozen(name="backbone.layer3.*", until=expected)]
+    assert small.frozen == list(LOW)
 
 
 @pytest.mark.slow

@@ -149,7 +149,8 @@ def counted_in_epochs(section: Section, prefix: str) -> list[str]:
 
 
 def proxy(config: Config) -> Config:
-    """The config with the epochs of a trial; what counts in epochs shrinks in proportion.
+    """The config with the epochs of a trial; what counts in epochs shrinks in proportion, and what
+    ends before the training still does.
 
     A pruner sees validations alone, so with one there is one after each epoch.
     """
@@ -160,6 +161,7 @@ def proxy(config: Config) -> Config:
     for key in counted_in_epochs(config.model, "model") + counted_in_epochs(config.train, "train"):
         if now[key] is not None:
             scaled = now[key] * epochs / config.train.epochs
-            whole = max(round(scaled), int(now[key] > 0))
+            last = epochs - 1 if now[key] < config.train.epochs else round(scaled)
+            whole = max(min(round(scaled), last), int(now[key] > 0))
             values[key] = scaled if isinstance(now[key], float) else whole
     return with_values(config, values, "search.epochs")
