@@ -339,6 +339,22 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/networks/freeze.py",
         ),
         Entry(
+            "warm start",
+            "a network of another data set, or a plain one under any of these; what it shares is "
+            "copied, rows of the head by class_id",
+            "model: {pretrained: 'experiment:birds_lt/plain'}",
+            "–",
+            "src/networks/transfer.py",
+        ),
+        Entry(
+            "progressive resizing across experiments",
+            "large images, little time: most epochs on small ones (image_size 160), then few on "
+            "from there; the same warm start, of a network on smaller images",
+            "model: {image_size: 224, pretrained: 'experiment:small'}",
+            "–",
+            "src/networks/transfer.py",
+        ),
+        Entry(
             "anti-aliasing",
             "objects at any position; ResNets",
             "{model: {backbone: resnet50, anti_alias: true}}",

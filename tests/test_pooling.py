@@ -176,6 +176,6 @@ def test_weights_of_a_network_without_it_fit_and_p_starts_fresh(tmp_path):
     path = str(tmp_path / "resnet18.pth")
     model = Model(backbone="resnet18", pretrained=path, image_size=32, pooling="gem")
     network, _ = build_network(model, some_classes(6))
-    note = load_pretrained(network, model, "any", "fold0")
+    note = str(load_pretrained(network, model, "any", "fold0"))
     assert "backbone.global_pool.p" in note and network.backbone.global_pool.p.item() == 3
     torch.testing.assert_close(network.backbone.conv1.weight, backbone.conv1.weight)

@@ -51,7 +51,7 @@ def test_a_local_file_of_another_size_loads_as_timm_loads_it(case, suffix, tmp_p
     state = timm.create_model(name, **common, **small).state_dict()
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     network, model = network_of(name, common | large, path)
-    said = load_pretrained(network, model, "digits", "fold0")
+    said = str(load_pretrained(network, model, "digits", "fold0"))
     assert "other shape" not in said
     overlay = {"file": str(path)}
     wanted = timm.create_model(
@@ -88,8 +88,10 @@ def test_another_experiment_of_another_size_is_resampled_in_every_copy(kind, dig
     )
     network, _ = build_network(model, data.classes_of(data.images))
     count = len(network.state_dict())
-    said = load_pretrained(network, model, "digits", "fold0")
-    assert said.endswith(f"loaded {count} of {count} tensors")
+    said = str(load_pretrained(network, model, "digits", "fold0"))
+    grids = [k for k in network.state_dict() if k.endswith("pos_embed")]
+    assert f"copied {count - len(grids)} of {count} tensors; resized: {grids[0]}" in said
+    assert "new" not in said and "unused" not in said
     for body, theirs in zip(network.bodies(), source.bodies(), strict=True):
         wanted = timm.layers.resample_abs_pos_embed(theirs.module.pos_embed, (3, 3))
         torch.testing.assert_close(body.module.pos_embed, wanted)
@@ -106,9 +108,9 @@ def test_a_tensor_of_another_shape_is_named_and_its_siblings_load(tmp_path):
     fresh = network.backbone.norm.weight.clone()
     torch.nn.init.ones_(network.backbone.norm.bias)
     torch.nn.init.ones_(network.backbone.blocks[1].mlp.fc1.bias)
-    said = load_pretrained(network, model, "digits", "fold0")
-    odd = "'backbone.blocks.1.mlp.fc1.weight', 'backbone.norm.weight'"
-    assert f"fresh, other shape: {odd}; unused" in said
+    said = str(load_pretrained(network, model, "digits", "fold0"))
+    odd = "backbone.blocks.1.mlp.fc1.weight, backbone.norm.weight"
+    assert f"left new, other shape: {odd}; unused" in said
     assert torch.equal(network.backbone.norm.weight, fresh)
     assert torch.equal(network.backbone.norm.bias, state["norm.bias"])
     assert torch.equal(network.backbone.blocks[1].mlp.fc1.bias, state["blocks.1.mlp.fc1.bias"])
@@ -124,8 +126,8 @@ def test_a_head_keeps_no_bias_without_its_weight(digits):
     save_network(where, source, old, prep, data)
     model = old.model_copy(update={"pretrained": "experiment:old", "network": BBN()})
     network, _ = build_network(model, data.classes_of(data.images))
-    said = load_pretrained(network, model, "digits", "fold0")
-    assert "fresh, other shape: 'classifier.bias', 'classifier.weight'" in said
+    said = str(load_pretrained(network, model, "digits", "fold0"))
+    assert "left new, other shape: classifier.* (2)" in said
     assert not network.classifier.bias.any()
 
 

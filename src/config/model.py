@@ -53,8 +53,10 @@ class Model(Section):
     pretrained: bool | str = Field(
         True,
         description="true: timm's weights from the hub; false: random; a path: a local weights "
-        "file; experiment:<name>: stage 1 of another experiment on any dataset "
-        "(<dataset>/<name> for another one than this), same fold where it has it",
+        "file; experiment:<name>: a warm start from stage 1 of another experiment "
+        "(experiment:<dataset>/<name>: on another dataset), the same fold where it has it. Any "
+        "network from any other on the same backbone, at any image_size; rows of the head go by "
+        "class_id. What was copied, resized and left new is printed",
     )
     head: Literal["linear", "cosine", "subcentre"] = Field(
         "linear",

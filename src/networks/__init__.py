@@ -42,17 +42,19 @@ def build_network(
     Errors: UserError, before any weights are fetched, for a backbone that the network can't use.
     """
     if pretrained:
-        _rehearse(model, classes)
+        blank_network(model, classes)  # for what it has to say of its backbone
     backbone = build_backbone(model, pretrained=pretrained)
     network: Network = NETWORKS[model.network.name](model, backbone, classes)
     return network, preprocessing(model, backbone)
 
 
-def _rehearse(model: Model, classes: Classes) -> None:
-    """Build the network without memory for weights, for what it has to say of its backbone. Where
-    something in it cannot be built that way, the network itself says it later."""
+def blank_network(model: Model, classes: Classes) -> Network | None:
+    """The network without memory for weights. None where something in it cannot be built that way:
+    what is wrong with it, the network itself says later. Errors: as `build_network`."""
     with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-        NETWORKS[model.network.name](model, build_backbone(model, pretrained=False), classes)
+        backbone = build_backbone(model, pretrained=False)
+        return NETWORKS[model.network.name](model, backbone, classes)
+    return None
 
 
 def check_image_size(network: Network, model: Model) -> None:

@@ -3,6 +3,7 @@
 import difflib
 
 import timm
+from timm.layers import DropPath
 from torch import nn
 
 from src.config.model import Model
@@ -56,6 +57,8 @@ def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Mo
     except TypeError as error:
         if "aa_layer" in str(error):
             raise no_place(model.backbone) from error
+        if "drop_path_rate" in str(error):
+            raise _skips_nothing(model) from error
         raise UserError(f"model.kwargs: {model.backbone} does not take them: {error}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
@@ -66,9 +69,18 @@ def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Mo
         ) from error
     if blur is not None:
         check_blurred(backbone, model.backbone)
+    if model.drop_path and not any(isinstance(m, DropPath) for m in backbone.modules()):
+        raise _skips_nothing(model)
     # D of what it gives: later MobileNets have a layer after the pooling
     backbone.num_features = getattr(backbone, "head_hidden_size", backbone.num_features)
     return backbone
+
+
+def _skips_nothing(model: Model) -> UserError:
+    return UserError(
+        f"model.drop_path={model.drop_path}: {model.backbone} has no blocks that it could skip; "
+        "remove it, or choose another model.backbone"
+    )
 
 
 def stages(backbone: nn.Module) -> list[nn.Module]:

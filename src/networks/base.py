@@ -1,7 +1,7 @@
 """What every network offers to the training loop and to inference."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from torch import nn
 
 from src.data.dataset import Batch
 from src.networks.evidence import maps_of
+
+PLAIN = ("backbone.", "neck.", "classifier.")  # how names begin in a plain network
 
 
 @dataclass
@@ -60,6 +62,9 @@ class Network(nn.Module):
     `forward`, and override `loss` when training minimises something else than the criterion of the
     logits, and `classifiers` when there are several.
     """
+
+    of_classes: ClassVar[tuple[str, ...]] = ()  # how names begin of what, besides heads, is about
+    # particular classes: of use to a network of the same classes alone, and as a whole
 
     backbone: nn.Module
     classifier: nn.Module
@@ -116,6 +121,12 @@ class Network(nn.Module):
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of a plain network (`backbone.…`, `classifier.…`) or of one like this, under
         the names of this one: what is there several times starts from the same weights."""
+        return state
+
+    @staticmethod
+    def plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The way back: weights of a network like this, in which what a plain network can use has
+        the names that it has there (`backbone.…`, `neck.…`, `classifier.…`)."""
         return state
 
 

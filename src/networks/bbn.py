@@ -78,6 +78,12 @@ class BBN(Network):
             return state
         return state | copied(state, before_last_block(self.backbone).branch, "rebalancing")
 
+    @staticmethod
+    def plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The conventional branch and the classifier as it is at α = 1, z = 2 W_c f_c + b."""
+        weight = state["classifier.weight"]
+        return state | {"classifier.weight": 2 * weight[..., : weight.shape[-1] // 2]}
+
     def _trunk(self, images: torch.Tensor) -> torch.Tensor:
         for step in before_last_block(self.backbone).trunk:
             images = step(images)

@@ -38,6 +38,8 @@ from src.runtime import gather_rows
 class KnowledgeTransfer(Plain):
     """`classifier` is the second head, `first` the one that trains the backbone."""
 
+    of_classes = ("memory", "met")
+
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__(model, backbone, classes)
         self.settings = model.network

@@ -96,13 +96,13 @@ class RIDE(Network):
         return [Body(self.backbone), *(Body(branch, layered=False) for branch in self.branches)]
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The last stages of a plain network go into every expert, its head into none.
+        """The last stages of a plain network go into every expert, its head into none; those of
+        the first of fewer experts go into the further ones.
 
         Errors: UserError when the experts' stages are narrower than that.
         """
-        if any(key.startswith("branches.") for key in state):
-            return state
-        if self.narrow:
+        like_this = any(key.startswith("branches.") for key in state)
+        if self.narrow and not like_this:
             raise UserError(
                 f"model.network.width={self.settings.width}: weights of a whole network do not fit "
                 "into experts with fewer channels; set model.network.width=1 (or null), or "
@@ -110,8 +110,17 @@ class RIDE(Network):
             )
         branch = before_last_scales(self.backbone).branch
         for e in range(len(self.branches)):
-            state = state | copied(state, branch, f"branches.{e}")
+            state = copied(state, branch, f"branches.{e}") | state
         return state
+
+    @staticmethod
+    def plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The first expert: its stages are the backbone's own, and its head becomes the head."""
+        first = "classifier.heads.0."
+        return {
+            "classifier." + key.removeprefix(first) if key.startswith(first) else key: tensor
+            for key, tensor in state.items()
+        }
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """[N, E D], of one expert after the other, each as `MeanOfHeads.seen` gives them."""

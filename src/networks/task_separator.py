@@ -32,7 +32,7 @@ from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.metrics import need_bins
-from src.networks.base import Body, Output, Progress, mixed
+from src.networks.base import PLAIN, Body, Output, Progress, mixed
 from src.networks.plain import Plain
 
 HIDDEN = (512, 256, 128)
@@ -43,6 +43,8 @@ class TaskSeparator(Plain):
 
     Errors: UserError when all classes are in one bin.
     """
+
+    of_classes = ("gate.",)
 
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__(model, backbone, classes)
@@ -97,15 +99,14 @@ class TaskSeparator(Plain):
         return [Body(self.backbone), *(Body(expert.backbone) for expert in self.experts)]
 
     def adopt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A plain network's weights go into the baseline and into every expert."""
-        if any(key.startswith("experts.") for key in state):
-            return state
-        plain = {k: v for k, v in state.items() if k.startswith(("backbone.", "classifier."))}
-        return state | {
+        """A plain network's weights go into the baseline and into every expert, and so do a
+        baseline's where there are more bins now than it had experts."""
+        plain = {k: v for k, v in state.items() if k.startswith(PLAIN)}
+        return {
             f"experts.{b}.{key}": tensor
             for b in range(len(self.experts))
             for key, tensor in plain.items()
-        }
+        } | state
 
 
 def route(gate: torch.Tensor, experts: torch.Tensor, how: str) -> torch.Tensor:

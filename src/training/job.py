@@ -87,7 +87,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     trainer = Trainer(
         train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
-        rest=rest, thaws=thaws,
+        rest=rest, thaws=thaws, began=origin,
     )  # fmt: skip
     transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:

@@ -18,6 +18,7 @@ from src.errors import UserError
 from src.losses.base import Criterion
 from src.networks.base import Network, Progress
 from src.networks.freeze import Rest, thaw, training_mode
+from src.networks.transfer import WarmStart
 from src.training.mixing import Mixer, hidden_mixing
 
 
@@ -47,6 +48,7 @@ class Trainer:
     objective and optimizer come from `accelerator.prepare`; network is the bare module inside.
     micro_batches: forward passes per optimizer step and process. rest: of the network, what
     files leave out. thaws: parameters of the network that train from an epoch on.
+    began: where its weights are from.
     """
 
     config: Train
@@ -63,6 +65,7 @@ class Trainer:
     ema: ModelEmaV3 | None = None
     rest: Rest | None = None
     thaws: dict[str, int] = field(default_factory=dict)
+    began: WarmStart = WarmStart("random weights")
 
     @property
     def evaluated(self) -> Network:

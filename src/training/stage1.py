@@ -29,7 +29,7 @@ from src.metrics import METRICS, summary
 from src.networks.base import Network
 from src.networks.forward import run_network
 from src.networks.freeze import load_trained, trained
-from src.networks.weights import save_network
+from src.networks.weights import check_warm_start, save_network
 from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.search.winner import describe, with_winner
@@ -63,7 +63,10 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         values = flatten(dump_config(config))  # trackers take numbers and text alone
         simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
         accelerator.init_trackers(config.dataset, simple)
-    _check_other_folds(config, home / "stage1", {fold_name(fold) for fold in wanted})
+    names = [fold_name(fold) for fold in wanted]
+    _check_other_folds(config, home / "stage1", set(names))
+    left = [n for n in names if overwrite or not (home / "stage1" / n / MANIFEST).is_file()]
+    check_warm_start(config.model, data, left)
     rows = []
     for fold in wanted:
         name = fold_name(fold)
@@ -214,6 +217,7 @@ def finish(
             select=job.config.train.select,
             searched=job.searched,
             train_seconds=round(sum(row["seconds"] for row in history), 1),
+            **({"warm_start": trainer.began.facts()} if trainer.began.total else {}),
         )
     job.accelerator.wait_for_everyone()
     return metrics
