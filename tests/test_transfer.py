@@ -112,10 +112,9 @@ def copies(kind: str, body: dict, head) -> dict[str, torch.Tensor]:
     """Every tensor that a network of `kind` takes over from a plain one, by name."""
     found = {f"backbone.{k}": v for k, v in body.items()}
     heads = {} if head is None else dict(zip(("weight", "bias"), head, strict=True))
-    names = dict.fromkeys(("plain", "paco", "task_separator", "mmal"), [""]) | {"kt": ["", "first."]}
-    for name in names.get(kind, []):
-        place = name or "classifier."
-        found |= {place + k: v for k, v in heads.items()}
+    names = dict.fromkeys(("plain", "paco", "task_separator", "mmal"), ["classifier."])
+    for name in (names | {"kt": ["classifier.", "first."]}).get(kind, []):
+        found |= {name + k: v for k, v in heads.items()}
     if kind == "bbn":
         block = "layer3.2."
         found |= {f"rebalancing.0.{k[len(block) :]}": body[k] for k in body if k.startswith(block)}

@@ -76,7 +76,7 @@ def check_resizing(
     one that was made for that size could not, or this one, which is made for model.image_size."""
     for size in (step.size for step in steps):
         try:
-            _rehearse(model.model_copy(update={"image_size": size}), classes)
+            blank_network(model.model_copy(update={"image_size": size}), classes)
         except UserError as error:
             raise UserError(f"train.resizing, {size} pixels: {error}") from error
         if error := _refusal(network, size):
