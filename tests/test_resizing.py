@@ -271,12 +271,21 @@ def test_a_network_of_one_size_is_refused_before_any_image_is_read(tiny, monkeyp
 
 
 def test_a_network_that_could_not_be_made_for_a_size_says_why(tiny):
-    kwargs = {k: v for k, v in VIT["kwargs"].items() if k != "img_size"}
-    transfg = {"backbone": VIT["backbone"], "kwargs": kwargs, "network": "transfg"}
-    with pytest.raises(UserError, match="train.resizing, 8 pixels: .*must be a multiple of"):
-        built(transfg | {"network": {"name": "transfg", "stride": 3}}, tiny)
-    with pytest.raises(UserError, match="train.resizing: .*transfg does not take images of 8 x 8"):
-        built(transfg | {"network": {"name": "transfg", "stride": 4}}, tiny)
+    config = tiny_config(
+        {"network": "fbsd", "backbone": "resnet18", "image_size": 256},
+        {"resizing": [{"size": 128, "share": 0.34}, {"size": 160, "share": 0.34}]},
+    )
+    with pytest.raises(UserError) as error:
+        build_trainer(Fold(config, tiny, 0, RUNS / DATASET / "exp", start("fp32")))
+    assert "train.resizing, 160 pixels: " in str(error.value)
+    assert "theirs are [20, 10, 5] pixels high" in str(error.value)
+
+
+@pytest.mark.parametrize("name, reason", [("mmal", "windows"), ("transfg", "position embedding")])
+def test_networks_whose_parts_are_made_for_one_size_are_refused(name, reason):
+    """Evaluation may work at another size and training fail, or look at wrong places, later on."""
+    with pytest.raises(UserError, match=f"train.resizing does not go with .*{name}: its {reason}"):
+        tiny_config({"network": name}, {"resizing": [{"size": 8, "share": 0.5}]})
 
 
 def test_a_run_from_before_this_key_is_finished_already(tiny, capsys):

@@ -23,6 +23,7 @@ class NetworkSection(Section):
     whole_batches: ClassVar[bool] = True  # one set of logits for all images of a batch
     unlabelled: ClassVar[str | None] = None  # why auxiliaries find no labels for the features
     prior: ClassVar[str | None] = None  # how it makes classes count equally, whatever the criterion
+    one_size: ClassVar[str | None] = None  # why training images have the size of evaluation
     necks: ClassVar[bool] = False  # between pooled features and one head there is place for a neck
     branches: ClassVar[tuple[str, ...]] = ()  # names of its heads, where it has several
 
@@ -204,6 +205,7 @@ class RIDE(NetworkSection):
 
 
 class TransFG(NetworkSection):
+    one_size = "its position embedding is of one grid of patches"
     necks = True
     unmixed = "it pulls images of one class together, and a mixed image has two"
 
@@ -283,6 +285,7 @@ class FBSD(NetworkSection):
 
 
 class MMAL(NetworkSection):
+    one_size = "its windows are those of one map"
     necks = True
     compiles = False
 
@@ -372,6 +375,8 @@ def check_network(model, train) -> None:
     if train.mixing.alphas and network.unmixed:
         raise ValueError(f"train.mixing does not go with {asked}: {network.unmixed}")
     _check_second(network, train, asked)
+    if train.resizing and network.one_size:
+        raise ValueError(f"train.resizing does not go with {asked}: {network.one_size}; remove it")
     for size in (model.image_size, *(step.size for step in train.resizing)):
         network.check(model.model_copy(update={"image_size": size}), train)
 
