@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import src.networks as networks_module
 import src.networks.diversify as diversify_module
 from src.artifacts.files import read_arrays
 from src.artifacts.heads import load_head
@@ -21,6 +22,7 @@ from src.data.dataset import Batch
 from src.errors import UserError
 from src.inference.predict import predict
 from src.networks import build_network
+from src.networks.backbone import build_backbone
 from src.networks.base import Progress
 from src.networks.diversify import complements, diversify, top_mean
 from src.networks.stripes import FBSM
@@ -192,11 +194,14 @@ def random_maps(rng, positive=True) -> list[np.ndarray]:
     return maps
 
 
-@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-6), (torch.bfloat16, 1e-4)])
-def test_diversification_equals_a_loop_over_positions(dtype, atol):
+@pytest.mark.parametrize(
+    "dtype, atol, cases",
+    [(torch.float32, 1e-6, 150), (torch.bfloat16, 1e-4, 60), (torch.float16, 2e-5, 60)],
+)
+def test_diversification_equals_a_loop_over_positions(dtype, atol, cases):
     """Half precision rounds the thousandth that is added, and not the sum."""
     rng = np.random.default_rng(1)
-    for case in range(200):
+    for case in range(cases):
         maps = [torch.from_numpy(m).to(dtype) for m in random_maps(rng, case % 2 == 0)]
         gamma, chunk = rng.uniform(0, 3), int(rng.integers(1, 20))
         found = diversify(maps, gamma, gradient=case % 3 == 0, chunk=chunk)
@@ -205,6 +210,13 @@ def test_diversification_equals_a_loop_over_positions(dtype, atol):
             for j in range(3):
                 assert found[j].dtype == torch.float32
                 np.testing.assert_allclose(found[j][i], slow[j], atol=atol, rtol=1e-6)
+
+
+def test_sums_over_many_positions_stay_in_the_range_of_half_precision():
+    """4000 values of 60 add up to more than float16 has."""
+    maps = [torch.full((1, 2, s), 60.0, dtype=torch.float16) for s in (4000, 4000)]
+    for found in diversify(maps, 1.0, gradient=False):
+        torch.testing.assert_close(found, torch.full_like(found, 60.06), rtol=1e-5, atol=0)
 
 
 def test_the_maps_of_images_in_a_batch_do_not_meet():
@@ -559,14 +571,31 @@ def test_other_backbones_are_refused(backbone, words):
         fbsd(backbone, 64)
 
 
+def test_what_does_not_fit_is_refused_before_weights_are_fetched(monkeypatch):
+    fetched = []
+
+    def build(model, *, pretrained):
+        fetched.append(pretrained)
+        return build_backbone(model, pretrained=False)
+
+    monkeypatch.setattr(networks_module, "build_backbone", build)
+    for backbone, size in (("vit_tiny_patch16_224", 224), ("test_resnet", 72)):
+        model = Model(backbone=backbone, image_size=size, network="fbsd", pretrained=True)
+        with pytest.raises(UserError, match="fbsd"):
+            build_network(model, some_classes(K), pretrained=True)
+    assert fetched == [False, False]
+    model = Model(backbone="test_resnet", image_size=64, network="fbsd")
+    build_network(model, some_classes(K), pretrained=True)
+    assert fetched[-1]
+
+
 def test_stripes_that_do_not_fit_are_refused_with_the_nearest_sizes_that_do():
     with pytest.raises(UserError) as refused:
         fbsd("mobilenetv2_050", 160)
     said = str(refused.value)
     assert "model.image_size=160" in said and "[8, 4, 2]" in said and "[20, 10, 5]" in said
     assert "128 and 192" in said
-    for size in (128, 192):
-        fbsd("mobilenetv2_050", size)
+    fbsd("mobilenetv2_050", 192)
     with pytest.raises(UserError, match="18\\] pixels high. Set model.image_size, or"):
         fbsd(size=72, stripes=(5, 7, 11))  # at no size nearby
     fbsd("test_efficientnet", 32, stripes=(4, 2, 1))
