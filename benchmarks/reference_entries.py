@@ -48,6 +48,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "{model: {head: cosine, cosine_scale: 30}, train: {criterion: {name: arcface}}}",
             "Deng et al., CVPR 2019",
             "src/losses/margins.py",
+            "fine_grained/arcface",
         ),
         Entry(
             "ArcFace, margins that grow with rarity, sub-centres",
@@ -56,6 +57,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "train: {criterion: {name: arcface, power: 0.25}}}",
             "Ha et al., 2020; Deng et al., ECCV 2020",
             "src/losses/margins.py",
+            "fine_grained/subcentre",
         ),
         Entry(
             "CosFace",
@@ -211,7 +213,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "{model: {image_size: 160}, train: {resizing: [{size: 128, share: 0.5}]}}",
             "Tan & Le, ICML 2021",
             "src/data/resizing.py",
-            "progressive",
+            "fine_grained/progressive",
         ),
         Entry(
             "RandAugment",
@@ -219,7 +221,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "train: {augment: {policy: {name: randaugment, n: 2, m: 9}, color_jitter: 0}}",
             "Cubuk et al., CVPR-W 2020",
             "src/data/policies.py",
-            "randaugment",
+            "fine_grained/randaugment",
         ),
         Entry(
             "TrivialAugment",
@@ -320,6 +322,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "{model: {network: fbsd, image_size: 448}, train: {head_lr_factor: 10}}",
             "Song and Yang, arXiv 2103.02782",
             "src/networks/fbsd.py",
+            "fine_grained/fbsd",
         ),
         Entry(
             "MMAL-Net",
@@ -328,7 +331,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "model: {network: mmal}",
             "Zhang et al., MMM 2021",
             "src/networks/mmal.py",
-            "mmal",
+            "fine_grained/mmal",
         ),
         Entry(
             "freezing and thawing",
@@ -368,6 +371,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "model: {pooling: {name: gem, p: 3.0}}",
             "Radenović et al., TPAMI 2018",
             "src/networks/pooling.py",
+            "fine_grained/gem",
         ),
         Entry(
             "neck",
