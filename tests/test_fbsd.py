@@ -555,6 +555,19 @@ def test_branches_are_rebalanced_calibrated_and_predicted(tmp_path, monkeypatch)
     assert kind == "linear" and arrays["columns"].tolist() == [3 * WIDTHS[-1], 4 * WIDTHS[-1]]
 
 
+def test_images_grow_in_training_where_their_maps_can_be_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+
+    def config(size: int):
+        train = {"epochs": 2, "resizing": [{"size": size, "share": 0.5}]}
+        return tiny_config({"network": SMALL}, train)
+
+    with pytest.raises(UserError, match="train.resizing, 12 pixels: .* nearest .* 8 and 16"):
+        train_tiny(config(12), "twelve")
+    assert (train_tiny(config(8), "eight") / "oof.npz").is_file()
+
+
 # ---- refusals ---------------------------------------------------------------------------------
 
 
