@@ -14,6 +14,7 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, write_table
 from src.artifacts.work import MANIFEST, RUNS
 from src.config.model import Model
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks import NETWORKS, build_network
 from src.networks.transfer import grouped, matched
@@ -32,6 +33,7 @@ VIT = {"backbone": "vit_tiny_patch16_224", "kwargs": SMALL_VIT | {"img_size": SI
 PARTS = {"backbone": VIT["backbone"], "kwargs": SMALL_VIT}
 PARTS["network"] = {"name": "transfg", "stride": 3}
 WEIGHTS = "stage1/fold0/weights.safetensors"
+PREP = Preprocessing(64, 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture
@@ -145,6 +147,68 @@ def test_any_network_starts_from_any_other(there, tiny):
             assert torch.equal(tensor, expected), f"{there} to {here}: {name}"
         assert (told.copied, told.total) == (len(wanted), len(found)), f"{there} to {here}: {told}"
         assert told.head is None and not told.resized
+
+
+DEEPER = {"stem_width": 8, "channels": [8, 8, 16, 16], "output_stride": 8}
+TIMM = {  # two blocks per stage, none of them the identity, and one with layers after its blocks
+    "resnet26t": DEEPER | {"zero_init_last": False},
+    "test_efficientnet": {},
+}
+
+
+def save_working(model: Model, data):
+    """Weights of an experiment that has features to compare; returns the network."""
+    network = built(model, data, seed=1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # statistics of one batch
+    network.train()(torch.randn(8, 3, 64, 64))
+    for head, _ in network.classifiers().values():
+        for p in head.parameters():
+            torch.nn.init.normal_(p)
+    save_network(RUNS / "tiny" / "source" / WEIGHTS, network, model, PREP, data)
+    return network.eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "kind, backbone",  # MMAL needs two blocks in the last stage
+    [(k, b) for b in TIMM for k in ("bbn", "kt", "ride", "task_separator")]
+    + [("mmal", "resnet26t")],
+)
+def test_what_came_computes_what_it_did(kind, backbone, tiny):
+    """Every branch sees the features of the plain network that it started from, on timm's, too; and
+    a plain network predicts what the head that it took over did."""
+    keys = {"backbone": backbone, "kwargs": TIMM[backbone], "image_size": 64}
+    images = torch.randn(3, 3, 64, 64)
+    plain, branched = model_of(**keys), model_of(KINDS[kind], **keys)
+    wanted = save_working(plain, tiny)(images)
+    assert (wanted.features.std(0) > 1e-3).sum() > 8  # there is something to compare
+    network = started(branched, tiny)
+    found = network(images).features.split(wanted.features.shape[1], 1)
+    for part in found[:1] if kind == "mmal" else found:  # its other ones see other images
+        torch.testing.assert_close(part, wanted.features)
+    if kind == "task_separator":
+        for expert in network.experts:
+            torch.testing.assert_close(expert(images).logits, wanted.logits)
+    source = save_working(branched, tiny)
+    features = source(images).features
+    first = features[:, : wanted.features.shape[1]]
+    if kind == "bbn":
+        logits = source.classifier(torch.cat([2 * first, 0 * first], 1))
+    elif kind == "ride":
+        logits = source.classifier.each(features)[0]
+    else:
+        logits = source.classifier(first)
+    torch.testing.assert_close(started(plain, tiny)(images).logits, logits)
+
+
+def started(model: Model, data):
+    """A network after a warm start, about to predict."""
+    model = model.model_copy(update={"pretrained": "experiment:source"})
+    network = built(model, data)
+    load_pretrained(network, model, "tiny", "fold0")
+    return network.eval()
 
 
 def test_what_is_printed_names_modules(tiny):
