@@ -63,6 +63,7 @@ COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
 BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
 PACO = BALANCED | {"model.network": "paco", "train.second_sampler": "same"}
 RANDAUGMENT = {"train.augment": {"policy": {"name": "randaugment"}, "color_jitter": 0}}
+QUARTER = {"model.network": {"name": "fbsd", "widths": [128, 256, 128]}}  # the body is small, too
 
 
 def margin(power: float) -> dict[str, Any]:
@@ -77,7 +78,7 @@ METHODS = {
     "paco": Method("GPaCo", PACO),
     "mmal": Method("MMAL-Net", {"model.network": "mmal"}),
     "plain_mmal": Method("plain, then MMAL-Net", {"model.network": "mmal"}, 3, after="plain"),
-    "fbsd": Method("FBSM/FDM", {"model.network": "fbsd"}),
+    "fbsd": Method("FBSM/FDM, heads a quarter as wide", QUARTER),
     "arcface": Method("ArcFace", COSINE | margin(0.0)),
     "subcentre": Method(
         "sub-centre ArcFace, margins by rarity", COSINE | {"model.head": "subcentre"} | margin(0.25)
