@@ -14,7 +14,7 @@ from src.config.exclusions import check_training
 from src.config.heads import CRT, NCM, Head
 from src.config.model import Model
 from src.config.names import STAGE1, at
-from src.config.networks import check_network
+from src.config.network_exclusions import check_network
 from src.config.outputs import Ensemble, Judge, Posthoc, Predict
 from src.config.search import Search
 from src.config.section import Section
