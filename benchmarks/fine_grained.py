@@ -25,16 +25,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/fine_grained.py`
 
-from benchmarks import arguments
+from benchmarks import arguments, birds_methods
 from benchmarks.birds_methods import SHORT, in_image_order
 from benchmarks.cifar_jobs import without_prior
 from benchmarks.pool import run_all
 from benchmarks.results import Scores, distinct, machine, markdown, write_section
 from src import cli
-from src.artifacts.dataset import Dataset, fold_name, load_dataset
+from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
 from src.artifacts.predictions import load_predictions
-from src.artifacts.work import MANIFEST, RUNS
 from src.config.read import load_config
 from src.config.schema import Config
 from src.errors import UserError
@@ -97,28 +96,15 @@ SCORES = Scores(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Job:
-    """A method on some folds. base: the config file · overrides: as in --set"""
-
-    base: str
-    method: str
-    folds: tuple[str, ...]
-    overrides: tuple[str, ...] = ()
+class Job(birds_methods.Job):
+    """A method on some folds."""
 
     @property
     def experiment(self) -> str:
         return f"fine-{self.method}"
 
-    @property
-    def home(self) -> Path:
-        return RUNS / load_config(self.base, [*self.overrides]).dataset / self.experiment
-
-    def networks(self) -> list[Path]:
-        return [self.home / "stage1" / fold_name(k) for k in self.folds]
-
     def finished(self) -> bool:
-        return all((path / MANIFEST).is_file() for path in self.networks())
+        return all(path.is_file() for path in self.manifests())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -294,14 +280,14 @@ def measured(any_job: Job, data: Dataset, path: Path) -> list[dict]:
 
 def trained_at(job: Job) -> str:
     """The commits of its folds."""
-    return distinct(read_json(path / MANIFEST)["git"] for path in job.networks())
+    return distinct(read_json(path)["git"] for path in job.manifests())
 
 
 def held_out_logits(job: Job, data: Dataset) -> dict[str, np.ndarray]:
     """By row, [N, K] of the held-out images of every fold, by image_id inside a fold."""
     found = []
-    for network in job.networks():
-        part = load_predictions(network / "oof.npz", data.num_classes)
+    for path in job.manifests():
+        part = load_predictions(path.with_name("oof.npz"), data.num_classes)
         found.append(part.take(np.sort(part.image_id)).logits)
     logits = np.concatenate(found)
     return {"": logits, "/prior": without_prior(logits, data)}
