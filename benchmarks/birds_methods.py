@@ -4,7 +4,7 @@
     python benchmarks/birds_methods.py --methods ce kt    # some of them
     python benchmarks/birds_methods.py --table            # nothing is trained
 
-A method is what benchmarks/cifar_methods.py says, added to configs/birds_lt.yaml with a shorter
+A method is what benchmarks/cifar_methods.py says, added to configs/birds_lt_plain.yaml with a shorter
 training of smaller images. It is scored out of fold, against cross-entropy on the same images; the
 test set is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
 """
@@ -108,7 +108,7 @@ def scores_of(dataset: str) -> Scores:
 
 def main(argv: list[str] | None = None) -> None:
     """Errors: UserError when a method failed; the others are finished first."""
-    parser = arguments.parser(__doc__, "configs/birds_lt.yaml", BIRDS, list(BIRDS))
+    parser = arguments.parser(__doc__, "configs/birds_lt_plain.yaml", BIRDS, list(BIRDS))
     parser.add_argument("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
     args = arguments.parse(parser, argv)
     names = dict.fromkeys(["ce", *args.methods])  # the others are compared with it

@@ -5,7 +5,7 @@ training of as many epochs and of as many seconds.
     python benchmarks/fine_grained.py --methods mmal gem   # some of them
     python benchmarks/fine_grained.py --table              # nothing is trained
 
-A method is a few keys over configs/birds_lt.yaml with the shorter training of smaller images of
+A method is a few keys over configs/birds_lt_plain.yaml with the shorter training of smaller images of
 benchmarks/birds_methods.py. Seconds are those of training steps, measured in alternation with plain
 ones in one process, so that the load of the machine cancels. Scores are out of fold; the test set
 is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
@@ -109,7 +109,7 @@ class Job(birds_methods.Job):
 
 def main(argv: list[str] | None = None) -> None:
     """Errors: UserError when a method failed; the others are finished first."""
-    parser = arguments.parser(__doc__, "configs/birds_lt.yaml", METHODS, list(METHODS))
+    parser = arguments.parser(__doc__, "configs/birds_lt_plain.yaml", METHODS, list(METHODS))
     parser.add_argument("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
     args = arguments.parse(parser, argv)
     failed = {}

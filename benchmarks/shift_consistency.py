@@ -1,6 +1,6 @@
 """How often does a network change its mind when the image moves, with and without blur?
 
-    python benchmarks/shift_consistency.py --config configs/birds_lt.yaml
+    python benchmarks/shift_consistency.py --config configs/birds_lt_plain.yaml
     python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml --set train.epochs=30
     python benchmarks/shift_consistency.py --config configs/digits.yaml --quick    # under a minute
     python benchmarks/shift_consistency.py --config configs/cifar10_lt.yaml \

@@ -1,6 +1,6 @@
 """Stage 2: cRT on cached features against the same head with the frozen backbone run every epoch.
 
-    python benchmarks/stage2.py --config configs/birds_lt.yaml
+    python benchmarks/stage2.py --config configs/birds_lt_plain.yaml
 
 Both arms train the same head, with the same sampler, order and schedule, on fold 0, on the plain
 view; one reads features from memory, the other decodes the images and runs the backbone for each
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/birds_lt.yaml")
+    parser.add_argument("--config", default="configs/birds_lt_plain.yaml")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=5, help="of the cached arm")
     args = parser.parse_args()

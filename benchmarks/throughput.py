@@ -1,6 +1,6 @@
 """Stage-1 throughput: the shipped loop against a bare loop, side by side in one run.
 
-    python benchmarks/throughput.py --config configs/birds_lt.yaml
+    python benchmarks/throughput.py --config configs/birds_lt_plain.yaml
 
 Three arms take turns, each in a process of its own, so that none inherits another's memory:
   shipped   02's loop on the real images: reading, augmenting, EMA, loss terms, schedule
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/birds_lt.yaml")
+    parser.add_argument("--config", default="configs/birds_lt_plain.yaml")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=24, help="timed steps per arm and round")
     parser.add_argument("--rounds", type=int, default=5)

@@ -22,7 +22,7 @@ SETTINGS = [
 
 
 def test_every_method_is_one_that_the_product_takes():
-    config = str(RESULTS.parents[1] / "configs" / "birds_lt.yaml")
+    config = str(RESULTS.parents[1] / "configs" / "birds_lt_plain.yaml")
     for name, method in METHODS.items():
         settings = job_config(Job(config, name, ("0",)))
         assert settings.train.epochs == method.epochs

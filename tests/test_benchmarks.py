@@ -65,7 +65,7 @@ def test_changed_settings_do_not_stand_among_those_of_the_schedule(tmp_path):
 
 
 def test_every_method_on_birds_is_one_that_the_product_takes():
-    config = str(RESULTS.parents[1] / "configs" / "birds_lt.yaml")
+    config = str(RESULTS.parents[1] / "configs" / "birds_lt_plain.yaml")
     for name in birds_methods.BIRDS:
         settings = birds_methods.job_config(birds_methods.Job(config, name, ("0",)))
         assert settings.train.epochs == birds_methods.SHORT["train.epochs"]
