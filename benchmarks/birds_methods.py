@@ -5,8 +5,9 @@
     python benchmarks/birds_methods.py --table            # nothing is trained
 
 A method is what benchmarks/cifar_methods.py says, added to configs/birds_lt_plain.yaml with a
-shorter training of smaller images. It is scored out of fold, against cross-entropy on the same images; the
-test set is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
+shorter training of smaller images. It is scored out of fold, against cross-entropy on the same
+images; the test set is not touched. Finished work is skipped and a stopped run continues. Needs 01
+to have run.
 """
 
 import json

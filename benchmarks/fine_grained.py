@@ -6,9 +6,9 @@ training of as many epochs and of as many seconds.
     python benchmarks/fine_grained.py --table              # nothing is trained
 
 A method is a few keys over configs/birds_lt_plain.yaml with the shorter training of smaller images
-of benchmarks/birds_methods.py. Seconds are those of training steps, measured in alternation with plain
-ones in one process, so that the load of the machine cancels. Scores are out of fold; the test set
-is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
+of benchmarks/birds_methods.py. Seconds are those of training steps, measured in alternation with
+plain ones in one process, so that the load of the machine cancels. Scores are out of fold; the test
+set is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
 """
 
 import json
