@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import src.networks.attention as attention
-from src.networks.attention import class_rollout, class_row, embedded, no_rollout
+from src.networks.attention import class_rollout, class_row, embedded, no_rollout, taken, watch
 
 
 def tiny_vit(grid=(3, 3), heads=2, depth=3, seed=0, **keys):
@@ -85,6 +85,9 @@ def test_class_row_of_random_transformers(seed, monkeypatch):
         pre_norm=bool(rng.integers(2)),
     )  # fmt: skip
     monkeypatch.setattr(attention, "ROWS", int(rng.integers(1, 8)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 + seed % 5)
+    if rng.integers(2):  # as on a GPU
+        monkeypatch.setattr(attention, "RANGE", (1.0, 0.0))
     images = torch.randn(int(rng.integers(1, 4)), 3, 8 * grid[0], 8 * grid[1])
     want = slow_rollout(whole_maps(vit, images))[:, :, 0, 1 + registers :]
     found = class_rollout(vit, images)
@@ -94,10 +97,9 @@ def test_class_row_of_random_transformers(seed, monkeypatch):
 
 def test_the_row_with_prefix_sums_to_one_and_heads_differ():
     vit, images = tiny_vit((3, 4), heads=3, reg_tokens=2), torch.randn(2, 3, 24, 32)
-    entered = [embedded(vit, images)]
-    for block in vit.blocks[:-1]:
-        entered.append(block(entered[-1]))
-    row = class_row(vit.blocks, entered)
+    watch(vit.blocks)
+    vit(images)
+    row = class_row([taken(block) for block in vit.blocks])
     torch.testing.assert_close(row.sum(2), torch.ones(2, 3))
     torch.testing.assert_close(row[..., 3:], class_rollout(vit, images))
     assert (row[:, 0] - row[:, 1]).abs().max() > 0.01 and not row.requires_grad
@@ -109,14 +111,102 @@ def test_float64_agrees_to_the_last_digits():
     np.testing.assert_allclose(class_rollout(vit, images), want, rtol=1e-12)
 
 
-def test_autocast_does_not_touch_what_is_made_of_the_tokens():
-    vit = tiny_vit((4, 4))
-    entered = [torch.randn(2, 17, 16) for _ in vit.blocks]
-    plain = class_row(vit.blocks, entered)
+def looks(depth, tokens, heads=2, n=2, d=8):
+    """Random q and k of `depth` blocks."""
+    return [tuple(torch.randn(2, n, heads, tokens, d)) for _ in range(depth)]
+
+
+def test_the_row_is_made_in_float32_of_what_the_network_rounded():
+    """Autocast changes nothing after that."""
+    looked = looks(3, 17)
+    rounded = [(q.bfloat16(), k.bfloat16()) for q, k in looked]
+    wide = class_row([(q.float(), k.float()) for q, k in rounded])
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(class_row(vit.blocks, entered), plain)
-    rounded = [t.bfloat16() for t in entered]  # as a stream without position embedding would be
-    assert class_row(vit.blocks, rounded).dtype == torch.float32
+        assert torch.equal(class_row(rounded), wide) and wide.dtype == torch.float32
+        assert torch.equal(class_row(looked), row := class_row(looked))
+    assert torch.equal(class_row(looked), row) and not torch.equal(row, wide)
+
+
+@contextmanager
+def shifts(monkeypatch):
+    """Which maps were made, with or without the maximum taken away."""
+    asked, mix = [], attention._mix
+
+    def spy(*args, shift):
+        asked.append(shift)
+        return mix(*args, shift=shift)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "_mix", spy)
+        yield asked
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize(
+    "size, common, large",
+    [(0.1, 0, False), (2, 0, False), (0.5, 80, True), (30, 0, True)],
+)
+def test_scores_of_any_size(size, common, large, cores, monkeypatch):
+    """Up to thousands: where exp overflows, and where what keys have in common makes all vanish."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    looked = [(size * q, size * k + common) for q, k in looks(3, 29, heads=4)]
+    scores = [q.double() @ k.double().mT / 8**0.5 for q, k in looked]
+    want = torch.stack([s.softmax(3) for s in scores]).numpy()
+    with shifts(monkeypatch) as asked:
+        found = class_row(looked)
+    assert any(asked) == large
+    groups = -(-8 // cores)
+    assert len(asked) <= 3 * (groups + 1)  # once known, the block's other maps are made once
+    np.testing.assert_allclose(found, slow_rollout(want)[:, :, 0], rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("score, shifted", [(50, False), (57, False), (70, True), (1e4, True)])
+def test_rows_of_scores_near_the_ends_of_float32(score, shifted, sign, monkeypatch):
+    """One row is all large or all small, another has both."""
+    q, k = torch.zeros(2, 1, 1, 6, 4)
+    q[..., 0, 0] = 2 * sign  # over √4
+    k[..., 0] = score + torch.tensor([0, 0.5, 1, 0, -0.5, -1])
+    q[..., 1, 1], k[..., 2, 1], k[..., 3, 1] = 2, 50, -50
+    row = torch.tensor([[[0.4, 0.4, 0.1, 1e-7, 0.1, 0]]])
+    scores = (q.double() @ k.double().mT / 2)[0, 0]
+    want = row[0, 0].double() @ scores.softmax(1)
+    with shifts(monkeypatch) as asked:
+        found = attention._through(row, q, k)[0, 0]
+    assert asked == [False, True] if shifted else asked == [False]
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_queries_and_keys_are_the_forward_passes_own(qk_norm):
+    """None is computed twice, none copied where autograd holds it, no values held where not."""
+    vit, images = tiny_vit((3, 3), qk_norm=qk_norm), torch.randn(2, 3, 24, 24)
+    made = []
+    for block in vit.blocks:
+        block.attn.qkv.register_forward_hook(lambda module, args, out: made.append(out))
+    class_rollout(vit, images)
+    assert len(made) == len(vit.blocks)
+    for block in vit.blocks:  # and no trace of it
+        for part in (block.attn.q_norm, block.attn.k_norm):
+            assert not part._forward_hooks and not hasattr(part, "kept")
+    watch(vit.blocks)
+    for grad in (True, False):
+        made.clear()
+        with torch.set_grad_enabled(grad):
+            vit(images)
+        for block, qkv in zip(vit.blocks, made, strict=True):
+            q, k = taken(block)
+            shares = {t.untyped_storage().data_ptr() for t in (q, k)}
+            assert not q.requires_grad and not k.requires_grad
+            if grad and not qk_norm:
+                assert shares == {qkv.untyped_storage().data_ptr()}
+            elif not grad:
+                assert all(t.untyped_storage().nbytes() == 4 * t.numel() for t in (q, k))
+            want = vit.blocks[0].attn  # heads side by side, q before k
+            split = qkv.unflatten(2, (3, want.num_heads, -1))
+            torch.testing.assert_close(q, block.attn.q_norm(split[:, :, 0].transpose(1, 2)))
+            with pytest.raises(AttributeError):
+                taken(block)
 
 
 def test_embedding_is_what_timm_feeds_its_blocks():
@@ -152,31 +242,25 @@ def counted_maps(tokens):
         yield count
 
 
-def test_one_map_is_alive_at_a_time_however_many_blocks():
+def test_one_map_of_a_core_is_alive_at_a_time_however_many_blocks():
     """A stack of all maps, as the formula reads, is what the count would see."""
     heads, tokens, n = 3, 37, 2
     for depth in (2, 12):
-        vit = tiny_vit((6, 6), heads=heads, depth=depth)
-        entered = [torch.randn(n, tokens, 24) for _ in vit.blocks]
-        one = n * heads * tokens * tokens
+        looked = looks(depth, tokens, heads, n)
         with torch.no_grad(), counted_maps(tokens) as kept:
-            maps = []
-            for block, t in zip(vit.blocks, entered, strict=True):
-                q, k = attention._queries_keys(block, t)
-                maps.append((q @ k.transpose(2, 3)).softmax(3))
-            del q, k
-        assert kept.most >= depth * one
+            maps = [(q @ k.transpose(2, 3)).softmax(3) for q, k in looked]
+        assert kept.most >= depth * n * heads * tokens * tokens
         del maps
         with counted_maps(tokens) as count:
-            class_row(vit.blocks, entered)
-        assert one <= count.most <= 2 * one, (depth, count.most / one)  # scores and their softmax
+            class_row(looked)
+        one = tokens * tokens * min(torch.get_num_threads(), n * heads)
+        assert one <= count.most <= 2 * one, (depth, count.most / one)  # its next one, too
 
 
 def test_a_map_is_made_in_parts(monkeypatch):
-    vit, entered = tiny_vit((6, 6)), [torch.randn(2, 37, 16) for _ in range(3)]
     monkeypatch.setattr(attention, "ROWS", 8)
     with counted_maps(37) as count:
-        class_row(vit.blocks, entered)
+        class_row(looks(3, 37))
     assert count.most == 0
 
 

@@ -132,21 +132,58 @@ def test_of_equal_patches_the_first_is_chosen_by_every_head():
     torch.testing.assert_close(network(images).features[0], want)
 
 
-def test_selection_is_decided_in_float32_whatever_autocast_says(monkeypatch):
-    """The same tokens enter, so the same rows come out, to the bit."""
-    network, rows = transfg().eval(), []
-    tokens = [torch.randn(4, 26, 16) for _ in network.backbone.blocks[:-1]]
+@pytest.mark.parametrize("training", [True, False])
+def test_under_autocast_the_row_is_of_what_the_network_rounded(training, monkeypatch):
+    """float64 maps of its own bf16 queries and keys; what is made of them is not rounded."""
+    network, seen = transfg().train(training), []
 
-    def same_tokens(blocks, entered):
-        rows.append(class_row(blocks, tokens))
-        return rows[-1]
+    def spy(looked):
+        seen.append((looked, class_row(looked)))
+        return seen[-1][1]
 
-    monkeypatch.setattr("src.networks.transfg.class_row", same_tokens)
-    images = torch.randn(4, 3, SIZE, SIZE)
+    monkeypatch.setattr("src.networks.transfg.class_row", spy)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        network(torch.randn(4, 3, SIZE, SIZE))
+    (looked, row), *others = seen
+    assert not others and all(t.dtype == torch.bfloat16 for pair in looked for t in pair)
+    maps = [(q.double() @ k.double().mT / 8**0.5).softmax(3) for q, k in looked]
+    want = slow_rollout(torch.stack(maps).numpy())[:, :, 0]
+    assert row.dtype == torch.float32
+    np.testing.assert_allclose(row, want, rtol=1e-4)
+
+
+def test_queries_and_keys_are_computed_once():
+    network, calls = transfg(kwargs={"depth": 4}), []
+    for i, block in enumerate(network.backbone.blocks):
+        block.attn.qkv.register_forward_hook(lambda *a, i=i: calls.append(i))
+    images, labels = random_batch()
+    for run in (
+        lambda: network.loss(Batch(images, labels), F.cross_entropy, FIRST),
+        lambda: network.eval()(images),
+    ):
+        calls.clear()
+        run()
+        assert calls == [0, 1, 2, 3]
+    calls.clear()
     network.evidence(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        network(images)
-    assert rows[0].dtype == rows[1].dtype == torch.float32 and torch.equal(*rows)
+    assert calls == [0, 1, 2]
+
+
+def test_a_compiled_one_is_not_traced_again_for_what_a_pass_left():
+    network, graphs = transfg(kwargs={"depth": 2}), []
+    images, _ = random_batch()
+    want = network(images).logits
+
+    def traced(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    network.compile(backend=traced)
+    assert torch.equal(network(images).logits, want)
+    first = len(graphs)
+    for _ in range(2):
+        assert torch.equal(network(images).logits, want)
+    assert first == len(graphs) <= 4  # the rollout is left out, and parts them
 
 
 def test_gradients_reach_the_chosen_patches_through_the_last_block():

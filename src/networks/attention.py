@@ -8,19 +8,30 @@ class token first, then other prefix tokens (registers), then the patches row by
     r = R[0, :] = ((A_L[0, :] A_{L−1}) A_{L−2}) … A_1
 
 r is all that is used, and one row times a matrix is T² where a product of matrices is T³. It needs
-the upper blocks first, so that what enters each block, [N, T, D], is kept on the way up and each
-map is made again on the way down, `ROWS` of its rows at a time: memory grows with L by T · D, never
-by T².
+the upper blocks first, so that q and k of each block, [N, heads, T, d], are kept on the way up: the
+network's own, rounded as autocast rounded them, because that is the attention it paid. In training
+autograd holds them anyway. Each map is made again on the way down, `ROWS` of its rows at a time, in
+float32 whatever autocast says: memory grows with L by T · D, never by T².
+
+With s = q kᵀ / √d and z_i = Σ_j exp s_ij, no map is normalised, only its row of weights:
+
+    (r A)_j = Σ_i (r_i / z_i) exp s_ij
+
+A softmax also takes each row's maximum away, lest exp overflow or every exp vanish. On the CPU that
+is done only where a z_i shows that one of them did: it costs a fifth.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-ROWS = 128  # of a map at once: with heads of width 64 half of what the MLP of a block keeps
+ROWS = 176  # of a map at once; 1 MB of 1370 tokens, in a core's cache from the product to the sum
+RANGE = 1e-26, 1e26  # of z: far enough from where float32 ends for r / z and what exp rounds to 0
 
 
 def no_rollout(backbone: nn.Module) -> str | None:
@@ -45,42 +56,84 @@ def embedded(backbone: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     return backbone.norm_pre(backbone.patch_drop(tokens))
 
 
+def watch(blocks: Sequence[Block]) -> list[RemovableHandle]:
+    """From now on each pass through `blocks` leaves q and k behind, for `taken`."""
+    parts = [part for block in blocks for part in (block.attn.q_norm, block.attn.k_norm)]
+    return [part.register_forward_hook(_keep) for part in parts]
+
+
+def _keep(part: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    """Without a gradient a view would keep the values alive, too, and the copy is due anyway."""
+    part.kept = output.detach() if output.requires_grad else output.contiguous()
+
+
+def taken(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+    """q and k of the last pass through a watched block, [N, heads, T, d] each, once."""
+    q, k = block.attn.q_norm.kept, block.attn.k_norm.kept
+    del block.attn.q_norm.kept, block.attn.k_norm.kept
+    return q, k
+
+
 def class_rollout(backbone: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     """r of images [N, 3, H, W] over all blocks, patches alone: [N, heads, patches]."""
-    with torch.no_grad():
-        tokens, entered = embedded(backbone, images), []
-        for block in backbone.blocks:
-            entered.append(tokens)
-            tokens = block(tokens)
-        return class_row(backbone.blocks, entered)[..., backbone.num_prefix_tokens :]
+    handles, looked = watch(backbone.blocks), []
+    try:
+        with torch.no_grad():
+            tokens = embedded(backbone, images)
+            for block in backbone.blocks:
+                tokens = block(tokens)
+                looked.append(taken(block))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return class_row(looked)[..., backbone.num_prefix_tokens :]
 
 
+@torch.compiler.disable  # thousands of small steps on the CPU, which a compiler would unroll
 @torch.no_grad()
-def class_row(blocks: Sequence[Block], entered: Sequence[torch.Tensor]) -> torch.Tensor:
-    """r over `blocks`: [N, heads, T], for all tokens, prefix included.
+def class_row(looked: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """r over blocks: [N, heads, T], for all tokens, prefix included, in float32 at least.
 
-    entered: what enters each block, [N, T, D]. In the precision of the weights, whatever autocast
-    says: rows of attention decide. Dropout of attention is left out.
+    looked: q and k of each block, [N, heads, T, d] each. Dropout of attention is left out.
     """
-    dtype = next(blocks[0].parameters()).dtype
-    with torch.autocast(entered[0].device.type, enabled=False):
-        row = entered[0].new_ones(1, 1, 1, dtype=dtype)  # the class token looks at itself
-        for block, tokens in zip(reversed(blocks), reversed(entered), strict=True):
-            row = _through(row, *_queries_keys(block, tokens.to(dtype)))
+    q, k = looked[0]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        row = q.new_ones(*q.shape[:2], 1, dtype=dtype)  # the class token looks at itself
+        for q, k in reversed(looked):
+            row = _through(row, q.to(dtype), k.to(dtype))
     return row
 
 
-def _queries_keys(block: Block, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """q / √d and k of each head, [N, heads, T, d] each."""
-    attention = block.attn
-    parts = attention.qkv(block.norm1(tokens))  # [N, T, 3 · heads · d]
-    parts = parts.unflatten(2, (3, attention.num_heads, -1))  # [N, T, 3, heads, d]
-    q, k = parts[:, :, :2].permute(2, 0, 3, 1, 4).contiguous()  # or each product copies k anew
-    return attention.q_norm(q) * attention.scale, attention.k_norm(k)
-
-
 def _through(row: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """row [N, heads, t] times the first t rows of softmax(q kᵀ): [N, heads, T]."""
-    parts = zip(row.split(ROWS, 2), q[:, :, : row.shape[2]].split(ROWS, 2), strict=True)
-    keys = k.transpose(2, 3)  # [N, heads, d, T]
-    return sum((r.unsqueeze(2) @ (rows @ keys).softmax(3)).squeeze(2) for r, rows in parts)
+    """row [N, heads, t] times the first t rows of softmax(q kᵀ / √d): [N, heads, T]. Images and
+    heads alike are maps; on the CPU one for each core at a time, elsewhere all."""
+    cpu = q.device.type == "cpu"
+    count = min(torch.get_num_threads() if cpu else len(k) * k.shape[1], len(k) * k.shape[1])
+    weights = row.flatten(0, 1).unsqueeze(1)  # [maps, 1, t]
+    q = (q[:, :, : row.shape[2]] * q.shape[3] ** -0.5).flatten(0, 1)  # [maps, t, d]
+    keys = k.transpose(2, 3).contiguous().flatten(0, 1)  # [maps, d, T], the faster way round
+    found = torch.zeros_like(keys[:, :1])  # [maps, 1, T]
+    space = keys.new_empty(count * ROWS * keys.shape[2])
+    shift = not cpu  # a GPU would have to stop to tell
+    for out, *some in zip(*(t.split(count) for t in (found, weights, q, keys)), strict=True):
+        if not shift:
+            low, high = _mix(out, *some, space, shift=False).aminmax()
+            shift = not (low >= RANGE[0] and high <= RANGE[1])  # then for the others of the block
+        if shift:
+            _mix(out.zero_(), *some, space, shift=True)
+    return found.view(*k.shape[:2], -1)
+
+
+def _mix(out, weights, q, keys, space, shift: bool) -> torch.Tensor:
+    """Adds rows of softmax(q keys), q [maps, t, d] and keys [maps, d, T], to out [maps, 1, T] by
+    weights [maps, 1, t]; returns z [maps, t]. space: for scores · shift: by each row's maximum"""
+    sums = []
+    for r, rows in zip(weights.split(ROWS, 2), q.split(ROWS, 1), strict=True):
+        shape = *rows.shape[:2], keys.shape[2]  # [maps, ROWS, T]
+        scores = torch.bmm(rows, keys, out=space[: prod(shape)].view(shape))
+        if shift:
+            scores -= scores.amax(2, keepdim=True)
+        sums.append(scores.exp_().sum(2))
+        out.baddbmm_(r / sums[-1].unsqueeze(1), scores)
+    return torch.cat(sums, 1)

@@ -34,7 +34,7 @@ from src.config.model import Model
 from src.config.networks import TransFG as Settings
 from src.data.dataset import Batch
 from src.errors import UserError
-from src.networks.attention import class_row, embedded, no_rollout
+from src.networks.attention import class_row, embedded, no_rollout, taken, watch
 from src.networks.base import Evidence, Output, Progress
 from src.networks.plain import Plain
 
@@ -50,6 +50,7 @@ class TransFG(Plain):
             backbone.blocks[-1].apply(init_weights_vit_timm)
         super().__init__(model, backbone, classes)
         self.settings = settings
+        watch(backbone.blocks[:-1])
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """images [N, 3, H, W] → f [N, D], or what a neck makes of it; what the contrast is of."""
@@ -89,12 +90,11 @@ class TransFG(Plain):
 
     def _looked(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x_{L−1} [N, T, D] and r [N, heads, patches] of images [N, 3, H, W]."""
-        blocks, entered = list(self.backbone.blocks)[:-1], []
-        tokens = embedded(self.backbone, images)
-        for block in blocks:
-            entered.append(tokens)
+        tokens, looked = embedded(self.backbone, images), []
+        for block in list(self.backbone.blocks)[:-1]:
             tokens = block(tokens)
-        return tokens, class_row(blocks, entered)[..., self.backbone.num_prefix_tokens :]
+            looked.append(taken(block))
+        return tokens, class_row(looked)[..., self.backbone.num_prefix_tokens :]
 
 
 def contrast(features: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
