@@ -155,7 +155,7 @@ def test_scores_of_any_size(size, common, large, cores, monkeypatch):
     with shifts(monkeypatch) as asked:
         found = class_row(looked)
     assert any(asked) == large
-    groups = -(-8 // cores)
+    groups = 2 * -(-4 // cores)  # of images and heads
     assert len(asked) <= 3 * (groups + 1)  # once known, the block's other maps are made once
     np.testing.assert_allclose(found, slow_rollout(want)[:, :, 0], rtol=2e-3, atol=1e-5)
 

@@ -101,39 +101,44 @@ def class_row(looked: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
     with torch.autocast(q.device.type, enabled=False):
         row = q.new_ones(*q.shape[:2], 1, dtype=dtype)  # the class token looks at itself
         for q, k in reversed(looked):
-            row = _through(row, q.to(dtype), k.to(dtype))
+            row = _through(row, q, k)
     return row
 
 
 def _through(row: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """row [N, heads, t] times the first t rows of softmax(q kᵀ / √d): [N, heads, T]. Images and
-    heads alike are maps; on the CPU one for each core at a time, elsewhere all."""
-    cpu = q.device.type == "cpu"
-    count = min(torch.get_num_threads() if cpu else len(k) * k.shape[1], len(k) * k.shape[1])
-    weights = row.flatten(0, 1).unsqueeze(1)  # [maps, 1, t]
-    q = (q[:, :, : row.shape[2]] * q.shape[3] ** -0.5).flatten(0, 1)  # [maps, t, d]
-    keys = k.transpose(2, 3).contiguous().flatten(0, 1)  # [maps, d, T], the faster way round
-    found = torch.zeros_like(keys[:, :1])  # [maps, 1, T]
-    space = keys.new_empty(count * ROWS * keys.shape[2])
+    """row [N, heads, t] times the first t rows of softmax(q kᵀ / √d): [N, heads, T]. On the CPU a
+    head for each core at a time, where they lie: a copy of all would cost a tenth."""
+    found = row.new_empty(k.shape[:3])
+    tensors, cpu = (found, row, q[:, :, : row.shape[2]], k), k.device.type == "cpu"
+    if cpu:
+        images = ([t.split(torch.get_num_threads()) for t in i] for i in zip(*tensors, strict=True))
+        groups = [group for image in images for group in zip(*image, strict=True)]
+    else:
+        groups = [[t.flatten(0, 1) for t in tensors]]
+    space = row.new_empty(len(groups[0][0]) * k.shape[2] * min(ROWS, row.shape[2]))
     shift = not cpu  # a GPU would have to stop to tell
-    for out, *some in zip(*(t.split(count) for t in (found, weights, q, keys)), strict=True):
+    for group in groups:
         if not shift:
-            low, high = _mix(out, *some, space, shift=False).aminmax()
+            low, high = _mix(*group, space, shift=False).aminmax()
             shift = not (low >= RANGE[0] and high <= RANGE[1])  # then for the others of the block
         if shift:
-            _mix(out.zero_(), *some, space, shift=True)
-    return found.view(*k.shape[:2], -1)
+            _mix(*group, space, shift=True)
+    return found
 
 
-def _mix(out, weights, q, keys, space, shift: bool) -> torch.Tensor:
-    """Adds rows of softmax(q keys), q [maps, t, d] and keys [maps, d, T], to out [maps, 1, T] by
-    weights [maps, 1, t]; returns z [maps, t]. space: for scores · shift: by each row's maximum"""
-    sums = []
-    for r, rows in zip(weights.split(ROWS, 2), q.split(ROWS, 1), strict=True):
-        shape = *rows.shape[:2], keys.shape[2]  # [maps, ROWS, T]
-        scores = torch.bmm(rows, keys, out=space[: prod(shape)].view(shape))
+def _mix(
+    out: torch.Tensor, row: torch.Tensor, q: torch.Tensor, k: torch.Tensor, space: torch.Tensor,
+    *, shift: bool,
+) -> torch.Tensor:  # fmt: skip
+    """out [maps, T] becomes row [maps, t] times softmax(q kᵀ / √d), of q [maps, t, d] and k [maps,
+    T, d]; returns z [maps, t]. space: for scores · shift: by the maximum of each row of the map"""
+    k, sums = k.to(row.dtype) * k.shape[2] ** -0.5, []
+    out = out.zero_().unsqueeze(2)
+    for weights, rows in zip(row.split(ROWS, 1), q.split(ROWS, 1), strict=True):
+        shape = *k.shape[:2], rows.shape[1]  # [maps, T, ROWS], as k need not be turned then
+        scores = torch.bmm(k, rows.to(row.dtype).mT, out=space[: prod(shape)].view(shape))
         if shift:
-            scores -= scores.amax(2, keepdim=True)
-        sums.append(scores.exp_().sum(2))
-        out.baddbmm_(r / sums[-1].unsqueeze(1), scores)
+            scores -= scores.amax(1, keepdim=True)
+        sums.append(scores.exp_().sum(1))
+        out.baddbmm_(scores, (weights / sums[-1]).unsqueeze(2))
     return torch.cat(sums, 1)
