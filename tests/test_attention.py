@@ -85,9 +85,7 @@ def test_class_row_of_random_transformers(seed, monkeypatch):
         pre_norm=bool(rng.integers(2)),
     )  # fmt: skip
     monkeypatch.setattr(attention, "ROWS", int(rng.integers(1, 8)))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 + seed % 5)
-    if rng.integers(2):  # as on a GPU
-        monkeypatch.setattr(attention, "RANGE", (1.0, 0.0))
+    monkeypatch.setattr(attention, "_cores", lambda k: seed % 5)  # 0: as on a GPU
     images = torch.randn(int(rng.integers(1, 4)), 3, 8 * grid[0], 8 * grid[1])
     want = slow_rollout(whole_maps(vit, images))[:, :, 0, 1 + registers :]
     found = class_rollout(vit, images)
@@ -148,7 +146,7 @@ def shifts(monkeypatch):
 )
 def test_scores_of_any_size(size, common, large, cores, monkeypatch):
     """Up to thousands: where exp overflows, and where what keys have in common makes all vanish."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(attention, "_cores", lambda k: cores)
     looked = [(size * q, size * k + common) for q, k in looks(3, 29, heads=4)]
     scores = [q.double() @ k.double().mT / 8**0.5 for q, k in looked]
     want = torch.stack([s.softmax(3) for s in scores]).numpy()

@@ -18,7 +18,7 @@ With s = q kᵀ / √d and z_i = Σ_j exp s_ij, no map is normalised, only its r
     (r A)_j = Σ_i (r_i / z_i) exp s_ij
 
 A softmax also takes each row's maximum away, lest exp overflow or every exp vanish. On the CPU that
-is done only where a z_i shows that one of them did: it costs a fifth.
+is done only where a z_i shows that one of them did: it costs two fifths more.
 """
 
 from collections.abc import Sequence
@@ -98,10 +98,9 @@ def class_row(looked: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
     """
     q, k = looked[0]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        row = q.new_ones(*q.shape[:2], 1, dtype=dtype)  # the class token looks at itself
-        for q, k in reversed(looked):
-            row = _through(row, q, k)
+    row = q.new_ones(*q.shape[:2], 1, dtype=dtype)  # the class token looks at itself
+    for q, k in reversed(looked):
+        row = _through(row, q, k)
     return row
 
 
@@ -109,14 +108,14 @@ def _through(row: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tenso
     """row [N, heads, t] times the first t rows of softmax(q kᵀ / √d): [N, heads, T]. On the CPU a
     head for each core at a time, where they lie: a copy of all would cost a tenth."""
     found = row.new_empty(k.shape[:3])
-    tensors, cpu = (found, row, q[:, :, : row.shape[2]], k), k.device.type == "cpu"
-    if cpu:
-        images = ([t.split(torch.get_num_threads()) for t in i] for i in zip(*tensors, strict=True))
+    tensors, cores = (found, row, q[:, :, : row.shape[2]], k), _cores(k)
+    if cores:
+        images = ([t.split(cores) for t in image] for image in zip(*tensors, strict=True))
         groups = [group for image in images for group in zip(*image, strict=True)]
     else:
         groups = [[t.flatten(0, 1) for t in tensors]]
     space = row.new_empty(len(groups[0][0]) * k.shape[2] * min(ROWS, row.shape[2]))
-    shift = not cpu  # a GPU would have to stop to tell
+    shift = not cores  # a GPU would have to stop to tell
     for group in groups:
         if not shift:
             low, high = _mix(*group, space, shift=False).aminmax()
@@ -126,12 +125,18 @@ def _through(row: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tenso
     return found
 
 
+def _cores(tensor: torch.Tensor) -> int:
+    """0: not on the CPU."""
+    return torch.get_num_threads() if tensor.device.type == "cpu" else 0
+
+
 def _mix(
     out: torch.Tensor, row: torch.Tensor, q: torch.Tensor, k: torch.Tensor, space: torch.Tensor,
     *, shift: bool,
 ) -> torch.Tensor:  # fmt: skip
     """out [maps, T] becomes row [maps, t] times softmax(q kᵀ / √d), of q [maps, t, d] and k [maps,
-    T, d]; returns z [maps, t]. space: for scores · shift: by the maximum of each row of the map"""
+    T, d]; returns z [maps, t]. space: for scores · shift: by the maximum of each row of the map.
+    Autocast leaves alone what works in place or has its `out`."""
     k, sums = k.to(row.dtype) * k.shape[2] ** -0.5, []
     out = out.zero_().unsqueeze(2)
     for weights, rows in zip(row.split(ROWS, 1), q.split(ROWS, 1), strict=True):
