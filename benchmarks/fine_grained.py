@@ -34,6 +34,7 @@ from src import cli
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
 from src.artifacts.predictions import load_predictions
+from src.config.losses import balanced_by
 from src.config.read import load_config
 from src.config.schema import Config
 from src.errors import UserError
@@ -259,7 +260,9 @@ def measured(any_job: Job, data: Dataset, path: Path) -> list[dict]:
     for name, job in jobs.items():
         total = cost[name] + cost.get(METHODS[name].after, 0.0)
         epochs = min(lengths, key=lambda n: abs(np.log(n / (EPOCHS * total))))
-        for extra in ("", "/prior"):
+        config = job_config(job, warm=False)
+        balanced = balanced_by(config.model, config.train)  # the prior is taken out once
+        for extra in ("",) if balanced else ("", "/prior"):
             z = logits[name][extra]
             facts = {"row": name + extra, "folds": " ".join(job.folds), "device": machine()}
             line = facts | {
