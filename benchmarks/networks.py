@@ -8,8 +8,8 @@ A network is set against the plain one on the same backbone that makes the same 
 images of the same sizes, losses summed, one backward pass. What remains is the network's own work.
 Both take turns in one process and ratios are medians over the pairs, so that the load of the
 machine cancels. `own` is the share of the network's step that is spent in the functions that find
-boxes or tokens, by a clock around them. Peak memory is what one training step adds to a process
-that does nothing else (on a GPU, to its tensors).
+boxes or tokens, boost stripes or compare maps, by a clock around their forward pass. Peak memory is
+what one training step adds to a process that does nothing else (on a GPU, to its tensors).
 """
 
 import argparse
@@ -63,17 +63,21 @@ class Case:
 
 R50 = {"backbone": "resnet50", "image_size": 448}
 VIT = {"backbone": "vit_small_patch16_224", "image_size": 448}
+VIT_BASE = VIT | {"backbone": "vit_base_patch16_224"}
 BIRDS = {"backbone": "mobilenetv2_100", "kwargs": {"pad_type": "same"}, "image_size": 128}
 LOOKS: Passes = ((1, 1), (1, 1))  # MMAL-Net: the image, the object
 PARTS: Passes = (*LOOKS, (7, 0.5))
 BOXES = ("src.networks.mmal.object_boxes", "src.networks.windows.PartWindows.forward")
+FORWARD = ("src.networks.stripes.FBSM.forward", "src.networks.fbsd.diversify")  # not backward
 PAIRS = {"second_sampler": "same", "criterion": {"name": "balanced_softmax"}}
 CASES = {
     "mmal": Case("MMAL-Net, resnet50, 448 px", R50 | {"network": "mmal"}, 2,
                  passes=(PARTS, LOOKS), own=BOXES),
-    "fbsd": Case("FBSM/FDM, resnet50, 448 px", R50 | {"network": "fbsd"}, 2),
+    "fbsd": Case("FBSM/FDM, resnet50, 448 px", R50 | {"network": "fbsd"}, 2, own=FORWARD),
     "transfg": Case("TransFG, vit_small, 448 px, stride 12", VIT | {"network": "transfg"}, 2,
                     own=("src.networks.transfg.class_row",), stride=12),
+    "transfg_base": Case("TransFG, vit_base, 448 px, stride 12", VIT_BASE | {"network": "transfg"},
+                         2, own=("src.networks.transfg.class_row",), stride=12),
     "birds_mmal": Case("MMAL-Net, mobilenetv2_100, 128 px", BIRDS | {"network": "mmal"}, 16,
                        passes=(PARTS, LOOKS), own=BOXES),
     "birds_fbsd": Case("FBSM/FDM, mobilenetv2_100, 128 px", BIRDS | {"network": "fbsd"}, 16),
