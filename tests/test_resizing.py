@@ -67,6 +67,8 @@ def sizes(steps, epochs, **train) -> list[int | None]:
         ([(8, 0.25), (12, 0.5)], 4, [8, 12, 12, None]),
         ([(8, 0.1), (12, 0.2), (8, 0.4)], 10, [8, 12, 12, 8, 8, 8, 8, None, None, None]),
         ([(20, 0.34)], 3, [20, None, None]),
+        ([(12, 1.0)], 3, [12, 12, 12]),  # below evaluation's size all along
+        ([(8, 0.5), (12, 0.5)], 4, [8, 8, 12, 12]),
     ],
 )
 def test_sizes_by_hand(steps, epochs, expected):
@@ -78,11 +80,10 @@ def test_sizes_by_hand(steps, epochs, expected):
     [
         ([(8, 0.1)], 4, "a share of 0.1 of 4 epochs is none, so no image would have 8 pixels"),
         ([(8, 0.5), (12, 0.05)], 4, "a share of 0.05 of 4 epochs is none"),
-        ([(8, 0.5), (12, 0.5)], 4, "the shares take all 4 epochs"),
-        ([(8, 0.9)], 2, "the shares take all 2 epochs"),
-        ([(8, 0.9), (12, 0.9)], 4, "the shares take all 4 epochs"),
+        ([(8, 0.9)], 2, "shares of 0.9 take all 2 epochs"),
+        ([(8, 0.9), (12, 0.9)], 4, "the shares add up to 1.8, above 1"),
         ([(4, 0.5)], 4, "train.resizing.0.size"),
-        ([(8, 1.0)], 4, "train.resizing.0.share"),
+        ([(8, 1.1)], 4, "train.resizing.0.share"),
     ],
 )
 def test_steps_without_epochs_are_refused(steps, epochs, says):

@@ -27,7 +27,7 @@ def check_frozen(items: tuple[Frozen, ...], epochs: int) -> None:
 
 class Resizing(Section):
     size: int = Field(ge=8, description="pixels, height and width of training images")
-    share: float = Field(gt=0, lt=1, description="of the epochs")
+    share: float = Field(gt=0, le=1, description="of the epochs")
 
 
 def boundaries(steps: tuple[Resizing, ...], epochs: int) -> list[int]:
@@ -37,7 +37,7 @@ def boundaries(steps: tuple[Resizing, ...], epochs: int) -> list[int]:
 
 
 def check_resizing(steps: tuple[Resizing, ...], epochs: int) -> None:
-    """Errors: ValueError for a step, or what comes after the last one, that has no epoch."""
+    """Errors: ValueError for a step that has no epoch, and for more than all epochs."""
     starts = [0, *boundaries(steps, epochs)]
     for step, start, end in zip(steps, starts, starts[1:], strict=False):
         if start == end:
@@ -45,8 +45,11 @@ def check_resizing(steps: tuple[Resizing, ...], epochs: int) -> None:
                 f"resizing: a share of {step.share} of {epochs} epochs is none, so no image would "
                 f"have {step.size} pixels; raise it, or remove this step"
             )
-    if starts[-1] >= epochs:
+    total = sum(step.share for step in steps)
+    if total > 1 + 1e-9:
+        raise ValueError(f"resizing: the shares add up to {total:g}, above 1; lower them")
+    if total < 1 - 1e-9 and starts[-1] >= epochs:
         raise ValueError(
-            f"resizing: the shares take all {epochs} epochs, and the last are to be at "
-            "model.image_size; lower them"
+            f"resizing: shares of {total:g} take all {epochs} epochs, and the last are to be at "
+            "model.image_size; lower them, or let them add up to 1, which is training smaller"
         )

@@ -99,7 +99,7 @@ class Train(Section):
         (),
         description="sizes of training images before they have model.image_size, each with its "
         "share of the epochs: [{size: 128, share: 0.5}]; changed between epochs. Evaluation is "
-        "always at model.image_size",
+        "always at model.image_size: [{size: 192, share: 1}] trains smaller than it all along",
     )
     ema: float | None = Field(
         None,

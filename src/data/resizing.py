@@ -5,7 +5,9 @@ training need not be told, and a run that goes on later sees what it would have 
 
 Small images first, larger ones later: Howard in DAWNBench 2018 (fast.ai's ImageNet in 18 minutes);
 Tan & Le, EfficientNetV2, ICML 2021, section 4.2. They also raise the strength of the augmentation
-with the size, which is not done here.
+with the size, which is not done here. Training below evaluation's size to the end: random crops
+enlarge what they show, evaluation does not, and more pixels there make up for it (Touvron et al.,
+Fixing the train-test resolution discrepancy, NeurIPS 2019).
 """
 
 from dataclasses import replace
