@@ -21,7 +21,7 @@ from src.artifacts.files import read_json, write_json
 from src.artifacts.heads import load_head
 from src.artifacts.predictions import load_predictions
 from src.artifacts.work import MANIFEST, RUNS, Work
-from src.config.outputs import TauNorm
+from src.config.posthoc import TauNorm
 from src.config.read import load_config
 from src.config.schema import Config
 from src.config.tree import dump_config

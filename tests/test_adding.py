@@ -77,7 +77,7 @@ ADDITIONS = [
     Addition(
         "class_bias.py",
         "src/fusion",
-        "src/config/outputs.py",
+        "src/config/posthoc.py",
         "class ClassBias(AnyStep):\n"
         '    name: Literal["class_bias"] = "class_bias"\n'
         '    rounds: int = Field(20, ge=1, description="of iterative fitting")\n',
@@ -89,7 +89,7 @@ ADDITIONS = [
     Addition(
         "best_member.py",
         "src/ensemble",
-        "src/config/outputs.py",
+        "src/config/ensemble.py",
         'class BestMemberCombiner(Section):\n    name: Literal["best_member"] = "best_member"\n',
         "Combiner = named(",
         "src/ensemble/combiners.py",

@@ -24,7 +24,8 @@ from src.artifacts.files import (
 )
 from src.artifacts.predictions import load_predictions
 from src.artifacts.work import MANIFEST
-from src.config.outputs import Ensemble, Judge
+from src.config.ensemble import Ensemble
+from src.config.judge import Judge
 from src.ensemble.choice import Choice, choose
 from src.ensemble.combiner import Combiner, Pool, average
 from src.ensemble.combiners import COMBINERS

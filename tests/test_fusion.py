@@ -224,7 +224,7 @@ def test_a_recipe_is_its_steps_in_order(monkeypatch):
     given = {"stage1": state.logits}
     whole = apply_recipe({"head": "crt", "steps": steps}, state.features, heads, given, counts)
     np.testing.assert_allclose(whole, expected.logits, rtol=1e-5)
-    monkeypatch.setattr(metrics, "CHUNK", 40)
+    monkeypatch.setattr("src.metrics.outcomes.CHUNK", 40)
     chunked = apply_recipe({"head": "crt", "steps": steps}, state.features, heads, given, counts)
     np.testing.assert_allclose(chunked, whole, rtol=1e-5)
 

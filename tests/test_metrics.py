@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, recall_score
 
 from src import metrics
-from src.config.outputs import Judge
+from src.config.judge import Judge
 
 # true label 0, 0, 1, 2; predicted 0, 1, 1, 0; class 3 is never seen
 LABELS = np.array([0, 0, 1, 2])
@@ -65,7 +65,7 @@ def test_chunks_change_no_score(monkeypatch):
     logits, labels = rng.normal(size=(50, 7)).astype(np.float32), rng.integers(0, 7, 50)
     bins = np.array(["many"] * 3 + ["few"] * 4)
     whole = metrics.summary(logits, labels, bins)
-    monkeypatch.setattr(metrics, "CHUNK", 30)
+    monkeypatch.setattr("src.metrics.outcomes.CHUNK", 30)
     assert [s.stop for s in metrics.chunks(9, 7)] == [4, 8, 9]
     assert metrics.summary(logits, labels, bins) == whole
 

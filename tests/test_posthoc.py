@@ -19,7 +19,7 @@ from src.artifacts.oof import load_head_folds, optimism
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.trained import write_config
 from src.artifacts.work import MANIFEST
-from src.config.outputs import AnyStep
+from src.config.posthoc import AnyStep
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion import STEPS, apply_recipe
@@ -445,7 +445,7 @@ def test_parameters_that_are_arrays_are_stored_shown_and_found_again(world, monk
 def test_the_search_never_holds_the_logits_of_many_candidates(monkeypatch):
     """K = 8142 and N = 25 000 fit in 4 GiB: beyond what it reads, the search may hold a few arrays
     of the size of the logits, and not one for each of the 21 points of a grid."""
-    monkeypatch.setattr(metrics, "CHUNK", 2**16)
+    monkeypatch.setattr("src.metrics.outcomes.CHUNK", 2**16)
     n, k, d = 2000, 500, 8
     rng = np.random.default_rng(0)
     f = rng.normal(size=(n, d)).astype(np.float32)
@@ -530,7 +530,7 @@ def test_a_start_holds_the_heads_that_steps_read_and_no_others(world):
 
 
 def test_memory_does_not_grow_with_the_number_of_heads(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 2**15)
+    monkeypatch.setattr("src.metrics.outcomes.CHUNK", 2**15)
     logits = 1500 * 300 * 4  # bytes
     one, four = (peak_memory(tmp_path / str(n), n, monkeypatch) for n in (1, 4))
     assert four - one < 0.5 * logits

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.config.augment import Augment
-from src.config.outputs import TTA
+from src.config.predict import TTA
 from src.config.read import parse_config
 from src.data.transforms import (
     EvalTransform,

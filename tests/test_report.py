@@ -19,7 +19,7 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.trained import write_config
-from src.config.outputs import Judge
+from src.config.judge import Judge
 from src.config.read import parse_config
 from src.fusion.store import save_recipe
 from src.metrics import Outcomes, rule_text

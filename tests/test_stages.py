@@ -22,7 +22,7 @@ from src.artifacts.files import read_json, sha256, write_bytes, write_json
 from src.artifacts.heads import load_head
 from src.artifacts.predictions import Predictions, load_features, load_predictions
 from src.config.heads import CRT
-from src.config.outputs import TTA
+from src.config.predict import TTA
 from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import Step

@@ -9,12 +9,13 @@ from src.auxiliaries import AUXILIARIES
 from src.config.augment import AutoAugment, Policy
 from src.config.auxiliaries import Auxiliary
 from src.config.data import Data
+from src.config.ensemble import Combiner
 from src.config.heads import Head, MaxNorm
 from src.config.initialisers import HeadInit
 from src.config.losses import Criterion, Sampler
 from src.config.model import Model, Pooling
 from src.config.networks import Network
-from src.config.outputs import Combiner, PosthocStep
+from src.config.posthoc import PosthocStep
 from src.config.schema import Config
 from src.config.section import Section, named
 from src.config.walk import choices_in, sections_in, tags_of

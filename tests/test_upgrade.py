@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from src.artifacts.dataset import load_dataset
 from src.artifacts.tensors import HEADER
 from src.artifacts.work import Work
-from src.config.outputs import Ensemble, Judge, Posthoc
+from src.config.ensemble import Ensemble
+from src.config.judge import Judge
+from src.config.posthoc import Posthoc
 from src.config.read import parse_config
 from src.config.tree import plain
 from src.config.upgrade import upgraded

@@ -10,12 +10,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from src.config.data import Bins, Data, Folds, Longtail
+from src.config.ensemble import Ensemble
 from src.config.exclusions import check_training
 from src.config.heads import CRT, NCM, Head
+from src.config.judge import Judge
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.network_exclusions import check_network
-from src.config.outputs import Ensemble, Judge, Posthoc, Predict
+from src.config.posthoc import Posthoc
+from src.config.predict import Predict
 from src.config.search import Search
 from src.config.section import Section
 from src.config.training import Train

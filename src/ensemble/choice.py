@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config.outputs import Judge
+from src.config.judge import Judge
 from src.config.section import Section
 from src.ensemble.combiner import Members, Params, Pool
 from src.ensemble.combiners import COMBINERS

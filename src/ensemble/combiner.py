@@ -1,6 +1,6 @@
 """What a combiner is: the log-probabilities of many members → those of one.
 
-A combiner is one file with a subclass of `Combiner`, a section of keys in src/config/outputs.py,
+A combiner is one file with a subclass of `Combiner`, a section of keys in src/config/ensemble.py,
 and one line in the table `COMBINERS`. Its parameters are plain data, or arrays where they are many
 (src/fusion/store.py). It treats each image by itself, so that rows come in chunks.
 """
@@ -56,7 +56,7 @@ class Pool:
         return self.members[0].shape[1]
 
     def outcome(self, combine: Callable[[Members], np.ndarray]) -> np.ndarray:
-        """[N], see src/metrics.py, of combined members."""
+        """[N], see src/metrics/outcomes.py, of combined members."""
         parts = [
             OUTCOMES[self.metric](combine([m[rows] for m in self.members]), self.labels[rows])
             for rows in chunks(*self.members[0].shape)

@@ -1,6 +1,6 @@
 """What a post-hoc method is: a function from one fold model's features, heads and logits to logits.
 
-A method is one file with a subclass of `Step`, a section of keys in src/config/outputs.py, and one
+A method is one file with a subclass of `Step`, a section of keys in src/config/posthoc.py, and one
 line in `STEPS`. Its parameters are plain data, or arrays where they are many (src/fusion/store.py
 says where they are kept). Every method treats each image by itself, so that rows come in chunks.
 """

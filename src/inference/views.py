@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src.artifacts.files import read_json, write_json
 from src.artifacts.work import digest
-from src.config.outputs import TTA
+from src.config.predict import TTA
 from src.data.transforms import View
 
 CENTRE = (0.5, 0.5)

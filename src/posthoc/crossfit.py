@@ -2,7 +2,7 @@
 
 For each fold k the whole chain of steps is chosen on the other folds and applied to fold k; the
 pooled result is the cross-fitted one. `None` stands for the chain that is chosen on all folds, the
-one that predicts the test set. What is kept per candidate is one outcome per image (src/metrics.py)
+one that predicts the test set. What is kept per candidate is one outcome per image (src/metrics)
 and logits exist for one chunk of rows at a time.
 """
 

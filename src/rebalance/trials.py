@@ -180,7 +180,7 @@ class Searched:
         return {"fold": fold, "images": len(labels), "gain": gain, "noise": noise}
 
     def pooled(self, values: dict, folds: list[Fold]) -> tuple[np.ndarray, np.ndarray]:
-        """Outcome (src/metrics.py) and label of each held-out image of some folds, [n], for each
+        """Outcome (src/metrics) and label of each held-out image of some folds, [n], for each
         branch of the network."""
         spec, found, labels = self.spec(values), [], []
         for fold in folds:

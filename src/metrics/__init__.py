@@ -1,0 +1,59 @@
+"""Scores of logits, always with an explicit set of K classes. numpy only.
+
+logits: [N, K] · labels: [N] in 0 … K-1 · bins: [K] names such as many / medium / few
+
+Each score is a function of one small fact per image, its `outcome`: the predicted label, whether
+the true class is among the top five, or the negative log-likelihood. A search over many candidate
+logits keeps their outcomes, [N], and never the logits. Rows are read in chunks, so that no score
+needs memory of the size of the logits.
+"""
+
+from src.metrics.bins import BINS, bin_names, bin_numbers, need_bins
+from src.metrics.gain import DRAWS, NORMAL, Gain, gain_text, paired_gain, rule_text
+from src.metrics.outcomes import CHUNK, among_five, chunks, predicted, surprise
+from src.metrics.scores import (
+    LOWER_IS_BETTER,
+    METRICS,
+    OUTCOMES,
+    SCORES,
+    accuracy,
+    balanced_accuracy,
+    macro_f1,
+    nll,
+    recalls,
+    top5,
+)
+from src.metrics.summary import Outcomes, calibration, outcomes_of, pooled, summary
+
+__all__ = [
+    "BINS",
+    "CHUNK",
+    "DRAWS",
+    "Gain",
+    "LOWER_IS_BETTER",
+    "METRICS",
+    "NORMAL",
+    "OUTCOMES",
+    "Outcomes",
+    "SCORES",
+    "accuracy",
+    "among_five",
+    "balanced_accuracy",
+    "bin_names",
+    "bin_numbers",
+    "calibration",
+    "chunks",
+    "gain_text",
+    "macro_f1",
+    "need_bins",
+    "nll",
+    "outcomes_of",
+    "paired_gain",
+    "pooled",
+    "predicted",
+    "recalls",
+    "rule_text",
+    "summary",
+    "surprise",
+    "top5",
+]
