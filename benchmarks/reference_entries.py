@@ -495,4 +495,48 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/rebalance/trials.py",
         ),
     ),
+    "Ensembles": (
+        Entry(
+            "greedy selection",
+            "many members of unequal worth; the default",
+            "ensemble: {combiner: {name: greedy, rounds: 30}}",
+            "Caruana et al., ICML 2004",
+            "src/ensemble/greedy.py",
+        ),
+        Entry(
+            "mean of probabilities",
+            "members that are sometimes very wrong, so that none should veto a class",
+            "ensemble: {combiner: mean_probability}",
+            "Stone, Ann. Math. Stat. 1961",
+            "src/ensemble/mean_probability.py",
+        ),
+        Entry(
+            "rank mean",
+            "members on scales of their own, such as distances",
+            "ensemble: {combiner: rank_mean}",
+            "Borda, 1781",
+            "src/ensemble/rank_mean.py",
+        ),
+        Entry(
+            "weights by likelihood",
+            "a metric of probabilities, or too few images for selection by a metric of labels",
+            "ensemble: {combiner: {name: simplex, pool: log}}",
+            "van der Laan et al., 2007",
+            "src/ensemble/simplex.py",
+        ),
+        Entry(
+            "weights per frequency bin",
+            "one member knows the rare classes, another the frequent ones",
+            "ensemble: {combiner: per_bin}",
+            "ours",
+            "src/ensemble/per_bin.py",
+        ),
+        Entry(
+            "stacking",
+            "members with biases between classes that 04 left; many out-of-fold images",
+            "ensemble: {combiner: stacking}",
+            "Wolpert, 1992",
+            "src/ensemble/stacking.py",
+        ),
+    ),
 }

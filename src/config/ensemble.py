@@ -16,7 +16,53 @@ class GreedyCombiner(Section):
     rounds: int = Field(30, ge=1, le=1000, description="selections")
 
 
-Combiner = named(MeanCombiner, GreedyCombiner)
+class MeanProbabilityCombiner(Section):
+    name: Literal["mean_probability"] = "mean_probability"
+
+
+class RankMeanCombiner(Section):
+    name: Literal["rank_mean"] = "rank_mean"
+
+
+class ByLikelihood(Section):
+    """What is fitted by likelihood on the out-of-fold images."""
+
+    balanced: bool | None = Field(
+        None,
+        description="whether every class counts the same in the fit, or every image; null: classes "
+        "if the metric averages over them (balanced_accuracy, macro_f1)",
+    )
+    shrinkage: float = Field(
+        1.0, ge=0, description="of the members' weights to equal ones, in images"
+    )
+    iterations: int = Field(50, ge=1, le=1000, description="of L-BFGS, at most")
+
+
+class SimplexCombiner(ByLikelihood):
+    name: Literal["simplex"] = "simplex"
+    pool: Literal["log", "linear"] = Field(
+        "log", description="what is averaged: log-probabilities, or probabilities"
+    )
+
+
+class PerBinCombiner(ByLikelihood):
+    name: Literal["per_bin"] = "per_bin"
+
+
+class StackingCombiner(ByLikelihood):
+    name: Literal["stacking"] = "stacking"
+    bias_shrinkage: float = Field(1.0, ge=0, description="of each class's bias to 0, in images")
+
+
+Combiner = named(
+    MeanCombiner,
+    GreedyCombiner,
+    MeanProbabilityCombiner,
+    RankMeanCombiner,
+    SimplexCombiner,
+    PerBinCombiner,
+    StackingCombiner,
+)
 
 
 class Ensemble(Section):
@@ -31,6 +77,9 @@ class Ensemble(Section):
     combiner: Combiner = Field(
         default_factory=GreedyCombiner,
         description="how log-probabilities become one. mean: their mean; greedy: selection with "
-        "replacement on OOF. Whatever is fitted is cross-fitted, and replaced by the mean where "
-        "the section judge does not keep it",
+        "replacement on OOF; mean_probability; rank_mean: of the classes' ranks, for members on "
+        "scales of their own; simplex: weights by likelihood; per_bin: the same, for each "
+        "frequency bin of the class; stacking: weights and a bias per class by regression. "
+        "Whatever is asked for is judged cross-fitted, and replaced by the mean where the section "
+        "judge does not keep it",
     )

@@ -52,9 +52,11 @@ def choose(
     metric: str,
     section: Section,
     rule: Judge,
+    bins: np.ndarray | None = None,
 ) -> Choice:
     """members: log-probabilities [N, K], sorted by name · labels, fold: [N] · section: of the
-    combiner that is asked for, which is kept if it passes `rule`; otherwise it is the mean"""
+    combiner that is asked for, which is kept if it passes `rule`; otherwise it is the mean · bins:
+    [K] numbers of the classes' frequency bins, None: all are in one"""
     folds = np.unique(fold).tolist()
     mean = equal(len(members))
     same = {k: mean for k in folds}
@@ -63,7 +65,10 @@ def choose(
     combiner = COMBINERS[section.name](section)
     if section.name == "mean":
         return Choice("mean", "mean", "asked for", mean, same)
-    pool = Pool(members, labels, metric)
+    if len(folds) == 1:
+        reason = f"{section.name} needs two folds or more, to be judged on what it never saw"
+        return Choice("mean", "mean", reason, mean, same)
+    pool = Pool(members, labels, metric, bins)
     per_fold = {k: combiner.fit(pool, fold != k) for k in folds}
     before = pool.outcome(lambda part: Mean.combine(part, mean))
     after = np.empty_like(before)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from src.config.section import Section
-from src.metrics import OUTCOMES, SCORES, chunks
+from src.metrics import LOWER_IS_BETTER, OUTCOMES, SCORES, chunks
 
 Params = dict  # numbers, texts, lists of them, arrays
 Members = list[np.ndarray]  # log-probabilities [N, K] of each, sorted by name
@@ -43,12 +43,14 @@ class Combiner:
 class Pool:
     """The out-of-fold images that combiners are fitted and judged on.
 
-    members: log-probabilities [N, K] · labels: [N] · metric: what the competition scores by
+    members: log-probabilities [N, K] · labels: [N] · metric: what the competition scores by ·
+    bins: [K], the number of each class's frequency bin; None: all are in one
     """
 
     members: Members
     labels: np.ndarray
     metric: str
+    bins: np.ndarray | None = None
     _known: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -65,11 +67,12 @@ class Pool:
 
     def part(self, rows: np.ndarray) -> "Pool":
         """The images `rows` alone, copied."""
-        return Pool([m[rows] for m in self.members], self.labels[rows], self.metric)
+        return Pool([m[rows] for m in self.members], self.labels[rows], self.metric, self.bins)
 
     def score(self, outcome: np.ndarray, rows: np.ndarray) -> float:
-        """Of an outcome of all images, on `rows`."""
-        return SCORES[self.metric](outcome[rows], self.labels[rows], self.num_classes)
+        """Of an outcome of all images, on `rows`; higher is better, whatever the metric."""
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        return sign * SCORES[self.metric](outcome[rows], self.labels[rows], self.num_classes)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What does not depend on `rows`: made once, however many folds ask for it."""
@@ -84,4 +87,13 @@ def average(arrays: Members, weights: list[float]) -> np.ndarray:
     for array, weight in zip(arrays, weights, strict=True):
         if weight:
             out += np.float32(weight) * array
+    return out
+
+
+def average_probabilities(arrays: Members, weights: list[float]) -> np.ndarray:
+    """log Σ w_i exp(a_i), [N, K] float32."""
+    out = np.full(arrays[0].shape, -np.inf, np.float32)
+    for array, weight in zip(arrays, weights, strict=True):
+        if weight:
+            np.logaddexp(out, array + np.float32(np.log(weight)), out=out)
     return out

@@ -31,7 +31,7 @@ from src.ensemble.submission import (
 )
 from src.errors import UserError
 from src.fusion.store import pack
-from src.metrics import Gain, rule_text, summary
+from src.metrics import Gain, bin_numbers, rule_text, summary
 
 LONGEST = 120  # letters of a submission's name
 
@@ -80,7 +80,8 @@ def ensemble(
         work.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
     labels, fold = _held_out(dataset)
     oof, how = [m.oof for m in members], config.ensemble.combiner
-    choice = choose(oof, labels, fold, config.metric, how, config.judge)
+    bins = bin_numbers(dataset.classes["bin"].to_numpy())
+    choice = choose(oof, labels, fold, config.metric, how, config.judge, bins)
     table = oof_table(members, choice, labels, fold, dataset)
     test = choice.combine([m.test for m in members])
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
