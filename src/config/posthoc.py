@@ -41,6 +41,17 @@ class Temperature(AnyStep):
 PosthocStep = named(TauNorm, LogitAdjustment, NCMFusion, Temperature)
 
 
+class JointSearch(Section):
+    trials: int = Field(
+        0,
+        ge=0,
+        le=10000,
+        description="recipes that are tried of each head and fold left out, the chain's first; "
+        "0: no search. A search that was stopped goes on",
+    )
+    seed: int = Field(0, ge=0, description="of the recipes that are tried")
+
+
 class Posthoc(Section):
     gone: ClassVar[dict[str, str]] = {
         "tau_max": "it belongs to a step, as in posthoc.steps: [{name: tau_norm, tau_max: 2.0}]",
@@ -54,6 +65,11 @@ class Posthoc(Section):
     steps: tuple[PosthocStep, ...] = Field(
         (TauNorm(), LogitAdjustment(), NCMFusion(), Temperature()),
         description="tried in this order, on OOF logits; `tau_norm` is short for {name: tau_norm}",
+    )
+    search: JointSearch = Field(
+        default_factory=JointSearch,
+        description="all steps at once instead of one after the other (Optuna's TPE), nested: what "
+        "it finds replaces the chain's recipe where the section judge keeps it",
     )
 
     @model_validator(mode="after")

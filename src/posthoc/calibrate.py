@@ -7,6 +7,7 @@ of heads by that number makes it very slightly optimistic; the steps' gains are 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from src.posthoc.inputs import (
     load_start,
     start_names,
 )
+from src.posthoc.joint import studies_of, try_jointly
 from src.posthoc.results import facts, load_table, numbers, search_log, table_of, trial_row
 
 TABLES = ("search.csv", "table.csv", "oof.npz")
@@ -66,10 +68,11 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     stage1, steps = load_head_folds(home, STAGE1, dataset), build_steps(config)
     bins = dataset.classes["bin"].to_numpy()
     rows, log, tuned = [], [], []
+    studies = studies_of(work.directory, work.settings, work.inputs.items())
     for name in config.head_names:
         asked = steps if name in start_names(config) else []
         head = load_start(name, steps, stage1, home, dataset, config)
-        tuned.append(_tune(head, asked, config, bins, rows, log))
+        tuned.append(_tune(head, asked, config, bins, rows, log, studies / name))
         del head  # before the next one is loaded
     ends = [t for t in tuned if t.name in start_names(config)]
     best = min(ends, key=lambda t: (-t.scores[config.metric], len(t.recipes[None])))
@@ -95,20 +98,31 @@ def _tune(
     bins: np.ndarray,
     rows: list,
     log: list,
+    studies: Path,
 ) -> Tuned:
-    """Take one head through the steps; append to the table's rows and to the search's log."""
+    """Take one head through the steps; append to the table's rows and to the search's log.
+
+    With posthoc.search, what is scored by the metric is searched at once before what is scored
+    otherwise (temperature), which comes last, is tried."""
     recipes, trials = no_steps(start), []
     kept = _scores(start, recipes, bins)
     rows.append({"start": start.name, "step": ""} | kept)
-    for step in steps:
-        trial = try_step(step, start, recipes, config)
+    todo: list[Step | None] = list(steps)
+    if config.posthoc.search.trials and steps:
+        searched = [step for step in steps if step.scored_by == "metric"]
+        todo = [*searched, None, *(step for step in steps if step not in searched)]
+    for step in todo:
+        if step is None:
+            trial = try_jointly(start, searched, recipes, config, studies)
+        else:
+            trial = try_step(step, start, recipes, config)
         scores = _scores(start, trial.recipes, bins) if trial.recipes else {}
         if trial.kept:
             recipes, kept = trial.recipes, scores
         trials.append(trial)
         rows.append(trial_row(start.name, trial, scores))
         log += search_log(start.name, trial)
-        print(f"{start.name} + {step.name}: {'kept' if trial.kept else 'dropped'}, {trial.reason}")
+        print(f"{start.name} + {trial.step}: {'kept' if trial.kept else 'dropped'}, {trial.reason}")
     return Tuned(start.name, trials, recipes, kept)
 
 

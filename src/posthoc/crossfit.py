@@ -70,30 +70,36 @@ def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Tria
         np.concatenate([getattr(chosen[k], part) for k in start.states])
         for part in ("before", "after")
     )
-    gain = paired_gain(before, after, labels, _num_classes(start), name)
-    kept, reason = _judge(chosen[None].params, gain, config)
+    gain = paired_gain(before, after, labels, start.num_classes, name)
+    kept, reason = judge(chosen[None].params, gain, config)
     choices = {left_out: choice.params for left_out, choice in chosen.items()}
     longer = {
         left_out: _extended(upstream, step.name, choices[left_out])
         for left_out, upstream in recipes.items()
     }
     searched = chosen[None].searched
-    scores = [SCORES[name](x, labels, _num_classes(start)) for x in (before, after)]
+    scores = [SCORES[name](x, labels, start.num_classes) for x in (before, after)]
     return Trial(step.name, kept, reason, name, *scores, gain, choices, searched, longer)
 
 
 def cross_fitted(start: Start, recipes: Recipes) -> Iterator[tuple[int, np.ndarray]]:
     """Fold by fold its logits [n, K], with the steps that were chosen on the other folds."""
-    return ((k, _transformed(state, recipes[k]).logits) for k, state in start.states.items())
+    return ((k, transformed(state, recipes[k]).logits) for k, state in start.states.items())
 
 
 def _extended(recipe: Recipe, name: str, params: Params | None) -> Recipe:
     return recipe if params is None else (*recipe, (name, params))
 
 
-def _judge(final: Params | None, gain: Gain, config: Config) -> tuple[bool, str]:
+def judge(
+    final: Params | None,
+    gain: Gain,
+    config: Config,
+    otherwise: str = "no candidate beats leaving it out on the out-of-fold images",
+) -> tuple[bool, str]:
+    """Whether what was chosen on all folds is kept, and why; None: nothing was, for `otherwise`."""
     if final is None:
-        return False, "no candidate beats leaving it out on the out-of-fold images"
+        return False, otherwise
     fails = gain.fails(config.judge)
     return fails is None, f"cross-fitted gain {gain}" + (f" {fails}" if fails else "")
 
@@ -112,11 +118,11 @@ def _choose_on_grid(step: Step, start, upstream, left_outs, name) -> dict:
         labels = np.concatenate([start.labels[k] for k in others])
         scores = [
             SCORES[name](
-                np.concatenate([outcomes[k][i] for k in others]), labels, _num_classes(start)
+                np.concatenate([outcomes[k][i] for k in others]), labels, start.num_classes
             )
             for i in range(len(options))
         ]
-        best = int(np.argmax(_sign(name) * np.array(scores)))  # ties: nearest to leaving it out
+        best = int(np.argmax(sign(name) * np.array(scores)))  # ties: nearest to leaving it out
         before, after = (
             (None, None) if left_out is None else (outcomes[left_out][0], outcomes[left_out][best])
         )
@@ -139,7 +145,7 @@ def _outcomes(step: Step, candidates, state: State, labels, upstream: Recipe, na
 
 def _choose_by_fit(step: Step, start, upstream, left_outs, name) -> dict:
     """Let the step fit itself on the other folds' states, for each fold left out."""
-    states = {k: _transformed(state, upstream) for k, state in start.states.items()}
+    states = {k: transformed(state, upstream) for k, state in start.states.items()}
     chosen = {}
     for left_out in left_outs:
         others = [k for k in states if k != left_out]
@@ -150,14 +156,14 @@ def _choose_by_fit(step: Step, start, upstream, left_outs, name) -> dict:
             [_outcomes(step, [params], states[k], start.labels[k], (), name) for k in scored]
         )
         searched = [
-            (option, SCORES[name](outcome, labels, _num_classes(start)))
+            (option, SCORES[name](outcome, labels, start.num_classes))
             for option, outcome in ((None, before), (params, after))
         ]
         chosen[left_out] = _Choice(params, before, after, searched)
     return chosen
 
 
-def _transformed(state: State, recipe: Recipe) -> State:
+def transformed(state: State, recipe: Recipe) -> State:
     """The state after the recipe's steps, made in chunks."""
     if not recipe:
         return state
@@ -175,9 +181,6 @@ def _distinct(recipes: Recipes) -> list[tuple[Recipe, list[int | None]]]:
     return list(groups.values())
 
 
-def _sign(name: str) -> int:
+def sign(name: str) -> int:
+    """-1 for scores of which less is better."""
     return -1 if name in LOWER_IS_BETTER else 1
-
-
-def _num_classes(start: Start) -> int:
-    return next(iter(start.states.values())).logits.shape[1]

@@ -25,6 +25,10 @@ class Start:
     states: dict[int, State]
     labels: dict[int, np.ndarray]
 
+    @property
+    def num_classes(self) -> int:
+        return next(iter(self.states.values())).logits.shape[1]
+
 
 def start_names(config: Config) -> list[str]:
     """Heads to start from: those of `posthoc.heads`, or all."""
