@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from src.artifacts.files import read_table, write_table, write_text
 from src.artifacts.work import git_state
@@ -33,6 +32,8 @@ def provenance() -> str:
 
 
 def machine() -> str:
+    import torch  # not before it is needed: what measures memory does without
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     models = re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
