@@ -19,11 +19,13 @@ import pandas as pd
 from src import cli
 from src.config.read import load_config
 from src.ensemble.ensemble import Result, ensemble
+from src.ensemble.review import Review
 from src.metrics import gain_text
 from src.report.context import gather
 from src.report.page import write_report
 from src.report.stages import format_table, table_of
 
+ENDS = ["gain", "gain_low", "gain_high"]
 SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
 
 
@@ -59,15 +61,28 @@ def main() -> None:
 
 def show(result: Result) -> None:
     """Members with weights and out-of-fold scores; then the score on the solution."""
-    ends = ["gain", "gain_low", "gain_high"]
-    table = result.oof.drop(columns=ends).rename(columns=SHORT)
+    table = result.oof.drop(columns=ENDS).rename(columns=SHORT)
     if result.oof["gain"].notna().any():
-        table["gain"] = [gain_text(*row) for row in result.oof[ends].to_numpy()]
+        table["gain"] = [gain_text(*row) for row in result.oof[ENDS].to_numpy()]
     cli.print_table(table, "out-of-fold, the ensemble cross-fitted")
     print(f"combiner: {result.choice.method} ({result.choice.reason})")
+    if result.review is not None:
+        show_review(result.review)
     if result.score is not None:
         score = pd.DataFrame([result.score]).rename(columns=SHORT)
         cli.print_table(score, f"solution: on {result.scored} of {result.images} test images")
+
+
+def show_review(review: Review) -> None:
+    """How members differ, what each brings, and whether the best one would do."""
+    cli.print_table(
+        pd.DataFrame(review.pairs), "two members: how alike, and how alike their errors"
+    )
+    dropped = pd.DataFrame(review.dropped)
+    if len(dropped):
+        dropped["brings"] = [gain_text(*row) for row in dropped[ENDS].to_numpy()]
+        cli.print_table(dropped.drop(columns=ENDS), "without each member, cross-fitted")
+    print(f"\n{review.says}")
 
 
 if __name__ == "__main__":

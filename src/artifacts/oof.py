@@ -16,14 +16,15 @@ from src.errors import UserError, some
 from src.logits import head_distance, head_logits
 
 
-def check_finished(directory: Path, dataset: Dataset, script: str) -> None:
-    """Errors: UserError that names the folds that `script` has not finished."""
+def check_finished(directory: Path, dataset: Dataset, script: str, or_else: str = "") -> None:
+    """Errors: UserError that names the folds that `script` has not finished. or_else: a sentence
+    on what else can be done"""
     unfinished = [k for k in dataset.folds if not (directory / fold_name(k) / MANIFEST).is_file()]
     if unfinished:
         numbers = " ".join(map(str, unfinished))
         raise UserError(
             f"{directory}: folds {numbers} of {' '.join(map(str, dataset.folds))} are missing. "
-            f"Run `python {script} --folds {numbers}` with the same --config first."
+            f"Run `python {script} --folds {numbers}` with the same --config first.{or_else}"
         )
 
 

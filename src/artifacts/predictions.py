@@ -77,8 +77,11 @@ class Predictions:
         ids = np.asarray(image_ids).astype(str)
         check_same_ids(self.image_id, ids, "predictions", "the images asked for")
         order = np.argsort(self.image_id, kind="stable")
-        rows = order[np.searchsorted(self.image_id, ids, sorter=order)]
-        return from_arrays({name: array[rows] for name, array in self.arrays().items()})
+        return self.rows(order[np.searchsorted(self.image_id, ids, sorter=order)])
+
+    def rows(self, which: np.ndarray) -> "Predictions":
+        """Some rows, by number or by a mask [N]."""
+        return from_arrays({name: array[which] for name, array in self.arrays().items()})
 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> Predictions:

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from src.config.section import Section, named
+from src.config.section import VOLATILE, Section, named
 
 
 class MeanCombiner(Section):
@@ -82,4 +82,21 @@ class Ensemble(Section):
         "frequency bin of the class; stacking: weights and a bias per class by regression. "
         "Whatever is asked for is judged cross-fitted, and replaced by the mean where the section "
         "judge does not keep it",
+    )
+    fallback: Literal["keep", "best"] = Field(
+        "keep",
+        description="an ensemble that the section judge does not find better than its best member "
+        "is said to be so. keep: it is submitted all the same; best: that member alone is",
+    )
+    missing_folds: Literal["refuse", "common"] = Field(
+        "refuse",
+        description="members whose folds are not all finished. refuse: stop, with the command that "
+        "completes them; common: fit, judge and score on the folds that all members have, where "
+        "each of them is out of fold; test images are combined as ever",
+    )
+    drop_one: bool = Field(
+        True,
+        description="also combine the members without each of them, to show what it brings; takes "
+        "as many times as long as there are members",
+        json_schema_extra=VOLATILE,
     )

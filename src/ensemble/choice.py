@@ -8,7 +8,7 @@ from src.config.judge import Judge
 from src.config.section import Section
 from src.ensemble.combiner import Members, Params, Pool
 from src.ensemble.combiners import COMBINERS
-from src.ensemble.mean import Mean, equal
+from src.ensemble.mean import equal
 from src.metrics import Gain, chunks, paired_gain
 
 
@@ -36,6 +36,10 @@ class Choice:
             part = [m[rows] for m in members]
             out[rows] = COMBINERS[self.name].combine(part, self.final if params is None else params)
         return out
+
+    def outcome(self, pool: Pool, fold: np.ndarray) -> np.ndarray:
+        """[N], see src/metrics/outcomes.py, of the pool's members combined as in `cross_fitted`."""
+        return _outcome(pool, fold, self.name, self.per_fold)
 
     def cross_fitted(self, members: Members, fold: np.ndarray) -> np.ndarray:
         """[N, K], each fold with the parameters that were fitted on the others."""
@@ -70,14 +74,26 @@ def choose(
         return Choice("mean", "mean", reason, mean, same)
     pool = Pool(members, labels, metric, bins)
     per_fold = {k: combiner.fit(pool, fold != k) for k in folds}
-    before = pool.outcome(lambda part: Mean.combine(part, mean))
-    after = np.empty_like(before)
-    for k, params in per_fold.items():
-        held_out = pool.part(fold == k)
-        after[fold == k] = held_out.outcome(lambda part, p=params: combiner.combine(part, p))
+    before, after = (
+        _outcome(pool, fold, name, params)
+        for name, params in (("mean", same), (section.name, per_fold))
+    )
     gain = paired_gain(before, after, labels, pool.num_classes, metric)
     told = f"{section.name}'s cross-fitted gain over the mean {gain}"
     if fails := gain.fails(rule):
         return Choice("mean", "mean", f"{told} {fails}", mean, same, gain)
     final = combiner.fit(pool, np.ones(len(labels), bool))
     return Choice(section.name, section.name, told, final, per_fold, gain)
+
+
+def _outcome(pool: Pool, fold: np.ndarray, name: str, per_fold: dict[int, Params]) -> np.ndarray:
+    """Outcomes [N] of a combiner, each fold with its own parameters."""
+    found = {
+        k: pool.part(fold == k).outcome(lambda m, p=p: COMBINERS[name].combine(m, p))
+        for k, p in per_fold.items()
+    }
+    first = next(iter(found.values()))
+    out = np.empty((len(fold), *first.shape[1:]), first.dtype)
+    for k, part in found.items():
+        out[fold == k] = part
+    return out

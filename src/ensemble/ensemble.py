@@ -21,8 +21,10 @@ from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
 from src.config.schema import Config
 from src.config.tree import plain
-from src.ensemble.choice import Choice, choose
-from src.ensemble.members import Member, load_members
+from src.ensemble.choice import Choice
+from src.ensemble.combiner import Pool
+from src.ensemble.members import Member, held_out_by_all, load_members
+from src.ensemble.review import Review, combined
 from src.ensemble.submission import (
     check_submission,
     find_solution,
@@ -40,7 +42,7 @@ LONGEST = 120  # letters of a submission's name
 class Result:
     """submission: the file · oof: a row per member and the ensemble, with weights and cross-fitted
     scores · choice: the combiner and why · score: on the solution, where there is one · scored:
-    how many of `images` test images that is"""
+    how many of `images` test images that is · review: of several members, what each brings"""
 
     submission: Path
     oof: pd.DataFrame
@@ -48,6 +50,7 @@ class Result:
     score: dict[str, float] | None
     scored: int
     images: int
+    review: Review | None = None
 
 
 def ensemble(
@@ -73,15 +76,16 @@ def ensemble(
         raise UserError(f"{dataset.directory / 'test.csv'} lists no images: nothing to submit")
     truth = find_solution(dataset, solution)
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
-    members = load_members(configs, experiments, dataset)
+    scored_on = held_out_by_all(configs, experiments, dataset)
+    members = load_members(configs, experiments, dataset, scored_on)
     work = Work(directory, _settings(configs, experiments), _inputs(members, dataset))
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
         work.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
-    labels, fold = _held_out(dataset)
-    oof, how = [m.oof for m in members], config.ensemble.combiner
+    labels, fold = _held_out(scored_on)
     bins = bin_numbers(dataset.classes["bin"].to_numpy())
-    choice = choose(oof, labels, fold, config.metric, how, config.judge, bins)
+    pool = Pool([m.oof for m in members], labels, config.metric, bins)
+    choice, reviewed = combined([m.name for m in members], pool, fold, config)
     table = oof_table(members, choice, labels, fold, dataset)
     test = choice.combine([m.test for m in members])
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
@@ -94,10 +98,11 @@ def ensemble(
     if arrays:
         write_arrays(directory / f"{name}.params.npz", **arrays)
     files = [f"{name}.csv", f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
-    chosen = _chosen(choice, members, config) | {"params": params}
+    chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
+    chosen |= reviewed.facts() if reviewed else {}
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
-    return Result(path, table, choice, score, scored, len(ids))
+    return Result(path, table, choice, score, scored, len(ids), reviewed)
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
@@ -109,6 +114,8 @@ def check_together(configs: list[Config], experiments: list[str]) -> None:
         "dataset": [c.dataset for c in configs],
         "metric": [c.metric for c in configs],
         "ensemble.combiner": [plain(c.ensemble.combiner) for c in configs],
+        "ensemble.fallback": [c.ensemble.fallback for c in configs],
+        "ensemble.missing_folds": [c.ensemble.missing_folds for c in configs],
         "judge": [plain(c.judge) for c in configs],
     }.items():
         if any(value != values[0] for value in values):
@@ -163,7 +170,9 @@ def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _settings(configs: list[Config], experiments: list[str]) -> dict:
-    return {
+    keys = configs[0].ensemble  # what earlier submissions lack is named where it is not the default
+    newer = {k: getattr(keys, k) for k in ("fallback", "missing_folds") if k in keys.changed()}
+    return newer | {
         "members": {n: c.ensemble.members for n, c in zip(experiments, configs, strict=True)},
         "combiner": configs[0].ensemble.combiner,
         "judge": configs[0].judge,

@@ -1,21 +1,25 @@
 """The members of an ensemble: log-probabilities of one head of one experiment, OOF and test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.special import log_softmax
 
-from src.artifacts.dataset import INPUTS, Dataset, check_same_folds, fold_name
+from src.artifacts.dataset import ALWAYS_TRAIN, INPUTS, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
-from src.artifacts.oof import check_held_out, head_dir, load_oof
+from src.artifacts.oof import check_finished, check_held_out, head_dir, load_oof, script_of
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, checked, require
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.store import ARRAYS, RECIPE
 from src.metrics import chunks
+
+OR_ELSE = (
+    " Or set ensemble.missing_folds=common: members are then compared on the folds they share."
+)
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,54 @@ class Member:
     files: dict[str, Path]
 
 
-def load_members(configs: list[Config], experiments: list[str], dataset: Dataset) -> list[Member]:
-    """Members of all experiments, sorted by name.
+def held_out_by_all(configs: list[Config], experiments: list[str], dataset: Dataset) -> Dataset:
+    """The dataset with the folds alone that every member has, as ensemble.missing_folds allows.
+
+    Only there all members are out of fold, so that they are compared on the same images, and none
+    is given what it would be elsewhere: filled in with the mean of the others, a member of one fold
+    would look as good as they are together. `posthoc` needs every fold, 04 sees to that.
+    Errors: UserError for folds that are missing and must not, or without a common fold.
+    """
+    finished = {}
+    for config, experiment in zip(configs, experiments, strict=True):
+        for head in config.ensemble.members:
+            directory = head_dir(RUNS / dataset.directory.parent.name / experiment, head)
+            if head == "posthoc" or not directory.is_dir():
+                continue  # what is missing altogether is named when it is loaded
+            if config.ensemble.missing_folds == "refuse":
+                check_finished(directory, dataset, script_of(head), OR_ELSE)
+            finished[f"{experiment}/{head}"] = {
+                k for k in dataset.folds if (directory / fold_name(k) / MANIFEST).is_file()
+            }
+    common = set(dataset.folds).intersection(*finished.values())
+    if not common:
+        there = "; ".join(f"{name}: {sorted(folds)}" for name, folds in finished.items())
+        raise UserError(
+            f"no fold is finished by all members, so that they cannot be compared ({there}). Run "
+            "`python 02_train_stage1.py --folds K` (and 03) of those that lack a fold of the others"
+        )
+    images = dataset.images
+    return replace(dataset, images=images[images["fold"].isin([*common, ALWAYS_TRAIN])])
+
+
+def load_members(
+    configs: list[Config], experiments: list[str], dataset: Dataset, scored: Dataset
+) -> list[Member]:
+    """Members of all experiments, sorted by name. scored: the dataset with the folds that count
 
     Errors: UserError when a stage is missing, or was made from another folds.csv.
     """
     found = [
-        _load(experiment, head, dataset)
+        _load(experiment, head, dataset, scored)
         for config, experiment in zip(configs, experiments, strict=True)
         for head in config.ensemble.members
     ]
     return sorted(found, key=lambda member: member.name)
 
 
-def _load(experiment: str, head: str, dataset: Dataset) -> Member:
+def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset) -> Member:
     home = RUNS / dataset.directory.parent.name / experiment
-    oof, files = _oof(home, head, dataset)
+    oof, files = _oof(home, head, dataset, scored)
     path = require(home / "predict" / f"{head}.npz", "05_predict.py")
     require(path.with_name(MANIFEST), "05_predict.py")
     manifest = read_json(path.with_name(MANIFEST), INPUTS)
@@ -60,15 +96,19 @@ def _load(experiment: str, head: str, dataset: Dataset) -> Member:
     )
 
 
-def _oof(home: Path, head: str, dataset: Dataset) -> tuple[Predictions, list[Path]]:
+def _oof(
+    home: Path, head: str, dataset: Dataset, scored: Dataset
+) -> tuple[Predictions, list[Path]]:
     if head == "posthoc":
         path = require(home / "posthoc" / MANIFEST, "04_posthoc_calibrate.py").with_name("oof.npz")
         check_same_folds(read_json(path.with_name(MANIFEST), INPUTS), dataset, path)
         oof = load_predictions(path, dataset.num_classes)
         check_held_out(oof, dataset, path)
+        if scored.folds != dataset.folds:
+            oof = oof.rows(np.isin(oof.fold, scored.folds))
         return oof, [path]
-    oof = load_oof(home, head, dataset)
-    return oof, [head_dir(home, head) / fold_name(fold) / "oof.npz" for fold in dataset.folds]
+    oof = load_oof(home, head, scored)
+    return oof, [head_dir(home, head) / fold_name(fold) / "oof.npz" for fold in scored.folds]
 
 
 def _check_recipe(manifest: dict, posthoc: Path, origin: Path) -> None:

@@ -24,6 +24,7 @@ from src.report.markup import (
 from src.report.overview import title
 
 GAIN = ("gain", "gain_low", "gain_high")  # the last two are not in tables of earlier versions
+PAIR = ("disagreement", "error_correlation", "q", "both_wrong")  # of two members
 SHOWN = ("accuracy", "balanced_accuracy", *BIN_COLORS, "nll")  # of the columns of table.csv
 
 
@@ -59,8 +60,7 @@ def _steps(found: pd.DataFrame) -> str:
         step = row["step"] or "as trained"
         why = f"<small>{esc(row['reason'])}</small>" if row["reason"] else ""
         gain = [float(row.get(c) or "nan") for c in GAIN]
-        signed = gain_text(*gain).replace("-", "−") or "–"
-        rows.append([esc(row[start]), esc(step) + why, cell(row["kept"]), signed])
+        rows.append([esc(row[start]), esc(step) + why, cell(row["kept"]), _signed(*gain)])
         rows[-1] += [cell(row[c]) for c in scores]
         kinds.append("dropped" if row["kept"] == "no" else "final" if step == "final" else "")
     head = ["start", "step", "kept", "gain", *map(column_name, scores)]
@@ -107,7 +107,32 @@ def _submission(manifest: dict) -> str:
         kinds.append("final")
     text = f"{esc(manifest['method'])}: {esc(manifest['reason'])}."
     text += f" {esc(manifest['rule'])}" if "rule" in manifest else ""
-    return note(text) + table(["member", "weight", *map(column_name, scores)], rows, "", kinds)
+    members = table(["member", "weight", *map(column_name, scores)], rows, "", kinds)
+    return note(text) + members + _review(manifest)
+
+
+def _review(manifest: dict) -> str:
+    """What each member brings, and how alike they are; earlier versions wrote nothing of it."""
+    parts = []
+    if best := manifest.get("best_member"):
+        parts.append(note(esc(best["says"])))
+    if dropped := manifest.get("drop_one"):
+        rows = [
+            [esc(row["without"]), cell(row["score"]), _signed(*(row[name] for name in GAIN))]
+            for row in dropped
+        ]
+        parts.append(table(["without", "score", "it brings"], rows, ""))
+    if pairs := manifest.get("diversity"):
+        rows = [
+            [esc(p["a"]), esc(p["b"]), *("–" if p[c] is None else cell(p[c]) for c in PAIR)]
+            for p in pairs
+        ]
+        parts.append(table(["member", "and", *(c.replace("_", " ") for c in PAIR)], rows, ""))
+    return "".join(parts)
+
+
+def _signed(gain: float, low: float, high: float) -> str:
+    return gain_text(gain, low, high).replace("-", "−") or "–"
 
 
 def _bar(weight: float) -> str:
