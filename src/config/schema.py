@@ -21,6 +21,7 @@ from src.config.posthoc import Posthoc
 from src.config.predict import Predict
 from src.config.search import Search
 from src.config.section import Section
+from src.config.target import TargetPrior
 from src.config.training import Train
 from src.errors import some
 
@@ -34,6 +35,15 @@ class Config(Section):
     folds: Folds = Field(default_factory=Folds, description="cross-validation")
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "top5"] = Field(
         "balanced_accuracy", description="the competition's metric: what 04 and 06 tune for"
+    )
+    target_prior: TargetPrior | None = Field(
+        None,
+        description="how often each class is on the leaderboard, where that is known: balanced; "
+        "train, as in the training images; uniform-over-present, the same for every class that has "
+        "a training image and 0 for others; or a CSV under data.root with the columns class_id and "
+        "prior, which sum to one. 04 and 06 tune for it: out-of-fold images count by how much more "
+        "often their class is there. null: not known; out-of-fold images count as they are, and "
+        "logit_adjustment goes towards classes of equal frequency",
     )
     model: Model = Field(default_factory=Model, description="stage 1: the network")
     train: Train = Field(default_factory=Train, description="stage 1: its training")

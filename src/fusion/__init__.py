@@ -54,14 +54,16 @@ def apply_recipe(
     heads: dict[str, Head],
     given: dict[str, np.ndarray],
     counts: np.ndarray,
+    columns: dict[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Final logits [N, K] of one fold's model.
 
-    recipe: as `src.fusion.store.load_recipe` reads it, of which `head` and `steps` are used ·
+    recipe: as `src.fusion.store.load_recipe` reads it, of which `head`, `steps` and, where it is
+    there, `target` are used ·
     features: [N, D] of that fold's stage 1 · heads: name → (kind, arrays) of that fold, as
     `src.artifacts.heads.load_head` reads them · given: name → logits [N, K] of that fold's heads
     that are known already; those of a head that does not act on `features` must be ·
-    counts: [K] images of each class, of all folds.
+    counts: [K] images of each class, of all folds · columns: name → text [N] of data.columns.
     Errors: UserError when the recipe needs a head that is not there.
     """
     start = recipe["head"]
@@ -69,7 +71,9 @@ def apply_recipe(
     if not steps and start in given:
         return given[start]
     images = len(next(iter(given.values())) if features is None else features)
-    whole = State(np.empty((images, 0), np.float32), features, start, heads, counts, given)
+    blank, target = np.empty((images, 0), np.float32), recipe.get("target")
+    columns = columns or {}
+    whole = State(blank, features, start, heads, counts, given, columns, target=target)
     out = np.empty((images, len(counts)), np.float32)
     for rows in chunks(*out.shape):
         state = whole.rows(rows)

@@ -27,7 +27,10 @@ class State:
     logits: [N, K], what the steps so far made of the start head's · features: [N, D] or None ·
     start: the start head's name · heads: name → (kind, arrays) · counts: [K], images of each class,
     of all folds · given: name → logits [N, K] of heads, as they are: all that are known already,
-    and those that are no linear function of `features`
+    and those that are no linear function of `features` · columns: name → text [N], what
+    data.columns keeps beside each image · bins: [K], the number of each class's frequency bin, 0
+    the most frequent, known where steps are fitted · target: [K] class prior of the leaderboard
+    (target_prior), None where it is not known
     """
 
     logits: np.ndarray
@@ -36,12 +39,17 @@ class State:
     heads: dict[str, Head] = field(default_factory=dict)
     counts: np.ndarray | None = None
     given: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    bins: np.ndarray | None = None
+    target: np.ndarray | None = None
     _known: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, which: slice) -> "State":
         features = None if self.features is None else self.features[which]
         given = {name: logits[which] for name, logits in self.given.items()}
-        return replace(self, logits=self.logits[which], features=features, given=given)
+        columns = {name: values[which] for name, values in self.columns.items()}
+        logits = self.logits[which]
+        return replace(self, logits=logits, features=features, given=given, columns=columns)
 
     def with_logits(self, logits: np.ndarray) -> "State":
         return replace(self, logits=logits)

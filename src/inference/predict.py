@@ -107,7 +107,8 @@ def all_logits(
     for name, (kind, arrays) in loaded.items():
         if name != STAGE1:
             logits[name] = head_logits(own.get(name, found).features, arrays, kind)
-    return logits | {"posthoc": apply_recipe(recipe, found.features, loaded, logits, counts)}
+    f, columns = found.features, found.columns
+    return logits | {"posthoc": apply_recipe(recipe, f, loaded, logits, counts, columns)}
 
 
 def all_distances(

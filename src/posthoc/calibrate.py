@@ -16,6 +16,7 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import write_table
 from src.artifacts.oof import head_dir, load_head_folds, optimism
 from src.artifacts.predictions import Predictions, concatenate
+from src.artifacts.target_prior import load_target_prior
 from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
 from src.config.names import STAGE1
@@ -61,6 +62,7 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     home = RUNS / config.dataset / experiment
     config = trained_config(config, home)
     settings = {"posthoc": config.posthoc, "metric": config.metric, "judge": config.judge}
+    settings |= {"target_prior": config.target_prior}
     files = input_files(home, dataset, config)
     work = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
     if work.finished():
@@ -81,6 +83,8 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     table = table_of(rows)
     tried = [(t.name, trial) for t in tuned for trial in t.trials]
     tree = facts(best.name, best.recipes, tried, table, config, reasons)
+    if config.target_prior is not None:
+        tree["target"] = load_target_prior(config, dataset)
     outputs = save_recipe(work.directory, tree)
     write_table(work.directory / "search.csv", pd.DataFrame(log))
     write_table(work.directory / "table.csv", table)

@@ -10,11 +10,13 @@ from src.artifacts.files import read_json
 from src.artifacts.heads import head_path, load_head
 from src.artifacts.oof import check_finished, head_dir, load_head_folds, script_of
 from src.artifacts.predictions import Predictions
+from src.artifacts.target_prior import csv_of, load_target_prior
 from src.artifacts.work import MANIFEST
 from src.config.names import STAGE1, of_stage1, title_of
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.step import Head, State, Step
+from src.metrics import bin_numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str,
     Errors: UserError when folds of a stage are missing.
     """
     files = {name: dataset.directory / name for name in ("folds.csv", "classes.csv")}
+    if path := csv_of(config):
+        files["target_prior"] = path
     for name in config.head_names:
         directory = head_dir(experiment, name)
         check_finished(directory, dataset, script_of(name))
@@ -67,7 +71,8 @@ def load_start(
     found = stage1 if name == STAGE1 else _load_folds(name, experiment, dataset)
     given = {STAGE1: stage1, name: found}
     given |= {n: _load_folds(n, experiment, dataset) for n in (reads - {name}) & _moved(config)}
-    counts = dataset.counts(dataset.images)
+    counts, target = dataset.counts(dataset.images), load_target_prior(config, dataset)
+    bins = bin_numbers(dataset.classes["bin"])
     states = {
         fold: State(
             found[fold].logits,
@@ -76,6 +81,9 @@ def load_start(
             _load_heads({name} | reads, experiment, fold),
             counts,
             {n: folds[fold].logits for n, folds in given.items()},
+            stage1[fold].columns,
+            bins,
+            target,
         )
         for fold in dataset.folds
     }
