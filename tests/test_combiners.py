@@ -11,9 +11,9 @@ from src.config.judge import Judge
 from src.ensemble.choice import choose
 from src.ensemble.combiner import Pool
 from src.ensemble.combiners import COMBINERS
-from src.ensemble.likelihood import image_weights, likelihood
 from src.ensemble.members import log_probabilities
 from src.errors import UserError
+from src.fusion.likelihood import image_weights, likelihood
 
 FITTED = ("simplex", "per_bin", "stacking")
 

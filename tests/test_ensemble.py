@@ -27,12 +27,13 @@ from src.artifacts.work import MANIFEST
 from src.config.ensemble import Ensemble
 from src.config.judge import Judge
 from src.ensemble.choice import Choice, choose
-from src.ensemble.combiner import Combiner, Pool, average
+from src.ensemble.combiner import Combiner, Pool
 from src.ensemble.combiners import COMBINERS
 from src.ensemble.ensemble import ensemble, oof_table, submission_name
 from src.ensemble.members import Member, log_probabilities
 from src.ensemble.submission import check_submission
 from src.errors import UserError
+from src.fusion.pool import average
 from src.posthoc.calibrate import posthoc
 from src.report.context import gather
 from src.report.page import write_report

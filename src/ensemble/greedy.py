@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from src.ensemble.combiner import Params, Pool, average
+from src.ensemble.combiner import Params, Pool
 from src.ensemble.mean import Mean
+from src.fusion.pool import average
 
 Counts = tuple[int, ...]  # how often each member was selected
 

@@ -1,6 +1,7 @@
 """The mean of the members' log-probabilities: nothing to fit, and what others must beat."""
 
-from src.ensemble.combiner import Combiner, Members, Params, Pool, average
+from src.ensemble.combiner import Combiner, Members, Params, Pool
+from src.fusion.pool import average
 
 
 class Mean(Combiner):

@@ -5,8 +5,9 @@
 Where the mean of log-probabilities lets one member veto a class, here one that is sure carries it.
 """
 
-from src.ensemble.combiner import Members, Params, average_probabilities
+from src.ensemble.combiner import Members, Params
 from src.ensemble.mean import Mean
+from src.fusion.pool import average_probabilities
 
 
 class MeanProbability(Mean):

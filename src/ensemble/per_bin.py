@@ -10,7 +10,7 @@ too. Fitted as in simplex.py, a simplex for each bin, with the same shrinkage to
 import numpy as np
 
 from src.ensemble.combiner import Combiner, Members, Params, Pool
-from src.ensemble.simplex import grouped_weights
+from src.fusion.likelihood import grouped_weights
 from src.metrics import need_bins
 
 

@@ -12,9 +12,10 @@ say little. L-BFGS on θ, which needs no constraint.
 import numpy as np
 from scipy.special import softmax
 
-from src.ensemble.combiner import Members, Params, Pool, average, average_probabilities
-from src.ensemble.likelihood import Gradient, image_weights, likelihood, minimised
+from src.ensemble.combiner import Params
 from src.ensemble.mean import Mean
+from src.fusion.likelihood import Gradient, grouped_weights, image_weights, minimised, shrunk
+from src.fusion.pool import Members, Pool, average, average_probabilities
 
 POOLS = {"log": average, "linear": average_probabilities}
 
@@ -32,29 +33,6 @@ class Simplex(Mean):
         return POOLS[params["pool"]](members, params["shares"])
 
 
-def grouped_weights(pool: Pool, rows: np.ndarray, groups: np.ndarray, section) -> np.ndarray:
-    """w [M, G] of a logarithmic pool, a simplex for each group of classes.
-
-    groups: [K], the group 0 … G-1 of each class · section: with balanced, shrinkage, iterations
-    """
-    s, members, count = (
-        image_weights(pool, rows, section.balanced),
-        len(pool.members),
-        _size(groups),
-    )
-    bias = np.zeros(pool.num_classes)
-
-    def objective(flat: np.ndarray) -> Gradient:
-        theta = flat.reshape(members, count)
-        w = softmax(theta, axis=0)
-        loss, by_class, _ = likelihood(pool, rows, s, w[:, groups], bias)
-        by_w = np.stack([np.bincount(groups, row, count) for row in by_class])  # [M, G]
-        return _shrunk(loss, theta, w * (by_w - (w * by_w).sum(0)), section.shrinkage / len(s))
-
-    found = minimised(objective, np.zeros(members * count), section.iterations)
-    return softmax(found.reshape(members, count), axis=0)
-
-
 def _linear(pool: Pool, rows: np.ndarray, groups: np.ndarray, section) -> np.ndarray:
     """w [M, 1] of a linear pool."""
     s, labels = image_weights(pool, rows, section.balanced), pool.labels[rows]
@@ -65,18 +43,8 @@ def _linear(pool: Pool, rows: np.ndarray, groups: np.ndarray, section) -> np.nda
         w = softmax(theta)
         mixed = np.maximum(w @ p, 1e-300)
         by_w = -(p / mixed) @ s / len(s)
-        return _shrunk(
+        return shrunk(
             -s @ np.log(mixed) / len(s), theta, w * (by_w - w @ by_w), section.shrinkage / len(s)
         )
 
     return softmax(minimised(objective, np.zeros(len(p)), section.iterations))[:, None]
-
-
-def _shrunk(loss: float, theta: np.ndarray, gradient: np.ndarray, strength: float) -> Gradient:
-    """With λ/(2n) Σθ² added; strength: λ/n"""
-    whole = gradient + strength * theta
-    return loss + strength / 2 * float(np.square(theta).sum()), whole.ravel()
-
-
-def _size(groups: np.ndarray) -> int:
-    return int(groups.max()) + 1

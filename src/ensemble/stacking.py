@@ -11,8 +11,9 @@ without an image is 0, there is nothing to say what else it should be.
 
 import numpy as np
 
-from src.ensemble.combiner import Combiner, Members, Params, Pool, average
-from src.ensemble.likelihood import Gradient, image_weights, likelihood, minimised
+from src.ensemble.combiner import Combiner, Members, Params, Pool
+from src.fusion.likelihood import Gradient, image_weights, likelihood, minimised
+from src.fusion.pool import average
 
 
 class Stacking(Combiner):

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
-from src.ensemble.combiner import Pool
+from src.fusion.pool import Pool
 from src.metrics import chunks
 
 BY_CLASS = ("balanced_accuracy", "macro_f1")  # metrics that average over classes
@@ -58,3 +58,36 @@ def minimised(objective: Callable[[np.ndarray], Gradient], start: np.ndarray, it
     """Where an objective with its gradient is least, by L-BFGS."""
     options = {"maxiter": iterations, "ftol": 1e-10, "gtol": 1e-7}
     return minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+
+
+def grouped_weights(pool: Pool, rows: np.ndarray, groups: np.ndarray, section) -> np.ndarray:
+    """w [M, G] of a logarithmic pool, a simplex for each group of classes.
+
+    groups: [K], the group 0 … G-1 of each class · section: with balanced, shrinkage, iterations
+    """
+    s, members, count = (
+        image_weights(pool, rows, section.balanced),
+        len(pool.members),
+        _size(groups),
+    )
+    bias = np.zeros(pool.num_classes)
+
+    def objective(flat: np.ndarray) -> Gradient:
+        theta = flat.reshape(members, count)
+        w = softmax(theta, axis=0)
+        loss, by_class, _ = likelihood(pool, rows, s, w[:, groups], bias)
+        by_w = np.stack([np.bincount(groups, row, count) for row in by_class])  # [M, G]
+        return shrunk(loss, theta, w * (by_w - (w * by_w).sum(0)), section.shrinkage / len(s))
+
+    found = minimised(objective, np.zeros(members * count), section.iterations)
+    return softmax(found.reshape(members, count), axis=0)
+
+
+def shrunk(loss: float, theta: np.ndarray, gradient: np.ndarray, strength: float) -> Gradient:
+    """With λ/(2n) Σθ² added; strength: λ/n"""
+    whole = gradient + strength * theta
+    return loss + strength / 2 * float(np.square(theta).sum()), whole.ravel()
+
+
+def _size(groups: np.ndarray) -> int:
+    return int(groups.max()) + 1
