@@ -20,7 +20,7 @@ from src import cli
 from src.config.read import load_config
 from src.ensemble.ensemble import Result, ensemble
 from src.ensemble.review import Review
-from src.metrics import gain_text
+from src.metrics import gain_text, short_name
 from src.report.context import gather
 from src.report.page import write_report
 from src.report.stages import format_table, table_of
@@ -47,9 +47,10 @@ def main() -> None:
     report = gather(configs[0].dataset, experiments, configs)
     for experiment in report.experiments:
         print(f"\n{experiment.name}, stage by stage, on out-of-fold images")
-        table = table_of(report.data, experiment.rows)
+        table = table_of(report.data, experiment.rows, experiment.config.metric)
         if experiment.gains:
-            metric = SHORT.get(experiment.config.metric, experiment.config.metric)
+            metric = short_name(experiment.config.metric)
+            metric = SHORT.get(metric, metric)
             table[f"gain, {metric}"] = [experiment.gains.get(name, "–") for name in table.index]
         print(experiment.problem or format_table(table))
         for reason in experiment.optimism:

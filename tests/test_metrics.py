@@ -73,10 +73,9 @@ def test_chunks_change_no_score(monkeypatch):
 def test_scores_of_outcomes_are_the_scores_of_logits():
     rng = np.random.default_rng(1)
     logits, labels = rng.normal(size=(80, 9)), rng.integers(0, 9, 80)
-    whole = metrics.METRICS | {"nll": metrics.nll}
-    for name, outcome in metrics.OUTCOMES.items():
-        score = metrics.SCORES[name](outcome(logits, labels), labels, 9)
-        assert score == whole[name](logits, labels)
+    for name, whole in (metrics.METRICS | {"nll": metrics.nll}).items():
+        outcome = metrics.OUTCOMES[name](logits, labels)
+        assert metrics.SCORES[name](outcome, labels, 9) == whole(logits, labels)
 
 
 def test_summary_averages_recall_over_the_classes_of_a_bin():

@@ -6,6 +6,7 @@ import pytest
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
 from src.auxiliaries import AUXILIARIES
+from src.config import metric
 from src.config.augment import AutoAugment, Policy
 from src.config.auxiliaries import Auxiliary
 from src.config.data import Data
@@ -16,7 +17,6 @@ from src.config.losses import Criterion, Sampler
 from src.config.model import Model, Pooling
 from src.config.networks import Network
 from src.config.posthoc import PosthocStep
-from src.config.schema import Config
 from src.config.section import Section, named
 from src.config.walk import choices_in, sections_in, tags_of
 from src.data.policies import POLICIES
@@ -26,7 +26,7 @@ from src.ensemble.combiners import COMBINERS
 from src.fusion import STEPS
 from src.initialisers import INITIALISERS
 from src.losses import CRITERIA
-from src.metrics import METRICS
+from src.metrics import table as metrics
 from src.networks import NETWORKS
 from src.networks.pooling import POOLINGS
 from src.prepare.read import READERS
@@ -53,7 +53,8 @@ def of_key(section: type[Section], key: str) -> list:
 CHOICES = {
     "samplers": (get_args(Sampler), SAMPLERS),
     "sources": (of_key(Data, "source"), READERS),
-    "metrics": (of_key(Config, "metric"), METRICS),
+    "metrics": ((*metric.PLAIN, "nll"), metrics.NAMED),  # nll: what calibration is judged by
+    "families of metrics": (metric.FAMILIES, metrics.FAMILIES),
     "maxnorm's losses": (of_key(MaxNorm, "loss"), LOSSES),
     "interpolations": (of_key(Model, "interpolation"), INTERPOLATION),
     "learned policies": (of_key(AutoAugment, "learned_on"), [p.value for p in AutoAugmentPolicy]),

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from src.config.explain import explain
 from src.config.head_keys import head_key
+from src.config.metric import parse
+from src.config.own_metric import own_metric
 from src.config.schema import Config
 from src.config.tree import dump_config, put
 from src.config.walk import all_keys
@@ -37,6 +39,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     for item in overrides:
         _override(tree, item)
     config = parse_config(tree, str(path))
+    _check_own_metrics(config)
     _check_search(config, str(path))
     return config
 
@@ -58,6 +61,13 @@ def with_values(config: Config, values: dict[str, Any], origin: str) -> Config:
     for key, value in values.items():
         put(tree, key, value, origin)
     return parse_config(tree, origin)
+
+
+def _check_own_metrics(config: Config) -> None:
+    """Errors: UserError for a metric of the user's that is not there, before hours are spent."""
+    for text in filter(None, (config.metric, config.search.metric)):
+        if (what := parse(text)).name == "python":
+            own_metric(what)
 
 
 def _check_search(config: Config, origin: str) -> None:

@@ -5,7 +5,6 @@ One file per section stands beside this one; what stands there is the reference,
 """
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +13,7 @@ from src.config.ensemble import Ensemble
 from src.config.exclusions import check_training
 from src.config.heads import CRT, NCM, Head
 from src.config.judge import Judge
+from src.config.metric import FORMS, MetricName
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.network_exclusions import check_network
@@ -33,8 +33,13 @@ class Config(Section):
     longtail: Longtail = Field(default_factory=Longtail, description="optional artificial tail")
     bins: Bins = Field(default_factory=Bins, description="frequency bands of the classes")
     folds: Folds = Field(default_factory=Folds, description="cross-validation")
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "top5"] = Field(
-        "balanced_accuracy", description="the competition's metric: what 04 and 06 tune for"
+    metric: MetricName = Field(
+        "balanced_accuracy",
+        description="the competition's metric: what 04 and 06 tune for, decisions included. "
+        f"{FORMS}; or in keys, as in {{name: topk, k: 3}}, {{name: f_beta, beta: 0.5}}, "
+        "{name: kappa, order: [2, 0, 1]} (the place of each class, in the order of classes.csv), "
+        "{name: python, file: my.py, function: cost, greater_is_better: false}. Functions "
+        "take (labels, predicted) or (labels, probabilities), arrays [N] and [N, K]",
     )
     target_prior: TargetPrior | None = Field(
         None,

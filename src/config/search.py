@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from src.config.metric import MetricName
 from src.config.section import Section
 
 Choice = int | float | bool | str | None
@@ -77,7 +78,7 @@ class Search(Section):
     holdout: float = Field(
         0.2, gt=0, lt=0.9, description="share of each class that a trial is scored on"
     )
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "top5"] | None = Field(
+    metric: MetricName | None = Field(
         None, description="what the winner has most of; null: the competition's metric"
     )
     pruner: Literal["median", "none"] = Field(

@@ -86,10 +86,10 @@ def ensemble(
     bins = bin_numbers(dataset.classes["bin"].to_numpy())
     pool = Pool([m.oof for m in members], labels, config.metric, bins)
     choice, reviewed = combined([m.name for m in members], pool, fold, config)
-    table = oof_table(members, choice, labels, fold, dataset)
+    table = oof_table(members, choice, labels, fold, dataset, config.metric)
     test = choice.combine([m.test for m in members])
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
-    score, scored = score_solution(test, ids, dataset, truth) if truth else (None, 0)
+    score, scored = score_solution(test, ids, dataset, truth, config.metric) if truth else (None, 0)
     path = _write(directory / f"{name}.csv", test, ids, dataset)
     if out is not None:
         write_bytes(out, path.read_bytes())
@@ -133,18 +133,24 @@ def submission_name(experiments: list[str]) -> str:
 
 
 def oof_table(
-    members: list[Member], choice: Choice, labels: np.ndarray, fold: np.ndarray, dataset: Dataset
+    members: list[Member],
+    choice: Choice,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    dataset: Dataset,
+    *also: str,
 ) -> pd.DataFrame:
-    """Columns member, weight, the scores of `src.metrics.summary`, gain, gain_low, gain_high; the
-    last row, `ensemble`, is cross-fitted: each fold with what was fitted on the others. The gain
-    is over the mean, NaN where the ensemble is the mean. Without weights that column is NaN."""
+    """Columns member, weight, the scores of `src.metrics.summary` and of the metrics `also`, gain,
+    gain_low, gain_high; the last row, `ensemble`, is cross-fitted: each fold with what was fitted
+    on the others. The gain is over the mean, NaN where the ensemble is the mean. Without weights
+    that column is NaN."""
     bins, shares = dataset.classes["bin"].to_numpy(), choice.shares
     weights = [float("nan")] * len(members) if shares is None else shares
     rows = [
-        {"member": m.name, "weight": w} | summary(m.oof, labels, bins)
+        {"member": m.name, "weight": w} | summary(m.oof, labels, bins, *also)
         for m, w in zip(members, weights, strict=True)
     ]
-    scores = summary(choice.cross_fitted([m.oof for m in members], fold), labels, bins)
+    scores = summary(choice.cross_fitted([m.oof for m in members], fold), labels, bins, *also)
     gain = Gain() if choice.name == "mean" else choice.gain
     whole = float("nan") if shares is None else 1.0
     last = {"member": "ensemble", "weight": whole} | scores | gain.named()

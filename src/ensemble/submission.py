@@ -53,9 +53,10 @@ def find_solution(dataset: Dataset, path: str | Path | None) -> Path | None:
 
 
 def score_solution(
-    logits: np.ndarray, image_id: np.ndarray, dataset: Dataset, path: Path
+    logits: np.ndarray, image_id: np.ndarray, dataset: Dataset, path: Path, *also: str
 ) -> tuple[dict[str, float], int]:
-    """Scores on the test images that the solution knows, and how many those are.
+    """Scores on the test images that the solution knows, by the metrics `also` too, and how many
+    those are.
 
     Errors: UserError for a missing column, ids twice or not in the test set, unknown class ids.
     """
@@ -80,4 +81,4 @@ def score_solution(
     row = {image: i for i, image in enumerate(image_id.tolist())}
     rows = np.array([row[i] for i in ids], dtype=int)
     bins = classes["bin"].to_numpy()
-    return summary(logits[rows], labels.to_numpy(int), bins), len(ids)
+    return summary(logits[rows], labels.to_numpy(int), bins, *also), len(ids)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from src.metrics import LOWER_IS_BETTER, OUTCOMES, SCORES, chunks
+from src.metrics import OUTCOMES, SCORES, chunks, sign
 
 Members = list[np.ndarray]  # log-probabilities [N, K] of each, sorted by name
 
@@ -46,8 +46,8 @@ class Pool:
 
     def score(self, outcome: np.ndarray, rows: np.ndarray) -> float:
         """Of an outcome of all images, on `rows`; higher is better, whatever the metric."""
-        sign = -1 if self.metric in LOWER_IS_BETTER else 1
-        return sign * SCORES[self.metric](outcome[rows], self.labels[rows], self.num_classes)
+        found = SCORES[self.metric](outcome[rows], self.labels[rows], self.num_classes)
+        return sign(self.metric) * found
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What does not depend on `rows`: made once, however many folds ask for it."""

@@ -8,14 +8,12 @@ logits keeps their outcomes, [N], and never the logits. Rows are read in chunks,
 needs memory of the size of the logits.
 """
 
+from src.config.metric import short_name
 from src.metrics.bins import BINS, bin_names, bin_numbers, need_bins
 from src.metrics.gain import DRAWS, NORMAL, Gain, gain_text, paired_gain, rule_text
-from src.metrics.outcomes import CHUNK, among_five, chunks, predicted, surprise
+from src.metrics.outcomes import CHUNK, among_five, chunks, predicted, probabilities, surprise
 from src.metrics.scores import (
-    LOWER_IS_BETTER,
     METRICS,
-    OUTCOMES,
-    SCORES,
     accuracy,
     balanced_accuracy,
     macro_f1,
@@ -24,6 +22,18 @@ from src.metrics.scores import (
     top5,
 )
 from src.metrics.summary import Outcomes, calibration, outcomes_of, pooled, summary
+from src.metrics.table import (
+    LABELS,
+    LOWER_IS_BETTER,
+    OUTCOMES,
+    PROBABILITIES,
+    RANKING,
+    SCORES,
+    Metric,
+    left_out,
+    metric_of,
+    sign,
+)
 
 __all__ = [
     "BINS",
@@ -31,10 +41,14 @@ __all__ = [
     "DRAWS",
     "Gain",
     "LOWER_IS_BETTER",
+    "LABELS",
     "METRICS",
+    "Metric",
     "NORMAL",
     "OUTCOMES",
     "Outcomes",
+    "PROBABILITIES",
+    "RANKING",
     "SCORES",
     "accuracy",
     "among_five",
@@ -44,15 +58,20 @@ __all__ = [
     "calibration",
     "chunks",
     "gain_text",
+    "left_out",
     "macro_f1",
+    "metric_of",
     "need_bins",
     "nll",
     "outcomes_of",
     "paired_gain",
     "pooled",
     "predicted",
+    "probabilities",
     "recalls",
     "rule_text",
+    "short_name",
+    "sign",
     "summary",
     "surprise",
     "top5",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from src.config.judge import Judge
-from src.metrics.scores import LOWER_IS_BETTER, SCORES
+from src.metrics.table import metric_of
 
 DRAWS = 200  # of the bootstrap
 NORMAL = 1.96  # standard errors on either side of a 95 % interval
@@ -63,15 +63,19 @@ def paired_gain(
 ) -> Gain:
     """How much better outcomes `after` score than `before`, and the standard error of that:
     bootstrap over images, both scored on the same draws, always the same ones."""
-    images, sign = len(labels), -1 if metric in LOWER_IS_BETTER else 1
+    images, of = len(labels), metric_of(metric)
 
     def difference(drawn=None):
-        a, b = (SCORES[metric](x, labels, num_classes, drawn) for x in (after, before))
-        return sign * (a - b)
+        a, b = (of.score(x, labels, num_classes, drawn) for x in (after, before))
+        return of.sign * (a - b)
 
     rng = np.random.default_rng(0)
-    draws = [
-        difference(np.bincount(rng.integers(images, size=images), minlength=images).astype(float))
+    draws = (
+        np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
         for _ in range(DRAWS)
-    ]
-    return Gain(difference(), float(np.std(draws, ddof=1)))
+    )
+    if of.batched:
+        found = difference(np.stack(list(draws)))
+    else:
+        found = [difference(drawn) for drawn in draws]
+    return Gain(difference(), float(np.std(found, ddof=1)))

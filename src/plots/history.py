@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from src.config.search import Range
+from src.metrics import short_name, sign
 from src.plots.style import BIN_COLORS, INK, MUTED, Panel, legend_above, png
 
 BEST = BIN_COLORS["few"]
@@ -35,13 +36,13 @@ def _split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _history(ax: Axes, trials: pd.DataFrame, metric: str) -> None:
     complete, pruned = _split(trials)
-    best = np.maximum.accumulate(complete["score"].to_numpy())
+    best = (np.maximum if sign(metric) > 0 else np.minimum).accumulate(complete["score"].to_numpy())
     ax.step(complete["trial"], best, where="post", color=BEST, lw=1.4, label="best so far")
     ax.plot(complete["trial"], complete["score"], "o", color=INK, ms=4, label="trial")
     if len(pruned):
         ax.plot(pruned["trial"], pruned["score"], "o", mfc="none", color=MUTED, ms=4)
         ax.lines[-1].set_label("stopped early")
-    ax.set_title(metric.replace("_", " ") + " by trial")
+    ax.set_title(short_name(metric).replace("_", " ") + " by trial")
     ax.set_xlabel("trial")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     legend_above(ax)
@@ -57,9 +58,9 @@ def _key(ax: Axes, trials: pd.DataFrame, key: str, span: Range, metric: str) -> 
     ax.plot(values["pruned"], pruned["score"], "o", mfc="none", color=MUTED, ms=4)
     ax.plot(values["complete"], complete["score"], "o", color=INK, ms=4)
     if len(complete):
-        best = complete["score"].to_numpy().argmax()
+        best = (sign(metric) * complete["score"].to_numpy()).argmax()
         ax.plot(list(values["complete"])[best], complete["score"].iloc[best], "o", color=BEST, ms=6)
     if span.log:
         ax.set_xscale("log")
-    ax.set_title(f"{metric.replace('_', ' ')} by {key}")
+    ax.set_title(f"{short_name(metric).replace('_', ' ')} by {key}")
     ax.set_xlabel(key)

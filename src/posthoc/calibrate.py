@@ -24,7 +24,7 @@ from src.config.schema import Config
 from src.fusion import build_steps
 from src.fusion.step import Step
 from src.fusion.store import save_recipe
-from src.metrics import outcomes_of, pooled
+from src.metrics import outcomes_of, pooled, sign
 from src.posthoc.crossfit import Recipes, Trial, cross_fitted, no_steps, try_step
 from src.posthoc.inputs import (
     Start,
@@ -77,7 +77,9 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
         tuned.append(_tune(head, asked, config, bins, rows, log, studies / name))
         del head  # before the next one is loaded
     ends = [t for t in tuned if t.name in start_names(config)]
-    best = min(ends, key=lambda t: (-t.scores[config.metric], len(t.recipes[None])))
+    best = min(
+        ends, key=lambda t: (-sign(config.metric) * t.scores[config.metric], len(t.recipes[None]))
+    )
     rows.append({"start": best.name, "step": "final"} | best.scores)
     reasons = optimism(head_dir(home, name) for name in config.head_names)
     table = table_of(rows)
@@ -109,7 +111,7 @@ def _tune(
     With posthoc.search, what is scored by the metric is searched at once before what is scored
     otherwise (temperature), which comes last, is tried."""
     recipes, trials = no_steps(start), []
-    kept = _scores(start, recipes, bins)
+    kept = _scores(start, recipes, bins, config.metric)
     rows.append({"start": start.name, "step": ""} | kept)
     todo: list[Step | None] = list(steps)
     if config.posthoc.search.trials and steps:
@@ -120,7 +122,7 @@ def _tune(
             trial = try_jointly(start, searched, recipes, config, studies)
         else:
             trial = try_step(step, start, recipes, config)
-        scores = _scores(start, trial.recipes, bins) if trial.recipes else {}
+        scores = _scores(start, trial.recipes, bins, config.metric) if trial.recipes else {}
         if trial.kept:
             recipes, kept = trial.recipes, scores
         trials.append(trial)
@@ -130,9 +132,11 @@ def _tune(
     return Tuned(start.name, trials, recipes, kept)
 
 
-def _scores(start: Start, recipes: Recipes, bins: np.ndarray) -> dict[str, float]:
-    found = [outcomes_of(logits, start.labels[k]) for k, logits in cross_fitted(start, recipes)]
-    return pooled(found).summary(np.concatenate([start.labels[k] for k in start.states]), bins)
+def _scores(start: Start, recipes: Recipes, bins: np.ndarray, metric: str) -> dict[str, float]:
+    folds = cross_fitted(start, recipes)
+    found = [outcomes_of(logits, start.labels[k], metric) for k, logits in folds]
+    labels = np.concatenate([start.labels[k] for k in start.states])
+    return pooled(found).summary(labels, bins, metric)
 
 
 def _pooled(

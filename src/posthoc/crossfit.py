@@ -15,7 +15,16 @@ from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, State, Step
 from src.fusion.store import fingerprint
-from src.metrics import LOWER_IS_BETTER, OUTCOMES, SCORES, Gain, chunks, paired_gain
+from src.metrics import (
+    OUTCOMES,
+    PROBABILITIES,
+    SCORES,
+    Gain,
+    chunks,
+    metric_of,
+    paired_gain,
+    sign,
+)
 from src.posthoc.inputs import Start
 
 Recipe = tuple[tuple[str, Params], ...]  # names and parameters of steps, in order
@@ -60,10 +69,12 @@ def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Tria
     reasons = [step.refuses(state) for state in start.states.values()]
     if any(reasons):
         return Trial(step.name, False, next(filter(None, reasons)))
-    name = config.metric if step.scored_by == "metric" else step.scored_by
+    judges = metric_of(config.metric).of == PROBABILITIES  # of calibration, too
+    name = config.metric if step.scored_by == "metric" or judges else step.scored_by
     chosen: dict[int | None, _Choice] = {}
     for upstream, left_outs in _distinct(recipes):
-        choose = _choose_by_fit if step.candidates() is None else _choose_on_grid
+        choose = _choose_on_large_grid if metric_of(name).wide else _choose_on_grid
+        choose = _choose_by_fit if step.candidates() is None else choose
         chosen |= choose(step, start, upstream, left_outs, name)
     labels = np.concatenate([start.labels[k] for k in start.states])
     before, after = (
@@ -131,6 +142,31 @@ def _choose_on_grid(step: Step, start, upstream, left_outs, name) -> dict:
     return chosen
 
 
+def _choose_on_large_grid(step: Step, start, upstream, left_outs, name) -> dict:
+    """The same where outcomes are as large as the logits: those of one candidate at a time."""
+
+    def made(option: Params | None, k: int) -> np.ndarray:
+        options = [] if option is None else [option]
+        return _outcomes(step, options, start.states[k], start.labels[k], upstream, name)[-1].copy()
+
+    options = [None, *step.candidates()]
+    scores: dict[int | None, list[float]] = {left_out: [] for left_out in left_outs}
+    for option in options:
+        outcomes = {k: made(option, k) for k in start.states}
+        for left_out, found in scores.items():
+            others = [k for k in start.states if k != left_out]
+            pooled, labels = (
+                np.concatenate([part[k] for k in others]) for part in (outcomes, start.labels)
+            )
+            found.append(SCORES[name](pooled, labels, start.num_classes))
+    chosen = {}
+    for left_out, found in scores.items():
+        best = options[int(np.argmax(sign(name) * np.array(found)))]
+        pair = [None if left_out is None else made(option, left_out) for option in (None, best)]
+        chosen[left_out] = _Choice(best, *pair, list(zip(options, found, strict=True)))
+    return chosen
+
+
 def _outcomes(step: Step, candidates, state: State, labels, upstream: Recipe, name: str):
     """Outcomes without the step and of each candidate, [1 + G, n]."""
     parts = []
@@ -179,8 +215,3 @@ def _distinct(recipes: Recipes) -> list[tuple[Recipe, list[int | None]]]:
     for left_out, recipe in recipes.items():
         groups.setdefault(fingerprint(recipe), (recipe, []))[1].append(left_out)
     return list(groups.values())
-
-
-def sign(name: str) -> int:
-    """-1 for scores of which less is better."""
-    return -1 if name in LOWER_IS_BETTER else 1

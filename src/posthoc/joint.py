@@ -30,8 +30,8 @@ from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, Step
 from src.fusion.store import fingerprint
-from src.metrics import OUTCOMES, SCORES, chunks, paired_gain
-from src.posthoc.crossfit import Recipe, Recipes, Trial, judge, sign, transformed
+from src.metrics import OUTCOMES, SCORES, chunks, paired_gain, sign
+from src.posthoc.crossfit import Recipe, Recipes, Trial, judge, transformed
 from src.posthoc.inputs import Start
 
 NAME = "joint"  # of the trial, where others have their step's

@@ -154,7 +154,8 @@ def fit_head(
         distance = head_distance(oof.features, arrays, kind)
         oof.with_logits(logits, distance).save(step.directory / "oof.npz")
         outputs.append("oof.npz")
-        metrics = summary(logits, oof.label, work.data.classes["bin"].to_numpy())
+        bins = work.data.classes["bin"].to_numpy()
+        metrics = summary(logits, oof.label, bins, work.config.metric)
     step.finish(
         outputs,
         metrics,

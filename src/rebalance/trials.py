@@ -34,7 +34,7 @@ from src.config.search import Range, Search
 from src.config.tree import dump_config, flatten
 from src.errors import UserError
 from src.logits import head_logits
-from src.metrics import OUTCOMES, SCORES, paired_gain
+from src.metrics import OUTCOMES, SCORES, paired_gain, short_name
 from src.rebalance.stage2 import Experiment, Fold, fit, head_settings, load_fold
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
@@ -163,7 +163,7 @@ class Searched:
             print(f"trial {trial.number}: {shown}: {error}", flush=True)
             raise optuna.TrialPruned from error
         score = SCORES[self.metric](outcomes, labels, self.work.data.num_classes)
-        print(f"trial {trial.number}: {shown}: {self.metric} {score:.4f}", flush=True)
+        print(f"trial {trial.number}: {shown}: {short_name(self.metric)} {score:.4f}", flush=True)
         return score
 
     def judge(self, values: dict) -> dict:

@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
+from src.metrics import short_name
 from src.plots.style import BIN_COLORS, bin_color
 
 CSS = Path(__file__).with_name("page.css")
@@ -49,7 +50,7 @@ def column_name(name: str) -> str:
     if name in BIN_COLORS:
         return swatch(name)
     short = {"nll": "NLL", "ece": "ECE", "macro_f1": "macro F1", "balanced_accuracy": "balanced"}
-    return short.get(name) or esc(name.replace("_", " "))
+    return short.get(name) or esc(short_name(name).replace("_", " "))
 
 
 def swatch(bin_name: str) -> str:

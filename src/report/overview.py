@@ -3,7 +3,7 @@
 from src.artifacts.files import read_table
 from src.artifacts.work import checked
 from src.config.schema import Config
-from src.metrics import bin_names
+from src.metrics import bin_names, short_name
 from src.plots.distribution import distribution_panel
 from src.plots.style import bin_color, svg
 from src.report.context import Experiment, Report
@@ -62,16 +62,16 @@ def headline(report: Report) -> str:
         metric = experiment.config.metric
         scored = list(experiment.rows.items())
         ends = scored[:1] if len(scored) == 1 else [scored[0], scored[-1]]
-        value = " → ".join(number(scores[metric]) for _, scores in ends)
+        value = " → ".join(number(scores.get(metric, float("nan"))) for _, scores in ends)
         stages = " → ".join(name for name, _ in ends)
-        label = f"{metric.replace('_', ' ')}, out of fold"
+        label = f"{short_name(metric).replace('_', ' ')}, out of fold"
         pairs.append((label, f"{value}<small>{title(experiment)}: {esc(stages)}</small>"))
     for name, manifest in report.submissions.items():
         if "solution" in manifest["metrics"]:
             metric, scores = manifest["settings"]["metric"], manifest["metrics"]["solution"]
             images = f"{thousands(scores['images'])} test images"
             value = f"{number(scores[metric])}<small>submission {esc(name)}, {images}</small>"
-            pairs.append((f"{metric.replace('_', ' ')}, test", value))
+            pairs.append((f"{short_name(metric).replace('_', ' ')}, test", value))
     return facts(pairs, "headline") if pairs else ""
 
 

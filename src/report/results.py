@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from src.metrics import LOWER_IS_BETTER
+from src.metrics import sign
 from src.plots.curves import curve_panels
 from src.plots.style import svg
 from src.report.charts import stages_panel
@@ -54,7 +54,7 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
     elif not experiment.stages:
         parts.append(missing("No fold is finished.", "02_train_stage1.py"))
     else:
-        scores = table_of(report.data, experiment.rows)
+        scores = table_of(report.data, experiment.rows, experiment.config.metric)
         parts.append(_scores(scores, experiment))
         if len(scores) > 1:
             alt = f"{esc(experiment.name)}: recall of each bin, stage by stage"
@@ -86,7 +86,7 @@ def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
     for stage, row in scores.iterrows():
         cells = [esc(stage), str(int(row["images"]))]
         for c in judged:
-            best = scores[c].min() if c in LOWER_IS_BETTER else scores[c].max()
+            best = scores[c].max() if sign(c) > 0 else scores[c].min()
             base = None if stage == scores.index[0] else scores[c].iloc[0]
             cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
             if c == experiment.config.metric and stage in experiment.gains:
@@ -104,6 +104,6 @@ def _cell(value: float, base: float | None, column: str, best: bool) -> str:
     change = value - base
     if not abs(change) >= 5e-4:  # too little to show, or not known
         return f"{shown}<small>±0</small>"
-    better = change < 0 if column in LOWER_IS_BETTER else change > 0
-    kind, sign = "up" if better else "down", "+" if change > 0 else "−"
-    return f'{shown}<small class="{kind}">{sign}{abs(change):.3f}</small>'
+    kind = "up" if sign(column) * change > 0 else "down"
+    mark = "+" if change > 0 else "−"
+    return f'{shown}<small class="{kind}">{mark}{abs(change):.3f}</small>'

@@ -4,7 +4,7 @@ Logits are read one file at a time and dropped after scoring, so that K = 8142 f
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,21 @@ from src.artifacts.files import read_json
 from src.artifacts.ids import check_unique
 from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST
-from src.metrics import LOWER_IS_BETTER, Outcomes, bin_names, outcomes_of, paired_gain, pooled
+from src.metrics import (
+    CHUNK,
+    Outcomes,
+    bin_names,
+    metric_of,
+    outcomes_of,
+    paired_gain,
+    pooled,
+    short_name,
+)
 
 SUBMISSION = {  # what the page reads in the manifest of a submission
     **dict.fromkeys(("settings/members", "inputs", "metrics/oof", "members_oof"), dict),
     **dict.fromkeys(("settings/metric", "method", "reason"), str),
 }
-OF_METRIC = {"top5": "among_five"}  # which of `Outcomes`; all others: the predicted label
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -39,6 +47,10 @@ class Scored:
     scores: dict[str, float]
     reliability: tuple[float, np.ndarray, np.ndarray, np.ndarray]
 
+    def keeps(self, metric: str) -> bool:
+        """Whether the outcomes that the metric is scored on are among those kept."""
+        return not metric_of(metric).wide or metric in self.outcomes.more
+
 
 def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dict[str, dict]:
     """All scores of each stage by name, those of the ensembles that 06 built on them last."""
@@ -53,32 +65,24 @@ def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dic
 
 def gains(stages: dict[str, Scored], metric: str, num_classes: int) -> dict[str, str]:
     """What each stage gains over the first one by the competition's metric, with its interval;
-    nothing for stages that are scored on other images."""
+    nothing for stages that are scored on other images, or whose outcomes were too large to keep."""
     (_, first), *others = stages.items()
-    outcome = OF_METRIC.get(metric, "predicted")
-    return {
-        name: str(
-            paired_gain(
-                getattr(first.outcomes, outcome),
-                getattr(stage.outcomes, outcome),
-                first.label,
-                num_classes,
-                metric,
-            )
-        )
-        for name, stage in others
-        if np.array_equal(stage.image_id, first.image_id)
-    }
+    found = {}
+    for name, stage in others:
+        if np.array_equal(stage.image_id, first.image_id) and stage.keeps(metric):
+            before, after = first.outcomes.of(metric), stage.outcomes.of(metric)
+            found[name] = str(paired_gain(before, after, first.label, num_classes, metric))
+    return found
 
 
-def table_of(data: Dataset, rows: dict[str, dict]) -> pd.DataFrame:
+def table_of(data: Dataset, rows: dict[str, dict], *also: str) -> pd.DataFrame:
     """One row per finished stage, scored on its pooled out-of-fold images, in the order given.
 
     Index: stage1, each stage2/<head>, posthoc (cross-fitted), ensemble. Columns: images,
-    accuracy, balanced_accuracy, macro_f1, the recall of each bin, nll, ece.
+    accuracy, balanced_accuracy, macro_f1, the metrics `also`, the recall of each bin, nll, ece.
     """
     bins = bin_names(data.classes["bin"].to_numpy())
-    columns = ["images", *HEADLINE, *bins, *LOWER_IS_BETTER]
+    columns = list(dict.fromkeys(["images", *HEADLINE, *also, *bins, "nll", "ece"]))
     index = pd.Index(rows, name="stage", dtype=object)
     return pd.DataFrame(list(rows.values()), index=index, columns=columns)
 
@@ -101,12 +105,13 @@ def _current(facts: dict, data: Dataset) -> bool:
     return True
 
 
-def score_stages(data: Dataset, experiment: str) -> dict[str, Scored]:
-    """Every finished stage of an experiment, first to last.
+def score_stages(data: Dataset, experiment: str, *also: str) -> dict[str, Scored]:
+    """Every finished stage of an experiment, first to last, by the metrics `also` too.
 
     Errors: UserError for a stage that was made from another folds.csv.
     """
-    return {name: _score(data, files) for name, files in stage_files(data, experiment).items()}
+    files = stage_files(data, experiment).items()
+    return {name: _score(data, paths, also) for name, paths in files}
 
 
 def stage_files(data: Dataset, experiment: str) -> dict[str, list[Path]]:
@@ -139,20 +144,24 @@ def _load(path: Path, data: Dataset) -> Predictions:
     return load_predictions(path, data.num_classes)
 
 
-def _score(data: Dataset, files: list[Path]) -> Scored:
-    ids, labels, outcomes = zip(*(_outcomes(data, path) for path in files), strict=True)
+def _score(data: Dataset, files: list[Path], also: tuple[str, ...]) -> Scored:
+    ids, labels, outcomes = zip(*(_outcomes(data, path, also) for path in files), strict=True)
     ids, label, found = np.concatenate(ids), np.concatenate(labels), pooled(outcomes)
     check_unique(ids, "out-of-fold predictions")
     order = np.argsort(ids, kind="stable")
     label, found = label[order], found.rows(order)
     calibrated = found.calibration(label)
-    scores = found.summary(label, data.classes["bin"].to_numpy(), calibrated)
+    scores = found.summary(label, data.classes["bin"].to_numpy(), *also, calibrated=calibrated)
+    small = {name: array for name, array in found.more.items() if array.size <= CHUNK}
+    found = replace(found, more=small)
     return Scored(ids[order], label, found, scores, calibrated)
 
 
-def _outcomes(data: Dataset, path: Path) -> tuple[np.ndarray, np.ndarray, Outcomes]:
+def _outcomes(
+    data: Dataset, path: Path, also: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, Outcomes]:
     oof = _load(path, data)
-    return oof.image_id, oof.label, outcomes_of(oof.logits, oof.label)
+    return oof.image_id, oof.label, outcomes_of(oof.logits, oof.label, *also)
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -167,7 +176,9 @@ def format_table(table: pd.DataFrame) -> str:
 
     columns = [[str(table.index.name or ""), *map(str, table.index)]]
     for name in table:
-        columns.append([str(name).removesuffix("_accuracy"), *map(cell, table[name].tolist())])
+        columns.append(
+            [short_name(str(name)).removesuffix("_accuracy"), *map(cell, table[name].tolist())]
+        )
     widths = [max(map(len, column)) for column in columns]
     lines = []
     for first, *rest in zip(*columns, strict=True):

@@ -17,6 +17,7 @@ from src.artifacts.lock import locked
 from src.artifacts.work import MANIFEST, Work
 from src.config.search import Search
 from src.errors import UserError
+from src.metrics import sign
 from src.plots.history import draw_history
 from src.search.study import Objective, Worker, open_study, table, winner, work
 from src.search.winner import BEST
@@ -66,7 +67,7 @@ def run_search(
             return _shown(read_table(directory / "trials.csv", numbers), plan.spec)
         about = {"settings": step.settings, "inputs": step.inputs}
         with locked(directory):
-            study = open_study(directory, plan.spec, about)
+            study = open_study(directory, plan.spec, about, sign(plan.metric))
         step.check_settings(study.user_attrs["settings"], directory / "study.db")
         step.check_inputs(study.user_attrs["inputs"], directory / "study.db")
         work(study, plan.spec, plan.now, worker, run)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pandas as pd
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
@@ -64,14 +65,15 @@ class Worker:
         return False
 
 
-def open_study(directory: Path, spec: Search, about: dict) -> optuna.Study:
-    """The study of the directory; a new one keeps `about` with it."""
+def open_study(directory: Path, spec: Search, about: dict, sign: int = 1) -> optuna.Study:
+    """The study of the directory; a new one keeps `about` with it. sign: -1 where a lower score is
+    better"""
     url = f"sqlite:///{(directory / 'study.db').resolve()}"
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
     study = optuna.create_study(
         study_name="search",
         storage=storage,
-        direction="maximize",
+        direction="maximize" if sign > 0 else "minimize",
         pruner=_pruner(spec),
         load_if_exists=True,
     )
@@ -127,7 +129,7 @@ def work(
 ) -> None:
     """Take trials until `spec.trials` are done, by this worker and the others.
 
-    now: the config's own values by key · run: values → score, larger is better; it may raise
+    now: the config's own values by key · run: values → score; it may raise
     TrialPruned · wait: seconds between looks at what the others are doing
     """
     waiting = False
@@ -223,4 +225,5 @@ def winner(study: optuna.Study) -> FrozenTrial:
         notes = [t.user_attrs.get("note") for t in study.get_trials(deepcopy=False)]
         last = next((note for note in reversed(notes) if note), "all were pruned")
         raise UserError(f"no trial of the search came to its end; the last said: {last}")
-    return max(complete, key=lambda t: (t.value, -t.number))
+    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+    return max(complete, key=lambda t: (sign * t.value, -t.number))

@@ -13,6 +13,7 @@ from src.config.read import with_values
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
 from src.errors import UserError
+from src.metrics import short_name
 
 BEST = "best.json"
 
@@ -101,7 +102,7 @@ def found_text(best: dict, was: dict | None = None) -> str:
     own = {} if was is None else {key: f" (config: {was.get(key)!r})" for key in best["values"]}
     values = ", ".join(f"{k} = {v!r}{own.get(k, '')}" for k, v in best["values"].items())
     text = f"{values}; trial {best['trial']} of {best['trials']}, "
-    text += f"{best['metric']} {best['score']:.3f}"
+    text += f"{short_name(best['metric'])} {best['score']:.3f}"
     if "gain" in best:
         gain, margin = best["gain"], 1.96 * best["noise"]
         text += (

@@ -1,6 +1,7 @@
 """Stage 1: folds.csv → a network per fold (and one on every image), with out-of-fold logits."""
 
 import importlib.util
+import math
 import resource
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from src.data.resizing import check_augment
 from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError
 from src.logits import head_distance
-from src.metrics import METRICS, summary
+from src.metrics import METRICS, short_name, sign, summary
 from src.networks.base import Network
 from src.networks.forward import run_network
 from src.networks.freeze import load_trained, trained
@@ -161,13 +162,11 @@ def fit(
             row |= scores(job, found)
         row["peak_memory_mib"] = peak_memory(accelerator.device)
         history.append(row)
-        if train.select == "best" and (
-            best is None or row.get(job.config.metric, -1) > best["score"]
-        ):
+        if train.select == "best" and (best is None or _score(job, row) > best["score"]):
             weights = trained(trainer.evaluated.state_dict(), trainer.rest)
             best = {
                 "epoch": epoch + 1,
-                "score": row.get(job.config.metric, -1),
+                "score": _score(job, row),
                 "network": {k: v.cpu().clone() for k, v in weights.items()},
             }
         _announce(job, row)
@@ -241,7 +240,15 @@ def evaluate(job: Fold, network: Network, prep: Preprocessing) -> Predictions:
 
 
 def scores(job: Fold, found: Predictions) -> dict[str, float]:
-    return summary(found.logits, found.label, job.data.classes["bin"].to_numpy())
+    """By the competition's metric and the search's, and all that tables show."""
+    metrics = filter(None, (job.config.metric, job.config.search.metric))
+    return summary(found.logits, found.label, job.data.classes["bin"].to_numpy(), *metrics)
+
+
+def _score(job: Fold, row: dict) -> float:
+    """By the competition's metric, larger is better; the lowest where there was no validation."""
+    metric = job.config.metric
+    return sign(metric) * row[metric] if metric in row else -math.inf
 
 
 def peak_memory(device: torch.device) -> float:
@@ -258,8 +265,8 @@ def _announce(job: Fold, row: dict) -> None:
         f"{job.name} epoch {row['epoch']}/{job.config.train.epochs}",
         f"loss {row['loss']:.3f}",
     ]
-    names = [*METRICS, *(n for n in ("many", "medium", "few", "head", "tail") if n in row)]
-    shown += [f"{name} {row[name]:.3f}" for name in names if name in row]
+    names = [*METRICS, job.config.metric, "many", "medium", "few", "head", "tail"]
+    shown += [f"{short_name(n)} {row[n]:.3f}" for n in dict.fromkeys(names) if n in row]
     job.accelerator.print(
         " · ".join([*shown, f"{row['images_per_second']:.0f} images/s"]), flush=True
     )

@@ -25,6 +25,7 @@ from src.config.section import EPOCHS, Section
 from src.config.tree import dump_config, flatten
 from src.data.resizing import check_augment
 from src.errors import UserError
+from src.metrics import sign
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
 from src.search.study import origin
@@ -129,7 +130,7 @@ def run_trial(
     (home / CHECKPOINT).unlink(missing_ok=True)
     rows = [row for row in history if metric in row]
     if job.config.train.select == "best":
-        return max(rows, key=lambda row: row[config.metric])[metric]
+        return max(rows, key=lambda row: sign(config.metric) * row[config.metric])[metric]
     return rows[-1][metric]
 
 
