@@ -221,12 +221,9 @@ def test_what_is_no_metric_says_what_is(spelled, says):
 
 
 def test_names_in_tables_are_short():
-    assert [short_name(t) for t in ("kappa:1,0", f"{OWN}:lower", "top3")] == [
-        "kappa",
-        "cost",
-        "top3",
-    ]
-    assert parse("python:C:/my.py:f") == parse("python:C:/my.py:f") and parse("f0.5").beta == 0.5
+    texts = ("kappa:1,0", f"{OWN}:lower", "top3")
+    assert [short_name(text) for text in texts] == ["kappa", "cost", "top3"]
+    assert parse("python:C:/my.py:f").file == "C:/my.py" and parse("f0.5").beta == 0.5
 
 
 @pytest.mark.parametrize("text", SOME)

@@ -108,7 +108,9 @@ def test_mean_is_the_mean_when_asked_for():
     assert (found.method, found.shares) == ("mean", [0.5, 0.5])
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "top5"])
+@pytest.mark.parametrize(
+    "metric", ["accuracy", "balanced_accuracy", "macro_f1", "top5", "log_loss", "macro_auc", "map3"]
+)
 def test_greedy_picks_the_planted_good_member(metric):
     k = 12 if metric == "top5" else 5
     found = chosen(*members(0, [0.0, 3.0, 0.0, 0.0], k=k), metric)

@@ -214,13 +214,49 @@ def test_a_search_that_was_removed_is_still_marked(world):
     ]
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "top5"])
+OWN = "python:mine.py:cost"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "top5", "log_loss", "macro_auc", OWN])
 def test_every_metric_can_be_tuned_for(world, metric):
-    table = posthoc(config(metric=metric), "exp")
+    code = "def cost(labels, predicted): return (labels != predicted).mean()"
+    Path("mine.py").write_text(f"{code}\ncost.greater_is_better = False\n")
+    heads = {"heads": ["stage1", "crt"], "steps": ["logit_adjustment", "temperature"]}
+    table = posthoc(config(metric=metric, posthoc=heads), "exp")
     assert read_json(HOME / "posthoc" / "posthoc.json")["metric"] == metric
+    ends = table[(table["kept"] == "yes") | (table["step"] == "")]
+    ends = ends[ends["start"] != "ncm"][metric]
     assert table.iloc[-1][metric] == pytest.approx(
-        table[(table["kept"] == "yes") | (table["step"] == "")][metric].max()
+        ends.min() if metric in ("log_loss", OWN) else ends.max()
     )
+    oof = load_predictions(HOME / "posthoc" / "oof.npz", world.num_classes)
+    outcome = metrics.OUTCOMES[metric](oof.logits, oof.label)
+    expected = metrics.SCORES[metric](outcome, oof.label, world.num_classes)
+    assert table.iloc[-1][metric] == pytest.approx(expected)
+
+
+def test_calibration_is_judged_by_a_metric_of_probabilities(world):
+    """As the large outcomes of AUC are searched one candidate at a time."""
+    heads = {"heads": ["stage1"], "steps": ["logit_adjustment", "temperature"]}
+    posthoc(config(metric="macro_auc", posthoc=heads), "exp")
+    log = read_table(HOME / "posthoc" / "search.csv", ("score",))
+    assert set(log["scored_by"]) == {"macro_auc"}
+    start = load_all(world)
+    tried = log[(log["step"] == "logit_adjustment") & (log["cross_fitted"] == "no")]
+    assert len(tried) == 21
+    for params, score in zip(tried["params"], tried["score"], strict=True):
+        tau = json.loads(params)["tau"] if params else 0.0
+        logits = start["logits"] - tau * np.log(np.bincount(world.labels, minlength=10))
+        outcome = metrics.OUTCOMES["macro_auc"](logits, start["labels"])
+        assert score == pytest.approx(metrics.SCORES["macro_auc"](outcome, start["labels"], 10))
+
+
+def load_all(world) -> dict[str, np.ndarray]:
+    folds = load_head_folds(HOME, "stage1", load_dataset(DATASET)).values()
+    return {
+        "logits": np.concatenate([part.logits for part in folds]),
+        "labels": np.concatenate([part.label for part in folds]),
+    }
 
 
 def test_without_stage_2_there_is_still_a_temperature(world):

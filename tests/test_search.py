@@ -310,7 +310,9 @@ def scored_by_lr(monkeypatch):
     """Trainings whose every validation scores as much as their learning rate is."""
     ungrouped_dataset()
     monkeypatch.setattr(
-        training, "scores", lambda job, found: dict.fromkeys(METRICS, job.config.train.lr)
+        training,
+        "scores",
+        lambda job, found: dict.fromkeys([*METRICS, "log_loss"], job.config.train.lr),
     )
 
 
@@ -331,6 +333,33 @@ def test_a_bad_trial_stops_early_however_seldom_the_config_validates(scored_by_l
         logged = read_table(home / f"{trial:03d}/metrics.csv", ("balanced_accuracy",))
         assert len(logged) == rows["epochs"][trial] and logged["balanced_accuracy"].notna().all()
     assert not list(home.rglob("last.pt"))
+
+
+def test_of_a_loss_the_lowest_wins(scored_by_lr):
+    asked = searched_config(**PRUNED | {"pruner": "none", "trials": 4}, epochs=1)
+    config = with_values(asked, {"metric": "log_loss"}, "test")
+    rows = searching.search(config, "exp", overwrite=False)
+    best = read_json(f"runs/{DATASET}/exp/search/best.json")
+    assert best["score"] == rows["score"].min() == best["values"]["train.lr"]
+    assert rows["score"].nunique() > 2
+
+
+@pytest.mark.parametrize(("metric", "kept"), [("log_loss", 2), ("accuracy", 4)])
+def test_the_best_epoch_is_the_lowest_of_a_loss(metric, kept, monkeypatch):
+    ungrouped_dataset()
+    values = iter([0.5, 0.3, 0.4, 0.6, 0.7])
+    monkeypatch.setattr(training, "scores", lambda job, found: {metric: next(values)})
+    config = searched_config(epochs=4)
+    config = with_values(config, {"metric": metric, "train.select": "best"}, "test")
+    found = []
+    monkeypatch.setattr(training, "load_trained", lambda *args: found.append(args))
+    save = training.save_checkpoint
+    bests = []
+    monkeypatch.setattr(
+        training, "save_checkpoint", lambda d, s: (bests.append(s["best"]["epoch"]), save(d, s))
+    )
+    stage1(with_values(config, {"train.epochs": 4}, "test"), "exp", ["0"], False)
+    assert bests[-1] == kept and len(found) == 1
 
 
 def test_a_trial_that_was_trained_to_its_end_is_never_called_pruned(scored_by_lr, monkeypatch):

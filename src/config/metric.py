@@ -73,8 +73,8 @@ def parse(text: str) -> MetricText:
         lower = None if found["order"] is None else found["order"] == "lower"
         return MetricText("python", file=found["file"], function=found["function"], lower=lower)
     near = difflib.get_close_matches(text, [*PLAIN, "kappa", "top5", "map5", "f0.5"], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"found {text!r}, which is no metric{hint or '.'} Known are {FORMS}")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"found {text!r}, which is no metric{hint} Known are {FORMS}")
 
 
 def short_name(text: str) -> str:
