@@ -30,7 +30,7 @@ from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, Step
 from src.fusion.store import fingerprint
-from src.metrics import OUTCOMES, SCORES, chunks, paired_gain, sign
+from src.metrics import OUTCOMES, SCORES, chunks, metric_of, paired_gain, sign
 from src.posthoc.crossfit import Recipe, Recipes, Trial, judge, transformed
 from src.posthoc.inputs import Start
 
@@ -101,6 +101,8 @@ class Space:
         """[n] of one fold's images."""
         key = (fingerprint(recipe), fold)
         if key not in self._known:
+            if metric_of(self.metric).wide:  # as large as the logits: those of one trial alone
+                self._known.clear()
             state, labels = self.start.states[fold], self.start.labels[fold]
             self._known[key] = np.concatenate(
                 [
