@@ -480,6 +480,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "ce/prior",
         ),
         Entry(
+            "fusion of two heads",
+            "heads or branches that are right on different images: a linear one and class means, "
+            "raw and object",
+            "posthoc: {steps: [{name: fusion, heads: [ncm]}]}",
+            "Sonseca, 2021 (fyp-long-tail-recognition)",
+            "src/fusion/fusion.py",
+        ),
+        Entry(
             "searched weight decay (or any key)",
             "first with a new backbone: `02_train_stage1.py --search`; here with τ-normalisation",
             "search: {keys: {train.weight_decay: {low: 1.0e-5, high: 1.0e-1, log: true}}}",

@@ -140,3 +140,15 @@ def to_range(z: np.ndarray, like: np.ndarray) -> np.ndarray:
     low, high = z.min(1, keepdims=True), z.max(1, keepdims=True)
     to_low, to_high = like.min(1, keepdims=True), like.max(1, keepdims=True)
     return (to_high - to_low) * (z - low) / np.maximum(high - low, 1e-12) + to_low
+
+
+def by_eta(z: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Each row of z times η = max l / max z, so that both rows have the same maximum.
+
+    Where a maximum is not above 0 (log-probabilities, minus distances) η would turn the ranking
+    round or blow it up: those rows are mapped by `to_range`, and in no other way.
+    """
+    top, to_top = z.max(1, keepdims=True), like.max(1, keepdims=True)
+    safe = (top > 1e-12) & (to_top > 0)
+    scaled = z * np.where(safe, to_top / np.where(safe, top, 1), 1).astype(z.dtype)
+    return scaled if safe.all() else np.where(safe, scaled, to_range(z, like))

@@ -197,7 +197,8 @@ def test_grids_hold_what_the_config_says():
     assert [c["tau"] for c in step("tau_norm", keys).candidates()] == [0, 0.75, 1.5]
     assert [c["tau"] for c in step("logit_adjustment", keys).candidates()] == [0.75, 1.5]
     found = step("ncm_fusion", {"grid": 3}).candidates()  # 1 would leave the step out
-    assert found == [{"w": 0.5, "head": "ncm"}, {"w": 0.0, "head": "ncm"}]
+    rest = {"head": "ncm", "scaler": "minmax", "operator": "convex"}
+    assert found == [rest | {"w": 0.5}, rest | {"w": 0.0}]
 
 
 def test_a_recipe_without_steps_returns_the_heads_logits_untouched():

@@ -261,7 +261,7 @@ def load_all(world) -> dict[str, np.ndarray]:
 
 def test_without_stage_2_there_is_still_a_temperature(world):
     table = posthoc(config(stage2=[]), "exp").set_index("step")
-    assert "needs a head of kind ncm" in table.loc["ncm_fusion", "reason"]
+    assert "needs another head, of kind ncm" in table.loc["ncm_fusion", "reason"]
     assert table.loc["temperature", "kept"] == "yes"
 
 

@@ -25,3 +25,8 @@ def branch_of(name: str) -> str:
 def of_stage1(name: str) -> bool:
     """Whether a head is one of stage 1's: trained with the network, not re-balanced."""
     return title_of(name) == STAGE1
+
+
+def matching(asked: str, names: list[str]) -> list[str]:
+    """Those of `names` that `asked` means: the one it is, or else all branches of that title."""
+    return [n for n in names if n == asked] or [n for n in names if title_of(n) == asked]

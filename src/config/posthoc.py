@@ -1,19 +1,31 @@
 """Keys of 04: what calibrates and fuses logits after training."""
 
+import difflib
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from src.config.names import matching
 from src.config.section import Section, named
 
 GRID = "points of the grid"
 TAU_MAX = "grid 0 … tau_max"
+SCALER = (
+    "The other head's logits: minmax: mapped onto the range of the start head's, per image; eta: "
+    "times the ratio of their maxima; none: as they are"
+)
+Scaler = Literal["minmax", "eta", "none"]
 
 
 class AnyStep(Section):
     """What all post-hoc steps have in common."""
 
     restarts: ClassVar[bool] = False  # starts again from the head's weights, so it must be first
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Heads beside the start head that the config names."""
+        return ()
 
 
 class TauNorm(AnyStep):
@@ -29,7 +41,37 @@ class LogitAdjustment(AnyStep):
     grid: int = Field(21, ge=2, le=1001, description=GRID)
 
 
+class Fusion(AnyStep):
+    name: Literal["fusion"] = "fusion"
+    heads: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="heads and branches to fuse the start head with, each on its own: stage1, "
+        "stage1@<branch>, names of stage2 heads; null: those of kind ncm",
+    )
+    scalers: tuple[Scaler, ...] = Field(
+        ("minmax", "eta", "none"), min_length=1, description=f"searched. {SCALER}"
+    )
+    operators: tuple[Literal["sum", "softmax_sum", "max", "convex", "softmax_convex"], ...] = Field(
+        ("sum", "softmax_sum", "max", "convex"),
+        min_length=1,
+        description="searched. sum: of logits; softmax_sum: of probabilities; max: the larger "
+        "logit of each class; convex and softmax_convex: w and 1 - w of each",
+    )
+    grid: int = Field(21, ge=2, le=1001, description="weights w of the convex operators, 0 … 1")
+
+    @property
+    def others(self):
+        return self.heads or ()
+
+
 class NCMFusion(AnyStep):
+    """What `fusion` is with these keys."""
+
+    heads: ClassVar[None] = None
+    scalers: ClassVar[tuple[str, ...]] = ("minmax",)
+    operators: ClassVar[tuple[str, ...]] = ("convex",)
+
     name: Literal["ncm_fusion"] = "ncm_fusion"
     grid: int = Field(21, ge=2, le=1001, description=GRID)
 
@@ -38,7 +80,7 @@ class Temperature(AnyStep):
     name: Literal["temperature"] = "temperature"
 
 
-PosthocStep = named(TauNorm, LogitAdjustment, NCMFusion, Temperature)
+PosthocStep = named(TauNorm, LogitAdjustment, Fusion, NCMFusion, Temperature)
 
 
 class JointSearch(Section):
@@ -84,3 +126,26 @@ class Posthoc(Section):
                     f"steps; found {names}"
                 )
         return self
+
+
+def check_heads(posthoc: Posthoc, names: list[str]) -> None:
+    """Errors: ValueError for heads that there are not, and for a start head that would stand beside
+    itself. names: of all heads"""
+    for known in posthoc.heads or ():
+        if known not in names:
+            raise ValueError(f"posthoc.heads names {known!r}, but there are only {names}")
+    for step in posthoc.steps:
+        for asked in step.others:
+            if not matching(asked, names):
+                near = difflib.get_close_matches(asked, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"the step {step.name} of posthoc.steps names the head {asked!r}, but there "
+                    f"are only {names}{hint}"
+                )
+        found = {name for asked in step.others for name in matching(asked, names)}
+        if found and found == set(posthoc.heads or ()) and len(found) == 1:
+            raise ValueError(
+                f"the step {step.name} of posthoc.steps would fuse {found.pop()!r}, the only one "
+                "of posthoc.heads, with itself; name another head in one of them"
+            )

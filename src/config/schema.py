@@ -17,7 +17,7 @@ from src.config.metric import FORMS, MetricName
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.network_exclusions import check_network
-from src.config.posthoc import Posthoc
+from src.config.posthoc import Posthoc, check_heads
 from src.config.predict import Predict
 from src.config.search import Search
 from src.config.section import Section
@@ -88,9 +88,7 @@ class Config(Section):
             )
         check_network(self.model, self.train)
         check_training(self.train, self.model)
-        for known in self.posthoc.heads or ():
-            if known not in names:
-                raise ValueError(f"posthoc.heads names {known!r}, but there are only {names}")
+        check_heads(self.posthoc, names)
         for member in self.ensemble.members:
             if member not in ("posthoc", *names):
                 raise ValueError(f"ensemble.members names {member!r}, but there are only {names}")

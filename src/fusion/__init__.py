@@ -10,8 +10,8 @@ import numpy as np
 
 from src.config.schema import Config
 from src.errors import UserError
+from src.fusion.fusion import Fusion
 from src.fusion.logit_adjustment import LogitAdjustment
-from src.fusion.ncm_fusion import NCMFusion
 from src.fusion.step import Head, Params, State, Step
 from src.fusion.tau_norm import TauNorm
 from src.fusion.temperature import Temperature
@@ -20,7 +20,8 @@ from src.metrics import chunks
 STEPS: dict[str, type[Step]] = {
     "tau_norm": TauNorm,
     "logit_adjustment": LogitAdjustment,
-    "ncm_fusion": NCMFusion,
+    "fusion": Fusion,
+    "ncm_fusion": Fusion,
     "temperature": Temperature,
 }
 

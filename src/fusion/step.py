@@ -105,6 +105,11 @@ class Step:
         """Parameters to search, those nearest to leaving the step out first; None: `fit` them."""
         return None
 
+    def options(self, state: State) -> list[Params] | None:
+        """Of the candidates, those for this start head: without such as name it as the other."""
+        found = self.candidates()
+        return found and [params for params in found if params.get("head") != state.start]
+
     def fit(self, states: list[State], labels: list[np.ndarray]) -> Params:
         """Parameters from the states and labels [n] of several folds."""
         raise NotImplementedError

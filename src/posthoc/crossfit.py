@@ -117,7 +117,7 @@ def judge(
 
 def _choose_on_grid(step: Step, start, upstream, left_outs, name) -> dict:
     """Score every candidate once per image, then choose for each fold left out."""
-    candidates = step.candidates()
+    candidates = step.options(next(iter(start.states.values())))
     outcomes = {
         k: _outcomes(step, candidates, state, start.labels[k], upstream, name)
         for k, state in start.states.items()

@@ -60,7 +60,8 @@ class Space:
             for step in self.steps
             if not any(step.refuses(state) for state in self.start.states.values())
         ]
-        self.candidates = {step.name: step.candidates() for step in self.steps}
+        any_state = next(iter(self.start.states.values()))
+        self.candidates = {step.name: step.options(any_state) for step in self.steps}
 
     def sizes(self) -> dict[str, int]:
         """How many candidates each step has."""
