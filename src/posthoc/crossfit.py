@@ -149,7 +149,7 @@ def _choose_on_large_grid(step: Step, start, upstream, left_outs, name) -> dict:
         options = [] if option is None else [option]
         return _outcomes(step, options, start.states[k], start.labels[k], upstream, name)[-1].copy()
 
-    options = [None, *step.candidates()]
+    options = [None, *step.options(next(iter(start.states.values())))]
     scores: dict[int | None, list[float]] = {left_out: [] for left_out in left_outs}
     for option in options:
         outcomes = {k: made(option, k) for k in start.states}
