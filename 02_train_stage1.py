@@ -19,11 +19,17 @@ of the folds.
 search/: trials.csv, history.png, best.json. It goes on where it was stopped; started again while
 it runs, also on another GPU or machine, it has one worker more. Later runs of this script and of 03
 take the values in best.json, and say so, unless search.use=false.
+
+A config with train.pseudo.experiment=<first round> trains a second round, also on test images that
+the first one's networks have labelled, each fold by its own network; the first needs 05 with
+--set 'predict.keep_networks=[posthoc]'. Such an experiment is marked wherever it shows.
 """
 
 from pathlib import Path
 
 from src import cli
+from src.artifacts.marks import marked, pseudo_labelled
+from src.artifacts.work import RUNS
 from src.config.read import load_config
 
 
@@ -53,8 +59,12 @@ def main() -> None:
 
     from src.training.stage1 import stage1  # after the config is known to be right: torch is slow
 
-    rows = stage1(config, Path(args.config).stem, args.folds, args.overwrite)
-    cli.print_table(rows, "Stage 1, each fold's held-out images")
+    experiment = Path(args.config).stem
+    rows = stage1(config, experiment, args.folds, args.overwrite)
+    home = RUNS / config.dataset / experiment
+    cli.print_table(rows, marked("Stage 1, each fold's held-out images", home))
+    if note := pseudo_labelled(home):
+        cli.say(note)
 
 
 if __name__ == "__main__":

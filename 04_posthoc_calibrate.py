@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
+from src.artifacts.marks import marked, pseudo_labelled
 from src.artifacts.work import RUNS
 from src.config.read import load_config
 from src.fusion.store import brief, load_recipe
@@ -30,12 +31,15 @@ def main() -> None:
     experiment = Path(args.config).stem
     table = posthoc(config, experiment, overwrite=args.overwrite)
     directory = RUNS / config.dataset / experiment / "posthoc"
-    cli.print_table(readable(table), "cross-fitted on the out-of-fold images")
+    title = "cross-fitted on the out-of-fold images"
+    cli.print_table(readable(table), marked(title, directory.parent))
     result = load_recipe(directory)
     steps = [f"{step['step']} {brief(step['params'])}" for step in result["steps"]]
     print(f"{directory / 'posthoc.json'}: {' + '.join([result['head'], *steps])}")
     if result.get("optimistic"):
         print(result["optimistic"])
+    if note := pseudo_labelled(directory.parent):
+        print(note)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

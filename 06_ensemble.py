@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from src import cli
+from src.artifacts.marks import marked
 from src.config.read import load_config
 from src.ensemble.ensemble import Result, ensemble
 from src.ensemble.review import Review
@@ -46,25 +47,31 @@ def main() -> None:
     )
     report = gather(configs[0].dataset, experiments, configs)
     for experiment in report.experiments:
-        print(f"\n{experiment.name}, stage by stage, on out-of-fold images")
+        name = marked(experiment.name, experiment.home)
+        print(f"\n{name}, stage by stage, on out-of-fold images")
         table = table_of(report.data, experiment.rows, experiment.config.metric)
         if experiment.gains:
             metric = short_name(experiment.config.metric)
             metric = SHORT.get(metric, metric)
             table[f"gain, {metric}"] = [experiment.gains.get(name, "–") for name in table.index]
         print(experiment.problem or format_table(table))
-        for reason in experiment.optimism:
+        for reason in (*experiment.optimism, *filter(None, [experiment.pseudo])):
             print(reason)
-    show(result)
+    show(result, {e.name: marked(e.name, e.home) for e in report.experiments})
     print(f"\nsubmission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
     print(f"report:     {write_report(report)}")
 
 
-def show(result: Result) -> None:
-    """Members with weights and out-of-fold scores; then the score on the solution."""
+def show(result: Result, names: dict[str, str]) -> None:
+    """Members with weights and out-of-fold scores; then the score on the solution.
+
+    names: of the experiments, with their marks
+    """
     table = result.oof.drop(columns=ENDS).rename(columns=SHORT)
     if result.oof["gain"].notna().any():
         table["gain"] = [gain_text(*row) for row in result.oof[ENDS].to_numpy()]
+    parts = [member.partition("/") for member in table["member"]]
+    table["member"] = [names.get(first, first) + slash + head for first, slash, head in parts]
     cli.print_table(table, "out-of-fold, the ensemble cross-fitted")
     print(f"combiner: {result.choice.method} ({result.choice.reason})")
     if result.review is not None:

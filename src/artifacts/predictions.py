@@ -84,6 +84,11 @@ class Predictions:
         return from_arrays({name: array[which] for name, array in self.arrays().items()})
 
 
+def network_file(network: str, head: str) -> str:
+    """Below predict/, the logits of one network alone, which predict.keep_networks asks for."""
+    return f"networks/{network}/{head}.npz"
+
+
 def from_arrays(arrays: dict[str, np.ndarray]) -> Predictions:
     """What `Predictions.arrays` gave."""
     columns = {n.removeprefix(COLUMN): a for n, a in arrays.items() if n.startswith(COLUMN)}

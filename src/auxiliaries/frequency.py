@@ -5,8 +5,6 @@ tell rare classes from frequent ones. From a report on TransFG for long-tailed f
 has the same on frozen features.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -34,8 +32,7 @@ class FrequencyLoss(nn.Module):
         self.register_buffer("bins", torch.from_numpy(classes.bins), persistent=False)
 
     def forward(self, output: Output, batch: Batch, progress: Progress) -> torch.Tensor:
-        partner = None if batch.partner is None else self.bins[batch.partner]
-        batch = replace(batch, labels=self.bins[batch.labels], partner=partner)
+        batch = batch.with_labels(lambda labels: self.bins[labels])
         return self.weight * mixed(_cross_entropy, self.head(output.features), batch)
 
 

@@ -1,6 +1,7 @@
 """Which choices of stage 1's training exclude each other."""
 
 from src.config.losses import AS_THEY_ARE, BETWEEN_COSINES, WEIGHTS, balancing
+from src.config.pseudo import check_pseudo
 
 
 def check_training(train, model) -> None:
@@ -14,6 +15,8 @@ def check_training(train, model) -> None:
     _check_balance(train)
     _check_deferred(train)
     _check_mixing(train)
+    if train.pseudo.experiment is not None:
+        check_pseudo(train.pseudo, model, train)
 
 
 def _check_balance(train) -> None:

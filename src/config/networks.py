@@ -18,6 +18,7 @@ class NetworkSection(Section):
     """What a network says of itself, as far as it differs from a plain one."""
 
     unmixed: ClassVar[str | None] = None  # why images of a batch cannot be mixed
+    weighs: ClassVar[bool] = True  # its loss knows weights of single images
     second: ClassVar[Literal["unused", "optional", "needed", "same"]] = "unused"  # second sampler
     compiles: ClassVar[bool] = True  # it trains through `forward`, which torch.compile compiles
     whole_batches: ClassVar[bool] = True  # one set of logits for all images of a batch
@@ -40,6 +41,7 @@ class Plain(NetworkSection):
 
 class BBN(NetworkSection):
     unmixed = "it mixes the losses of two images already"
+    weighs = False
     second = "needed"
     compiles = False
     whole_batches = False
@@ -69,6 +71,7 @@ class BBN(NetworkSection):
 class KT(NetworkSection):
     necks = True
     unmixed = "class means, and whether they are right, need images of one class"
+    weighs = False
     whole_batches = False
 
     name: Literal["kt"] = "kt"
@@ -152,6 +155,7 @@ class PaCo(NetworkSection):
 class TaskSeparator(NetworkSection):
     necks = True
     unmixed = "an expert is trained on images that belong to one bin"
+    weighs = False
     second = "optional"
     compiles = False
     whole_batches = False
@@ -208,6 +212,7 @@ class TransFG(NetworkSection):
     one_size = "its position embedding is of one grid of patches"
     necks = True
     unmixed = "it pulls images of one class together, and a mixed image has two"
+    weighs = False
 
     name: Literal["transfg"] = "transfg"
     stride: int = Field(

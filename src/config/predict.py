@@ -29,6 +29,13 @@ class Predict(Section):
         "predict/views/<network>/view<i>.npz. May be turned on later: only the views are then made",
         json_schema_extra=VOLATILE,
     )
+    keep_networks: tuple[str, ...] = Field(
+        (),
+        description="heads (posthoc, stage1, …) whose logits are also kept network by network, in "
+        "predict/networks/<network>/<head>.npz; a fold's posthoc with what 04 chose on the other "
+        "folds. train.pseudo of a second round needs them. May be turned on later, in seconds",
+        json_schema_extra=VOLATILE,
+    )
     evidence: int = Field(
         8,
         ge=0,

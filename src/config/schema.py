@@ -89,9 +89,12 @@ class Config(Section):
         check_network(self.model, self.train)
         check_training(self.train, self.model)
         check_heads(self.posthoc, names)
-        for member in self.ensemble.members:
-            if member not in ("posthoc", *names):
-                raise ValueError(f"ensemble.members names {member!r}, but there are only {names}")
+        asked = {"ensemble.members": self.ensemble.members}
+        asked["predict.keep_networks"] = self.predict.keep_networks
+        for key, heads in asked.items():
+            for head in heads:
+                if head not in ("posthoc", *names):
+                    raise ValueError(f"{key} names {head!r}, but there are only {names}")
         _check_device_cache(self)
         return self
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from src.config.augment import Augment
 from src.config.auxiliaries import Auxiliary
 from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
+from src.config.pseudo import Pseudo
 from src.config.schedules import Frozen, Resizing, boundaries, check_frozen, check_resizing
 from src.config.section import EPOCHS, VOLATILE, Section, named
 
@@ -100,6 +101,12 @@ class Train(Section):
         description="sizes of training images before they have model.image_size, each with its "
         "share of the epochs: [{size: 128, share: 0.5}]; changed between epochs. Evaluation is "
         "always at model.image_size: [{size: 192, share: 1}] trains smaller than it all along",
+    )
+    pseudo: Pseudo = Field(
+        default_factory=Pseudo,
+        description="a second round: confident predictions of another experiment on test images as "
+        "further rows of training, never of validation nor of stage 2. A fold takes those of the "
+        "same fold's network alone, which has not seen what it holds out; full the mean of all",
     )
     ema: float | None = Field(
         None,

@@ -3,7 +3,7 @@
 A batch travels as uint8; `Preprocessing.normalise` runs on the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,12 +28,28 @@ class HiddenMix:
     order: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Images of more than one label, or that count more or less than others: labels [N, m], and how
+    much each counts for the loss, shares [N, m]; a row that needs fewer labels has shares of 0."""
+
+    labels: torch.Tensor
+    shares: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> "Targets":
+        return Targets(self.labels[rows], self.shares[rows])
+
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(self.labels.to(device), self.shares.to(device))
+
+
 @dataclass
 class Batch:
     """images [N, 3, H, W] · labels [N] · for mixed images also the partner's labels [N] and the
     share of the first image, one number or [N]: the loss is share · L(labels) + (1 − share) ·
     L(partner) · other: as many images that `train.second_sampler` drew · hidden: images are mixed
-    inside the network; without an order they are [2N, 3, H, W]."""
+    inside the network; without an order they are [2N, 3, H, W] · rows: of the table of training
+    images, [N] · targets: what counts in the place of labels, [N, …], and of partner"""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -41,23 +57,62 @@ class Batch:
     share: float | torch.Tensor = 1.0
     other: "Batch | None" = None
     hidden: HiddenMix | None = None
+    rows: torch.Tensor | None = None
+    targets: Targets | None = None
+    partner_targets: Targets | None = None
+
+    def parts(self) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
+        """Labels [N], and by how much of the loss each image counts for them, one number or [N]:
+        the loss is the sum over these of share · L(labels)."""
+        sides = [(self.labels, self.targets, self.share)]
+        if self.partner is not None:
+            sides.append((self.partner, self.partner_targets, 1 - self.share))
+        found = []
+        for labels, targets, share in sides:
+            if targets is None:
+                found.append((labels, share))
+                continue
+            columns = zip(targets.labels.unbind(1), targets.shares.unbind(1), strict=True)
+            found += [(column, share * shares) for column, shares in columns]
+        return found
+
+    def with_labels(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """All labels, of whatever shape, replaced by what `change` makes of them."""
+
+        def changed(targets: Targets | None) -> Targets | None:
+            return targets and replace(targets, labels=change(targets.labels))
+
+        return replace(
+            self,
+            labels=change(self.labels),
+            partner=None if self.partner is None else change(self.partner),
+            targets=changed(self.targets),
+            partner_targets=changed(self.partner_targets),
+        )
+
+    def with_targets(self, targets: Targets) -> "Batch":
+        """The batch, and its second stream, with the targets of its rows of the table."""
+        other = None if self.other is None else self.other.with_targets(targets)
+        return replace(self, other=other, targets=targets.take(self.rows))
 
     def to(self, device: torch.device) -> "Batch":
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            rows=None if self.rows is None else self.rows.to(device, non_blocking=True),
             other=None if self.other is None else self.other.to(device),
         )
 
     def split(self, parts: int) -> list["Batch"]:
         """Micro-batches of equal size, of a batch that is not mixed yet."""
-        others = [None] * parts if self.other is None else self.other.split(parts)
+        nothing = [None] * parts
+        others = nothing if self.other is None else self.other.split(parts)
+        rows = nothing if self.rows is None else self.rows.chunk(parts)
+        pieces = zip(self.images.chunk(parts), self.labels.chunk(parts), others, rows, strict=True)
         return [
-            replace(self, images=images, labels=labels, other=other)
-            for images, labels, other in zip(
-                self.images.chunk(parts), self.labels.chunk(parts), others, strict=True
-            )
+            replace(self, images=images, labels=labels, other=other, rows=rows)
+            for images, labels, other, rows in pieces
         ]
 
 
@@ -73,19 +128,21 @@ class ImageTable(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int]:
+    def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int, int]:
         epoch, position, row = draw
-        return self.transform(read_image(self.paths[row]), (epoch, position)), int(self.labels[row])
+        image = self.transform(read_image(self.paths[row]), (epoch, position))
+        return image, int(self.labels[row]), row
 
 
-def collate(items: list[tuple[np.ndarray, int]], streams: int = 1) -> Batch:
+def collate(items: list[tuple[np.ndarray, int, int]], streams: int = 1) -> Batch:
     """The first half of the items is the batch and the second its `other`, if there are two."""
     if streams == 2:
         half = len(items) // 2
         return replace(collate(items[:half]), other=collate(items[half:]))
-    images = torch.from_numpy(np.stack([image for image, _ in items]))  # [N, H, W, 3]
-    labels = torch.tensor([label for _, label in items], dtype=torch.long)
-    return Batch(images.permute(0, 3, 1, 2), labels)  # channels_last strides, no copy
+    images = torch.from_numpy(np.stack([image for image, _, _ in items]))  # [N, H, W, 3]
+    labels = torch.tensor([label for _, label, _ in items], dtype=torch.long)
+    rows = torch.tensor([row for _, _, row in items], dtype=torch.long)
+    return Batch(images.permute(0, 3, 1, 2), labels, rows=rows)  # channels_last strides, no copy
 
 
 class Epochs:

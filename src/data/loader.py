@@ -85,7 +85,7 @@ class DeviceLoader:
         y = top + torch.where(upset > 0, last - self.steps, self.steps)  # [N, size]
         x = left + torch.where(mirror > 0, last - self.steps, self.steps)
         images = self.images[row[:, :, None], y[:, :, None], x[:, None, :]]  # [N, size, size, 3]
-        return Batch(images.permute(0, 3, 1, 2), self.labels[row[:, 0]])
+        return Batch(images.permute(0, 3, 1, 2), self.labels[row[:, 0]], rows=row[:, 0])
 
 
 def _free(device: torch.device) -> float:

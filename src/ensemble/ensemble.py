@@ -17,6 +17,7 @@ from src.artifacts.files import (
     write_json,
     write_table,
 )
+from src.artifacts.marks import pseudo_labelled
 from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
 from src.config.schema import Config
@@ -100,6 +101,9 @@ def ensemble(
     files = [f"{name}.csv", f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
     chosen |= reviewed.facts() if reviewed else {}
+    homes = {name: RUNS / config.dataset / name for name in experiments}
+    if notes := {n: note for n, home in homes.items() if (note := pseudo_labelled(home))}:
+        chosen["pseudo_labelled"] = notes
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
     return Result(path, table, choice, score, scored, len(ids), reviewed)

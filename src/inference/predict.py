@@ -3,7 +3,8 @@
 The backbone runs once per network and view. Its features and logits are kept per network as means
 over the views (`predict/cache/`), so a new head or a new calibration costs seconds; views done
 before a kill are not done again. For linear heads the mean of the features gives exactly the mean
-of the logits. With predict.keep_views each view's own stay, in `predict/views/`.
+of the logits. With predict.keep_views each view's own stay, in `predict/views/`; with
+predict.keep_networks each network's final ones, in `predict/networks/`.
 """
 
 from dataclasses import asdict, replace
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from src.artifacts.dataset import Dataset, finished_networks, load_dataset
+from src.artifacts.dataset import Dataset, finished_networks, fold_of, load_dataset
 from src.artifacts.files import sha256
 from src.artifacts.heads import head_path, load_head
+from src.artifacts.marks import marks
 from src.artifacts.oof import script_of
-from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.predictions import Predictions, load_predictions, network_file
 from src.artifacts.trained import trained_config
 from src.artifacts.work import MANIFEST, RUNS, Work, digest, require
 from src.config.names import STAGE1
@@ -26,6 +28,7 @@ from src.errors import UserError
 from src.fusion import apply_recipe, check_recipe
 from src.fusion.step import Head
 from src.fusion.store import ARRAYS, RECIPE, load_recipe
+from src.inference.networks import keep_network
 from src.inference.views import keep_views, tta_views, view_files
 from src.logits import head_distance, head_logits
 from src.networks.batchnorm import FILE as STATISTICS
@@ -61,7 +64,8 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     with accelerator.main_process_first():
         work = Work(home / "predict", config.predict, inputs, overwrite=overwrite, main=main)
         views = _kept_views(config, heads)
-        finished = work.finished(wanted=views)
+        kept = [network_file(n, name) for n in networks for name in config.predict.keep_networks]
+        finished = work.finished(wanted=[*views, *kept])
     paths = {name: work.directory / f"{name}.npz" for name in (*names, "posthoc")}
     if finished:
         return paths
@@ -77,15 +81,20 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             for name, path in _statistics(heads[network]).items()
         }
         loaded = {name: load_head(path) for name, path in heads[network].items()}
-        _add(sums, all_logits(found, own, loaded, recipe, counts), len(networks))
+        logits = all_logits(found, own, loaded, recipe, counts)
+        _add(sums, logits, len(networks))
         _add(distances, all_distances(found, own, loaded), len(networks))
+        if main:
+            asked, whose = config.predict.keep_networks, (network, fold_of(stage1))
+            keep_network(work.directory, whose, asked, found, logits, loaded, recipe, counts)
     if main:
         for name, path in paths.items():
             found.with_logits(sums[name], distances.get(name)).save(path)
         work.finish(
-            [*(path.name for path in paths.values()), *views],
+            [*(path.name for path in paths.values()), *views, *kept],
             networks=networks,
             views=[asdict(view) for view in tta_views(config.predict.tta)],
+            **marks(home),
         )
     accelerator.wait_for_everyone()
     return paths

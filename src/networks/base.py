@@ -131,9 +131,9 @@ class Network(nn.Module):
 
 
 def mixed(criterion: nn.Module, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The criterion in float32, for plain and for mixed batches (mixup, eq. 2 in its loss form)."""
+    """The criterion in float32, for plain and mixed batches (mixup, eq. 2 in its loss form); with
+    targets Σ_j share_ij L(z_i, y_ij), for cross-entropy that of Σ_j share_ij onehot(y_ij)."""
     logits = logits.float()
-    if batch.partner is None:
+    if batch.partner is None and batch.targets is None:
         return criterion(logits, batch.labels)
-    first = criterion(logits, batch.labels, batch.share)
-    return first + criterion(logits, batch.partner, 1 - batch.share)
+    return sum(criterion(logits, labels, share) for labels, share in batch.parts())

@@ -29,7 +29,7 @@ from torch import nn
 from src.artifacts.dataset import Classes
 from src.config.model import Model
 from src.config.networks import MMAL as Settings
-from src.data.dataset import Batch
+from src.data.dataset import Batch, Targets
 from src.errors import UserError
 from src.networks.base import Evidence, Output, Progress, mixed
 from src.networks.last_maps import Maps, find_last_maps, look
@@ -141,7 +141,16 @@ def _repeated(batch: Batch, count: int) -> Batch:
 
     def each(values):
         is_rows = isinstance(values, torch.Tensor)
-        return values.repeat_interleave(count) if is_rows else values
+        return values.repeat_interleave(count, 0) if is_rows else values
 
-    labels, partner, share = each(batch.labels), each(batch.partner), each(batch.share)
-    return replace(batch, labels=labels, partner=partner, share=share)
+    def every(targets: Targets | None) -> Targets | None:
+        return targets and Targets(each(targets.labels), each(targets.shares))
+
+    return replace(
+        batch,
+        labels=each(batch.labels),
+        partner=each(batch.partner),
+        share=each(batch.share),
+        targets=every(batch.targets),
+        partner_targets=every(batch.partner_targets),
+    )

@@ -82,11 +82,15 @@ class PaCo(Plain):
         nothing else. Each call moves the queue."""
         count, labels = len(batch.labels), torch.cat([batch.labels, batch.other.labels])  # [2N]
         output = self(torch.cat([batch.images, batch.other.images]))  # [2N, C], [2N, D]
+        weight = 1.0  # of each view, [2N]; with one label each, its share is the image's weight
+        if batch.targets is not None:
+            weight = torch.cat([part.targets.shares[:, 0] for part in (batch, batch.other)])
         with torch.autocast(labels.device.type, enabled=False):  # cosines need float32
             classes = output.logits.float() + F.log_softmax(criterion.prior, 0)  # [2N, C]
             classes = classes + self.offset
             views = F.normalize(self.projection(output.features.float()), dim=1)  # [2N, d]
-            loss = contrast(classes, views, labels, self.queue, self.queue_labels, self.settings)
+            queue = self.queue, self.queue_labels
+            loss = contrast(classes, views, labels, *queue, self.settings, weight)
             self.remember(views[count:].detach(), batch.other.labels)
         return {"contrast": loss}, Output(output.logits[:count], output.features[:count])
 
@@ -115,10 +119,12 @@ def contrast(
     queue: torch.Tensor,
     queue_labels: torch.Tensor,
     settings: Settings,
+    share: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:
     """Mean of L_i over the views of a batch, written as log Σ_k exp s_k − Σ_k w_k s_k / Σ_k w_k.
 
-    classes: s_c [M, C] · views: v [M, d] · labels: [M] · queue: [Q, d] · queue_labels: [Q]
+    classes: s_c [M, C] · views: v [M, d] · labels: [M] · queue: [Q, d] · queue_labels: [Q] ·
+    share: factor on L_i, one number or [M]
     """
     keys = torch.cat([views, queue])  # [M + Q, d]
     key_labels = torch.cat([labels, queue_labels])  # [M + Q]
@@ -130,4 +136,4 @@ def contrast(
     own = classes.gather(1, labels[:, None])[:, 0]  # [M], s of class y_i
     wanted = settings.beta * own + settings.alpha * (same * samples).sum(1)  # [M]
     weight = settings.beta + settings.alpha * same.sum(1)  # [M]
-    return (every.logsumexp(1) - wanted / weight).mean()
+    return (share * (every.logsumexp(1) - wanted / weight)).mean()

@@ -14,6 +14,7 @@ import pandas as pd
 
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import write_table
+from src.artifacts.marks import marks
 from src.artifacts.oof import head_dir, load_head_folds, optimism
 from src.artifacts.predictions import Predictions, concatenate
 from src.artifacts.target_prior import load_target_prior
@@ -93,7 +94,9 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     start = load_start(best.name, steps, stage1, home, dataset, config)
     _pooled(start, best.recipes, stage1, dataset.num_classes).save(work.directory / "oof.npz")
     scores = numbers(best.scores)
-    work.finish([*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name)
+    work.finish(
+        [*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name, **marks(home)
+    )
     return load_table(work.directory / "table.csv")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
+from src.artifacts.marks import pseudo_labelled
 from src.artifacts.oof import optimism
 from src.artifacts.trained import trained_config
 from src.artifacts.work import MANIFEST, checked
@@ -19,7 +20,8 @@ from src.report.stages import Scored, fold_dirs, gains, load_submissions, score_
 class Experiment:
     """One experiment: its config, its scored stages (`rows`: with ensembles), its manifests by
     directory, why its scores flatter (`optimism`), what its stages gain over the first one by its
-    metric (`gains`), and what could not be read (`problem`)."""
+    metric (`gains`), what could not be read (`problem`), and that it trained on pseudo-labels, if
+    it did (`pseudo`)."""
 
     name: str
     config: Config
@@ -31,6 +33,7 @@ class Experiment:
     optimism: list[str]
     gains: dict[str, str]
     problem: str = ""
+    pseudo: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
     curves = load_curves(home / "stage1")
     reasons = optimism(home / stage for stage in stages)
     found = gains(stages, config.metric, data.num_classes) if stages else {}
-    return Experiment(name, config, home, stages, rows, curves, manifests, reasons, found, problem)
+    return Experiment(
+        name, config, home, stages, rows, curves, manifests, reasons, found, problem,
+        pseudo_labelled(home),
+    )  # fmt: skip
 
 
 def unfinished_folds(data: Dataset, home: Path) -> list[int]:

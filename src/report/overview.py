@@ -1,6 +1,7 @@
 """The page's first part: what the dataset is."""
 
 from src.artifacts.files import read_table
+from src.artifacts.marks import PSEUDO
 from src.artifacts.work import checked
 from src.config.schema import Config
 from src.metrics import bin_names, short_name
@@ -45,11 +46,15 @@ def header(report: Report) -> str:
 
 
 def title(experiment: Experiment) -> str:
-    """The experiment's name, with a badge where its out-of-fold scores flatter."""
-    if not experiment.optimism:
-        return esc(experiment.name)
-    why = esc(" ".join(experiment.optimism))
-    return f'{esc(experiment.name)} <span class="badge" title="{why}">OOF optimistic</span>'
+    """The experiment's name, with a badge where it trained on pseudo-labels, and where its
+    out-of-fold scores flatter."""
+    badges = {PSEUDO: experiment.pseudo, "OOF optimistic": " ".join(experiment.optimism)}
+    shown = [
+        f' <span class="badge" title="{esc(why)}">{badge}</span>'
+        for badge, why in badges.items()
+        if why
+    ]
+    return esc(experiment.name) + "".join(shown)
 
 
 def headline(report: Report) -> str:

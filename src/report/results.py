@@ -62,6 +62,8 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
             parts.append(f'<figure class="large">{figure}</figure>')
         parts += _not_yet(experiment, report)
     parts += [note(esc(reason)) for reason in experiment.optimism]
+    if experiment.pseudo:
+        parts.append(note(esc(experiment.pseudo)))
     return "".join(parts)
 
 

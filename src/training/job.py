@@ -1,7 +1,7 @@
 """One network to train, and what its config says about how: network, data, optimizer, seeded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,13 +29,15 @@ from src.training.initial import initialise_heads
 from src.training.loop import Objective, Trainer
 from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
+from src.training.pseudo import PseudoRows
 
 
 @dataclass(frozen=True)
 class Fold:
     """One network to train. fold None means `full`: every image, nothing held out.
 
-    searched: values by key that the config has from a search
+    searched: values by key that the config has from a search · pseudo: test images that are
+    trained on as well
     """
 
     config: Config
@@ -44,6 +46,7 @@ class Fold:
     directory: Path
     accelerator: Accelerator
     searched: dict = field(default_factory=dict)
+    pseudo: PseudoRows | None = None
 
     @property
     def name(self) -> str:
@@ -54,8 +57,12 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     """Network, data and optimizer of one fold, seeded. fresh: False where a checkpoint will say
     what the weights are."""
     config, train, accelerator = job.config, job.config.train, job.accelerator
-    images = job.data.training(job.fold)
-    classes = job.data.classes_of(images)
+    images = rows = job.data.training(job.fold)
+    known = classes = job.data.classes_of(images)
+    targets = None
+    if job.pseudo is not None:
+        rows, targets = job.pseudo.added(images), job.pseudo.targets(images)
+        classes = replace(known, counts=job.pseudo.counted(known))
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
     build = partial(build_network, config.model, classes, pretrained=hub)
@@ -63,20 +70,21 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     check_image_size(network, config.model)
     check_resizing(network, config.model, classes, train.resizing)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
-    accelerator.print(f"{job.directory}: {len(images)} images, {origin}")
+    more = f" and {len(rows) - len(images)} pseudo-labelled" if job.pseudo else ""
+    accelerator.print(f"{job.directory}: {len(images)} images{more}, {origin}")
     rest = hold(job, network, lambda: build()[0])
     thaws = thawing(network, train.thaws)
     network.to(accelerator.device)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
     if fresh:
-        initialise_heads(network, prep, images, classes, config, accelerator)
+        initialise_heads(network, prep, images, known, config, accelerator)
     ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
     if train.compile:
         network.compile()
     auxiliaries = build_auxiliaries(train.auxiliaries, network.width, classes)
     objective = Objective(network, build_criterion(config, classes), auxiliaries)
-    epochs = build_epochs(job, images["label"].to_numpy())
+    epochs = build_epochs(job, rows["label"].to_numpy())
     optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
     mixer = Mixer(train.mixing, classes.counts, len(network.mix_points()))
@@ -88,11 +96,12 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
         train, accelerator, network, objective, optimizer, schedule, prep, mixer, seed,
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
         rest=rest, thaws=thaws, began=origin,
+        targets=targets and targets.to(accelerator.device),
     )  # fmt: skip
     transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:
         keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
-    loader = training_loader(config.data, images, transform, epochs, accelerator.device)
+    loader = training_loader(config.data, rows, transform, epochs, accelerator.device)
     return trainer, loader, epochs
 
 

@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from src.config.training import Train
-from src.data.dataset import Batch
+from src.data.dataset import Batch, Targets
 from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.losses.base import Criterion
@@ -48,7 +48,8 @@ class Trainer:
     objective and optimizer come from `accelerator.prepare`; network is the bare module inside.
     micro_batches: forward passes per optimizer step and process. rest: of the network, what
     files leave out. thaws: parameters of the network that train from an epoch on.
-    began: where its weights are from.
+    began: where its weights are from. targets: of every row of the training table, where labels
+    do not say it all.
     """
 
     config: Train
@@ -66,6 +67,7 @@ class Trainer:
     rest: Rest | None = None
     thaws: dict[str, int] = field(default_factory=dict)
     began: WarmStart = WarmStart("random weights")
+    targets: Targets | None = None
 
     @property
     def evaluated(self) -> Network:
@@ -141,6 +143,8 @@ class Trainer:
     def _prepare(self, batch: Batch, progress: Progress, part: int) -> Batch:
         """To the device, normalised, in the right memory format, mixed if the config says so."""
         batch = batch.to(self.accelerator.device)
+        if self.targets is not None:
+            batch = batch.with_targets(self.targets)
         for stream in (batch,) if batch.other is None else (batch, batch.other):
             stream.images = self.prep.normalise(stream.images)
             if self.config.channels_last:

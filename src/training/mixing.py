@@ -55,7 +55,11 @@ class Mixer:
             else:
                 images = torch.lerp(others, batch.images, share)
         label_share = self._label_share(batch.labels, partner, share)
-        return replace(batch, images=images, partner=partner, share=label_share, hidden=hidden)
+        mixed = replace(batch, images=images, partner=partner, share=label_share, hidden=hidden)
+        if batch.targets is None:
+            return mixed
+        theirs = batch.targets.take(order) if other is None else other.targets
+        return replace(mixed, partner_targets=theirs)
 
     def _label_share(self, labels: torch.Tensor, partner: torch.Tensor, share: float):
         """λ_y: λ, or Remix's per pair, [N], eq. 3: a class with κ times fewer images takes the

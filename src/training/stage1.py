@@ -37,6 +37,8 @@ from src.search.winner import describe, with_winner
 from src.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot
 from src.training.job import Fold, build_trainer
 from src.training.loop import Trainer
+from src.training.pseudo import FILE as PSEUDO
+from src.training.pseudo import pseudo_file, pseudo_rows
 
 
 def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -> pd.DataFrame:
@@ -105,6 +107,10 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
     if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
         inputs["pretrained"] = Path(config.model.pretrained)
+    second_round = config.train.pseudo.experiment is not None
+    if second_round:
+        name = job.directory.parents[1].name
+        inputs["pseudo"] = pseudo_file(config, name, job.data, job.fold)
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # the main process clears the directory on --overwrite
         work = Work(
@@ -125,6 +131,10 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     if main:
         with locked(job.directory.parent):  # as other folds may be trained by another command
             write_config(job.directory.parents[1], config, job.searched)
+    if second_round:
+        classes = job.data.classes_of(job.data.training(job.fold))
+        rows = pseudo_rows(config, inputs["pseudo"], job.data, job.fold, classes)
+        job = replace(job, pseudo=rows)
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
     state = {"settings": work.settings, "inputs": work.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
@@ -201,6 +211,9 @@ def finish(
         for branch, (kind, arrays) in heads.items():
             outputs.append(head_file(branch))
             save_head(directory / outputs[-1], kind, arrays)
+        if job.pseudo is not None:
+            write_table(directory / PSEUDO, job.pseudo.table)
+            outputs.append(PSEUDO)
         if found is not None:
             if "" in heads:  # the network's own logits are this head's
                 kind, arrays = heads[""]
@@ -217,6 +230,7 @@ def finish(
             searched=job.searched,
             train_seconds=round(sum(row["seconds"] for row in history), 1),
             **({"warm_start": trainer.began.facts()} if trainer.began.total else {}),
+            **({"pseudo": job.pseudo.facts} if job.pseudo else {}),
         )
     job.accelerator.wait_for_everyone()
     return metrics

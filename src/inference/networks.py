@@ -1,0 +1,55 @@
+"""What predict.keep_networks asks for: the logits of single networks, beside their mean.
+
+A fold's `posthoc` is made with the steps that 04 chose on the other folds, so that nothing in it
+knows the labels that the fold holds out, as its network does not. Only which head the steps start
+from is chosen on all.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from src.artifacts.predictions import UNKNOWN, Predictions, network_file
+from src.errors import UserError
+from src.fusion import apply_recipe
+from src.fusion.step import Head
+from src.fusion.store import RECIPE
+
+
+def keep_network(
+    directory: Path,
+    network: tuple[str, int | None],
+    asked: tuple[str, ...],
+    found: Predictions,
+    logits: dict[str, np.ndarray],
+    heads: dict[str, Head],
+    recipe: dict,
+    counts: np.ndarray,
+) -> None:
+    """Write networks/<name>/<head>.npz in `directory` for every head asked for.
+
+    network: its name and fold · found: its predictions · logits: [N, K] of its heads by name, those
+    of `posthoc` with what 04 chose on all folds · heads, recipe, counts: as in `apply_recipe`.
+    Errors: UserError when posthoc.json does not say what 04 chose without the fold.
+    """
+    name, fold = network
+    if fold is not None and "posthoc" in asked:
+        given = {head: z for head, z in logits.items() if head != "posthoc"}
+        alone = _without(recipe, fold, directory.parent / "posthoc" / RECIPE)
+        logits = given | {"posthoc": apply_recipe(alone, found.features, heads, given, counts)}
+    of_fold = np.full(len(found.label), UNKNOWN if fold is None else fold)
+    for head in asked:
+        one = replace(found.with_logits(logits[head]), fold=of_fold)
+        one.save(directory / network_file(name, head))
+
+
+def _without(recipe: dict, fold: int, origin: Path) -> dict:
+    """The recipe that 04 chose on the other folds."""
+    per_fold = recipe.get("per_fold", {})
+    if recipe["steps"] and str(fold) not in per_fold:
+        raise UserError(
+            f"{origin}: does not say what was chosen without fold {fold}, which "
+            "predict.keep_networks needs; run 04 again with --overwrite"
+        )
+    return recipe | {"steps": per_fold.get(str(fold), [])}
