@@ -163,6 +163,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/data/samplers.py",
             "reversed",
         ),
+        Entry(
+            "pseudo-labels",
+            "many test images, few for training: a second round that also trains on those that "
+            "the first round's networks are sure of; run its 05 with predict.keep_networks",
+            "train: {pseudo: {experiment: birds_lt}}",
+            "Lee, ICML workshops 2013; Zou et al., ECCV 2018; Wei et al., CVPR 2021",
+            "src/training/pseudo.py",
+        ),
     ),
     "Mixing": (
         Entry(
