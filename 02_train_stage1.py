@@ -23,6 +23,9 @@ take the values in best.json, and say so, unless search.use=false.
 A config with train.pseudo.experiment=<first round> trains a second round, also on test images that
 the first one's networks have labelled, each fold by its own network; the first needs 05 with
 --set 'predict.keep_networks=[posthoc]'. Such an experiment is marked wherever it shows.
+
+A config with `soup: {members: [a, b]}` trains nothing: its networks are the means of the weights of
+these experiments, fold by fold, and 03 … 06 go on from there.
 """
 
 from pathlib import Path
@@ -31,6 +34,7 @@ from src import cli
 from src.artifacts.marks import marked, pseudo_labelled
 from src.artifacts.work import RUNS
 from src.config.read import load_config
+from src.errors import UserError
 
 
 def main() -> None:
@@ -50,6 +54,8 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.set)
 
+    if args.search and config.soup is not None:
+        raise UserError("--search: a soup is not trained; remove the section soup, or --search")
     if args.search:
         from src.training.trials import search
 
@@ -57,12 +63,17 @@ def main() -> None:
         cli.print_table(table, "Trials, scored on the inner split")
         return
 
-    from src.training.stage1 import stage1  # after the config is known to be right: torch is slow
+    experiment, title = Path(args.config).stem, "Stage 1, each fold's held-out images"
+    if config.soup is not None:
+        from src.training.soup import soup
 
-    experiment = Path(args.config).stem
-    rows = stage1(config, experiment, args.folds, args.overwrite)
+        rows, title = soup(config, experiment, args.folds, args.overwrite), f"A soup: {title}"
+    else:
+        from src.training.stage1 import stage1  # after the config is known to be right: it is slow
+
+        rows = stage1(config, experiment, args.folds, args.overwrite)
     home = RUNS / config.dataset / experiment
-    cli.print_table(rows, marked("Stage 1, each fold's held-out images", home))
+    cli.print_table(rows, marked(title, home))
     if note := pseudo_labelled(home):
         cli.say(note)
 

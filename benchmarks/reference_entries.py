@@ -554,5 +554,19 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "Wolpert, 1992",
             "src/ensemble/stacking.py",
         ),
+        Entry(
+            "soup of experiments",
+            "several fine-tunings from the same weights; one network's time at prediction",
+            "soup: {members: [seed0, seed1], mode: greedy}",
+            "Wortsman et al., ICML 2022",
+            "src/training/soup.py",
+        ),
+        Entry(
+            "mean of the last epochs",
+            "a learning rate that is still high at the end; costs one pass over the images",
+            "train: {average_last: 3}",
+            "Izmailov et al., UAI 2018",
+            "src/networks/average.py",
+        ),
     ),
 }

@@ -29,7 +29,7 @@ from src.networks import build_network
 from src.networks.batchnorm import load_statistics, save_statistics
 from src.networks.weights import load_network, load_pretrained, save_network
 from src.search.winner import read_best
-from src.training.stage1 import _parse_fold
+from src.training.stage1 import parse_fold
 from tests.fabricate import seal, some_classes
 
 SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)
@@ -380,6 +380,6 @@ def test_tables_of_01_that_were_edited_are_named(digits, file, old, new, says):
 @pytest.mark.parametrize("text", ["²", "٠", "00", "-1", "9" * 5000, "3"])
 def test_folds_that_are_no_numbers_of_folds_are_named(digits, text):
     data = load_dataset("digits")
-    assert _parse_fold("0", data) == 0 and _parse_fold("full", data) is None
+    assert parse_fold("0", data) == 0 and parse_fold("full", data) is None
     with pytest.raises(UserError, match=r"expected numbers of \[0, 1, 2\] or `full`"):
-        _parse_fold(text, data)
+        parse_fold(text, data)

@@ -18,7 +18,7 @@ from src.errors import UserError
 
 FILE = "config.yaml"
 SHOWN = 6  # keys that are named
-FIXED = ("model", "train", "seed")  # decided by 02; the rest is for later stages to choose
+FIXED = ("model", "train", "soup", "seed")  # decided by 02; the rest is for later stages to choose
 
 
 def write_config(home: Path, config: Config, searched: dict) -> Path:

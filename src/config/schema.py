@@ -21,6 +21,7 @@ from src.config.posthoc import Posthoc, check_heads
 from src.config.predict import Predict
 from src.config.search import Search
 from src.config.section import Section
+from src.config.soup import Soup
 from src.config.target import TargetPrior
 from src.config.training import Train
 from src.errors import some
@@ -52,6 +53,11 @@ class Config(Section):
     )
     model: Model = Field(default_factory=Model, description="stage 1: the network")
     train: Train = Field(default_factory=Train, description="stage 1: its training")
+    soup: Soup | None = Field(
+        None,
+        description="02 averages the weights of finished experiments, fold by fold, instead of "
+        "training; the section model is theirs. 03 … 06 go on as from any other. null: train",
+    )
     search: Search = Field(default_factory=Search, description="02 and 03: `--search` for settings")
     stage2: tuple[Head, ...] = Field(
         (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
@@ -88,6 +94,8 @@ class Config(Section):
             )
         check_network(self.model, self.train)
         check_training(self.train, self.model)
+        if self.soup is not None:
+            self.soup.check()
         check_heads(self.posthoc, names)
         asked = {"ensemble.members": self.ensemble.members}
         asked["predict.keep_networks"] = self.predict.keep_networks

@@ -114,6 +114,13 @@ class Train(Section):
         lt=1,
         description="decay per step of the moving average of the weights that is kept; null: no",
     )
+    average_last: int = Field(
+        1,
+        ge=1,
+        json_schema_extra=EPOCHS,
+        description="epochs at the end whose weights are averaged, with batch norm estimated anew; "
+        "1: the last epoch's are kept",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="autocast; auto: bf16 on a GPU that has it, fp32 on a CPU"
     )
@@ -159,6 +166,15 @@ class Train(Section):
             raise ValueError("sampler_power is used by the sampler `power` alone")
         check_resizing(self.resizing, self.epochs)
         check_frozen(self.freeze, self.epochs)
+        if self.average_last > self.epochs:
+            raise ValueError(
+                f"average_last ({self.average_last}) must not be above epochs ({self.epochs})"
+            )
+        if self.average_last > 1 and self.select == "best":
+            raise ValueError(
+                "average_last averages the last epochs and select: best keeps a single one; use "
+                "select: last"
+            )
         names = [auxiliary.name for auxiliary in self.auxiliaries]
         if len(set(names)) < len(names):
             raise ValueError(f"auxiliaries: each can be there once, found {names}")

@@ -14,7 +14,6 @@ import torch
 
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import read_json, write_table
-from src.artifacts.heads import head_file, save_head
 from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions
 from src.artifacts.trained import write_config
@@ -25,17 +24,18 @@ from src.data.dataset import Epochs
 from src.data.resizing import check_augment
 from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError
-from src.logits import head_distance
 from src.metrics import METRICS, short_name, sign, summary
+from src.networks.average import Average, refresh_statistics
 from src.networks.base import Network
 from src.networks.forward import run_network
 from src.networks.freeze import load_trained, trained
-from src.networks.weights import check_warm_start, save_network
+from src.networks.weights import check_warm_start
 from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.search.winner import describe, with_winner
 from src.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot
 from src.training.job import Fold, build_trainer
+from src.training.keep import Made, keep
 from src.training.loop import Trainer
 from src.training.pseudo import FILE as PSEUDO
 from src.training.pseudo import pseudo_file, pseudo_rows
@@ -49,7 +49,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     """
     check_augment(config)
     data = load_dataset(config.dataset)
-    wanted = [_parse_fold(f, data) for f in folds] or data.folds
+    wanted = [parse_fold(f, data) for f in folds] or data.folds
     _check_tracker(config.train.tracker)
     home = RUNS / config.dataset / experiment
     asked = config
@@ -67,7 +67,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
         accelerator.init_trackers(config.dataset, simple)
     names = [fold_name(fold) for fold in wanted]
-    _check_other_folds(config, home / "stage1", set(names))
+    check_other_folds(config, home / "stage1", set(names))
     left = [n for n in names if overwrite or not (home / "stage1" / n / MANIFEST).is_file()]
     check_warm_start(config.model, data, left)
     rows = []
@@ -82,15 +82,16 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     return pd.DataFrame(rows)
 
 
-def _settings(config: Config) -> dict:
+def settings_of(config: Config) -> dict:
     """What decides how a network comes out."""
-    return {key: getattr(config, key) for key in ("model", "train", "metric", "seed")}
+    keys = ("model", "train", "metric", "seed") + (("soup",) if config.soup else ())
+    return {key: getattr(config, key) for key in keys}
 
 
-def _check_other_folds(config: Config, stage1: Path, wanted: set[str]) -> None:
+def check_other_folds(config: Config, stage1: Path, wanted: set[str]) -> None:
     """One config.yaml speaks for all folds. Errors: UserError when folds that are not trained now
     were trained with another config."""
-    asked = Work(stage1, _settings(config), {}, shared=True)
+    asked = Work(stage1, settings_of(config), {}, shared=True)
     for path in sorted(stage1.glob(f"*/{MANIFEST}")):
         if path.parent.name not in wanted:
             asked.check_settings(read_json(path, {"settings": dict})["settings"], path)
@@ -103,7 +104,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     head.safetensors, oof.npz and manifest.json of the fold.
     """
     accelerator, config = job.accelerator, job.config
-    settings = _settings(config)
+    settings = settings_of(config)
     inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
     if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
         inputs["pretrained"] = Path(config.model.pretrained)
@@ -158,9 +159,11 @@ def fit(
     train, accelerator = job.config.train, job.accelerator
     history: list[dict] = []
     best = found = None
+    tail = Average()  # of the last epochs
     if checkpoint is not None:
         restore(trainer, checkpoint, job.directory)
         history, best = checkpoint["history"], checkpoint["best"]
+        tail = Average(**checkpoint.get("tail", {}))
         accelerator.print(f"{job.directory}: continuing after epoch {len(history)}")
     for epoch in range(len(history), train.epochs):
         seed_all(job.config.seed, job.name, epoch, accelerator.process_index)
@@ -179,59 +182,56 @@ def fit(
                 "score": _score(job, row),
                 "network": {k: v.cpu().clone() for k, v in weights.items()},
             }
+        if train.epochs - epoch <= train.average_last > 1:
+            tail.add(trained(trainer.evaluated.state_dict(), trainer.rest))
         _announce(job, row)
         if accelerator.is_main_process:
             write_table(job.directory / "metrics.csv", pd.DataFrame(history))
             progress = {"history": history, "best": best}
+            progress |= {"tail": tail.facts()} if tail.count else {}
             save_checkpoint(job.directory, state | progress | snapshot(trainer))
         report(row)
     if best is not None:
         load_trained(trainer.evaluated, best["network"], trainer.rest)
         found = found if best["epoch"] == train.epochs else None
+    if tail.count:
+        _use_average(job, trainer, tail)
+        found = None
     return history, found
+
+
+def _use_average(job: Fold, trainer: Trainer, tail: Average) -> None:
+    """The mean of the last epochs' weights in the place of the last epoch's."""
+    network, images = trainer.evaluated, job.data.training(job.fold)
+    last = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_trained(network, tail.mean(), trainer.rest)
+    refresh_statistics(network, last, images, trainer.prep, job.config, job.accelerator)
 
 
 def finish(
     job: Fold, trainer: Trainer, history: list[dict], found: Predictions | None, work: Work
 ) -> dict[str, float]:
     """Write what later stages read, manifest last. found: held-out predictions, if already made"""
-    network, directory = trainer.evaluated, job.directory
-    metrics = {}
+    network, metrics = trainer.evaluated, {}
     if job.fold is not None:
         found = found or evaluate(job, network, trainer.prep)
         metrics = scores(job, found)
     if job.accelerator.is_main_process:
-        write_table(directory / "metrics.csv", pd.DataFrame(history))
-        save_network(
-            directory / "weights.safetensors", network, job.config.model, trainer.prep, job.data,
-            trainer.rest,
-        )  # fmt: skip
-        outputs = ["weights.safetensors", "metrics.csv"]
-        heads = network.heads()
-        for branch, (kind, arrays) in heads.items():
-            outputs.append(head_file(branch))
-            save_head(directory / outputs[-1], kind, arrays)
-        if job.pseudo is not None:
-            write_table(directory / PSEUDO, job.pseudo.table)
-            outputs.append(PSEUDO)
-        if found is not None:
-            if "" in heads:  # the network's own logits are this head's
-                kind, arrays = heads[""]
-                found = replace(found, distance=head_distance(found.features, arrays, kind))
-            found.save(directory / "oof.npz")
-            outputs.append("oof.npz")
-        work.finish(
-            outputs,
-            metrics,
-            seed=job.config.seed,
-            device=str(job.accelerator.device),
-            processes=job.accelerator.num_processes,
-            select=job.config.train.select,
-            searched=job.searched,
-            train_seconds=round(sum(row["seconds"] for row in history), 1),
-            **({"warm_start": trainer.began.facts()} if trainer.began.total else {}),
-            **({"pseudo": job.pseudo.facts} if job.pseudo else {}),
-        )
+        write_table(job.directory / "metrics.csv", pd.DataFrame(history))
+    outputs = ["metrics.csv"]
+    if job.pseudo is not None:
+        outputs.append(PSEUDO)
+        if job.accelerator.is_main_process:
+            write_table(job.directory / PSEUDO, job.pseudo.table)
+    facts = {
+        "select": job.config.train.select,
+        "searched": job.searched,
+        "train_seconds": round(sum(row["seconds"] for row in history), 1),
+        **({"warm_start": trainer.began.facts()} if trainer.began.total else {}),
+        **({"pseudo": job.pseudo.facts} if job.pseudo else {}),
+    }
+    made = Made(network, trainer.prep, trainer.rest)
+    keep(job, made, found, metrics, work, outputs, facts)
     job.accelerator.wait_for_everyone()
     return metrics
 
@@ -287,7 +287,7 @@ def _announce(job: Fold, row: dict) -> None:
     job.accelerator.log({f"{job.name}/{k}": v for k, v in row.items()}, step=row["epoch"])
 
 
-def _parse_fold(text: str, data: Dataset) -> int | None:
+def parse_fold(text: str, data: Dataset) -> int | None:
     if text == FULL:
         return None
     if text not in map(str, data.folds):  # int() also takes "٣", and fails for "²"
