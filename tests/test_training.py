@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import src.training.keep as keep_module
 import src.training.stage1 as stage1_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, sha256
@@ -200,7 +201,7 @@ def test_the_last_epoch_is_evaluated_once_also_after_a_kill(digits, monkeypatch)
     stage1(config, "whole", ["0"], False)
     assert len(seen) == 2
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage1_module, "save_network", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(keep_module, "save_network", Mock(side_effect=KeyboardInterrupt))
         stage1(config, "exp", ["0"], False)
     assert (STAGE1 / "fold0" / "last.pt").is_file() and len(seen) == 4
     stage1(config, "exp", ["0"], False)
