@@ -480,6 +480,13 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "ce/tau",
         ),
         Entry(
+            "MaxNorm afterwards",
+            "linear heads of which few classes have much longer weights than the rest; seconds",
+            "posthoc: {steps: [max_norm]}",
+            "Alshammari et al., CVPR 2022",
+            "src/fusion/max_norm.py",
+        ),
+        Entry(
             "logit adjustment afterwards",
             "any network of plain cross-entropy, also one of somebody else; seconds",
             "posthoc: {steps: [logit_adjustment]}",

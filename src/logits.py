@@ -90,6 +90,11 @@ def means_by_class(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np
     return (sums / counts[:, None]).astype(np.float32)
 
 
+def norm_radius(norms: np.ndarray, ratio: float) -> float:
+    """MaxNorm's δ = min‖w‖ + ratio (max‖w‖ − min‖w‖) of the norms [K] of a classifier's weights."""
+    return float(norms.min() + ratio * (norms.max() - norms.min()))
+
+
 def seen(f: np.ndarray, head: dict[str, np.ndarray]) -> np.ndarray:
     """The columns (from, to) of the features [N, D] that a head acts on; all if it names none."""
     return f if "columns" not in head else f[:, slice(*head["columns"])]

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import brute
 
 import src.fusion.step as step_module
-import src.fusion.tau_norm as tau_module
+import src.fusion.weights as weights_module
 from src import metrics
 from src.artifacts.files import read_json, write_arrays
 from src.errors import UserError
@@ -166,7 +166,7 @@ def test_temperature_changes_no_argmax(temperature):
 def test_candidates_share_work_and_give_what_each_gives_alone(name, monkeypatch):
     found, state = step(name, {"grid": 5}), random_state()
     alone = [found.apply(random_state(), params) for params in found.candidates()]
-    calls = [count(monkeypatch, module, "head_logits") for module in (step_module, tau_module)]
+    calls = [count(monkeypatch, module, "head_logits") for module in (step_module, weights_module)]
     for params, expected in zip(found.candidates(), alone, strict=True):
         together = found.apply(state, params)
         np.testing.assert_array_equal(together, expected)

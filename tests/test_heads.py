@@ -366,6 +366,8 @@ def test_ncm_by_hand(features):
     # the same for all classes of an image but for one number
     np.testing.assert_allclose(z[:, 0] - z[:, 1], distance[:, 0] - distance[:, 1], atol=1e-5)
     assert (z.argmax(1) == distance.argmax(1)).all()
+    kind, arrays = fit(NCM(features=features, distance="dot"), HAND)
+    np.testing.assert_allclose(head_logits(QUERY, arrays, kind), query @ means.T, atol=1e-5)
 
 
 def test_distance_and_cosine_can_disagree():
@@ -376,9 +378,10 @@ def test_distance_and_cosine_can_disagree():
     assert (ranks[0] != ranks[1]).any()
 
 
+@pytest.mark.parametrize("distance", ["cosine", "l2", "dot"])
 @pytest.mark.parametrize("features", ["un", "cl2n"])
-def test_fusion_takes_every_kind_of_ncm(features, data):
-    kind, arrays = fit(NCM(features=features, distance="l2"), data)
+def test_fusion_takes_every_kind_of_ncm(features, distance, data):
+    kind, arrays = fit(NCM(features=features, distance=distance), data)
     stage1 = data.classifier[1]
     z = linear_logits(data.plain, stage1["weight"], stage1["bias"])
     state = State(z, data.plain, "stage1", {"stage1": data.classifier, "ncm": (kind, arrays)})

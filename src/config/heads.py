@@ -187,8 +187,10 @@ class NCM(AnyHead):
         description="un: as they are; l2n: divided by their norm; cl2n: minus their mean over "
         "all training images, then divided by their norm",
     )
-    distance: Literal["cosine", "l2"] = Field(
-        "cosine", description="logits: the cosine, or minus the squared distance, to the mean"
+    distance: Literal["cosine", "l2", "dot"] = Field(
+        "cosine",
+        description="logits: the cosine to the mean, minus the squared Euclidean distance to it "
+        "(l2), or the dot product with it, which prefers classes whose images agree",
     )
 
 

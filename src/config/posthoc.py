@@ -14,6 +14,8 @@ SCALER = (
     "The other head's logits: minmax: mapped onto the range of the start head's, per image; eta: "
     "times the ratio of their maxima; none: as they are"
 )
+BIAS = "dropped: f · w_c alone; kept: the head's bias is added, as it is"
+Bias = Literal["dropped", "kept"]
 Scaler = Literal["minmax", "eta", "none"]
 
 
@@ -31,8 +33,24 @@ class AnyStep(Section):
 class TauNorm(AnyStep):
     restarts: ClassVar[bool] = True
     name: Literal["tau_norm"] = "tau_norm"
-    tau_max: float = Field(2.0, gt=0, le=10, description=TAU_MAX)
+    tau_max: float = Field(
+        2.0, gt=0, le=10, description=f"{TAU_MAX}; tau_max 1 with grid 2 is L2-normalisation"
+    )
     grid: int = Field(21, ge=2, le=1001, description=GRID)
+    bias: Bias = Field("dropped", description=BIAS)
+
+
+class MaxNorm(AnyStep):
+    restarts: ClassVar[bool] = True
+    name: Literal["max_norm"] = "max_norm"
+    grid: int = Field(
+        11,
+        ge=2,
+        le=1001,
+        description="points of the grid of ratios 0 … 1: the largest norm of a class's weights, "
+        "between the smallest and the largest of the head",
+    )
+    bias: Bias = Field("kept", description=BIAS)
 
 
 class LogitAdjustment(AnyStep):
@@ -80,7 +98,7 @@ class Temperature(AnyStep):
     name: Literal["temperature"] = "temperature"
 
 
-PosthocStep = named(TauNorm, LogitAdjustment, Fusion, NCMFusion, Temperature)
+PosthocStep = named(TauNorm, MaxNorm, LogitAdjustment, Fusion, NCMFusion, Temperature)
 
 
 class JointSearch(Section):

@@ -12,6 +12,7 @@ from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.fusion import Fusion
 from src.fusion.logit_adjustment import LogitAdjustment
+from src.fusion.max_norm import MaxNorm
 from src.fusion.step import Head, Params, State, Step
 from src.fusion.tau_norm import TauNorm
 from src.fusion.temperature import Temperature
@@ -19,6 +20,7 @@ from src.metrics import chunks
 
 STEPS: dict[str, type[Step]] = {
     "tau_norm": TauNorm,
+    "max_norm": MaxNorm,
     "logit_adjustment": LogitAdjustment,
     "fusion": Fusion,
     "ncm_fusion": Fusion,

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from src.config.heads import MaxNorm
+from src.logits import norm_radius
 from src.losses.class_balanced import effective_weights
 from src.networks.heads import build_head
 from src.rebalance.features import FeatureSet, stage1_classifier
@@ -33,8 +34,7 @@ def fit_maxnorm(
     head = build_head("linear", data.width, data.num_classes, scale=1.0)
     head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     head.to(device)
-    norms = np.linalg.norm(weight, axis=1)
-    radius = float(norms.min() + spec.ratio * (norms.max() - norms.min()))
+    radius = norm_radius(np.linalg.norm(weight, axis=1), spec.ratio)
     counts = np.bincount(data.labels, minlength=data.num_classes)
     share = torch.from_numpy(effective_weights(counts, spec.beta)).float().to(device)
     form = LOSSES[spec.loss]

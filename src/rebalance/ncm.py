@@ -2,8 +2,9 @@
 
 Features, of the training images and of the query alike: un, f · l2n, f / ‖f‖ · cl2n, the unit
 vector of f − μ with μ the mean over all training images. M_c: their mean over class c.
-Logits: cos(f, M_c), or −‖f − M_c‖² = 2 f · M_c − ‖M_c‖² − ‖f‖², whose last term is the same for
-all classes of an image and is left out. The two rank alike only where all M_c are equally long.
+Logits: cos(f, M_c) · l2, −‖f − M_c‖² = 2 f · M_c − ‖M_c‖² − ‖f‖², whose last term is the same for
+all classes of an image and is left out · dot, f · M_c. They rank alike only where all M_c are
+equally long.
 
 The authors' own choice is cl2n with the distance. The default here is l2n with the cosine, the
 class means that fusion (04) and knowledge transfer compare with, too.
@@ -32,6 +33,8 @@ def fit_ncm(
         if spec.features != "cl2n":
             return "cosine", {"weight": means, "scale": np.float32(1.0)}
         weight, bias = unit(means), np.zeros(len(means), np.float32)
+    elif spec.distance == "dot":
+        weight, bias = means, np.zeros(len(means), np.float32)
     else:
         weight, bias = 2 * means, -np.square(means).sum(1)
     if spec.features == "un":
