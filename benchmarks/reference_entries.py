@@ -503,6 +503,20 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/fusion/fusion.py",
         ),
         Entry(
+            "LLW",
+            "two heads that are right about different classes; weights of each class, shrunk",
+            "posthoc: {steps: [fusion, {name: llw, head: ncm}]}",
+            "Sonseca, 2021 (fyp-long-tail-recognition)",
+            "src/fusion/llw.py",
+        ),
+        Entry(
+            "scales of classes, out of fold",
+            "what the stage-2 head lws learns, from images that the network has not seen",
+            "posthoc: {steps: [class_scales]}",
+            "Kang et al., ICLR 2020",
+            "src/fusion/class_scales.py",
+        ),
+        Entry(
             "searched weight decay (or any key)",
             "first with a new backbone: `02_train_stage1.py --search`; here with τ-normalisation",
             "search: {keys: {train.weight_decay: {low: 1.0e-5, high: 1.0e-1, log: true}}}",

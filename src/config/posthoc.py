@@ -1,7 +1,7 @@
 """Keys of 04: what calibrates and fuses logits after training."""
 
 import difflib
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ SCALER = (
 )
 BIAS = "dropped: f · w_c alone; kept: the head's bias is added, as it is"
 Bias = Literal["dropped", "kept"]
+OTHER = "the head or branch beside the start head; null: the one of kind ncm, of the same branch"
+Shrinkage = Annotated[float, Field(gt=0, le=1e6)]
 Scaler = Literal["minmax", "eta", "none"]
 
 
@@ -94,11 +96,39 @@ class NCMFusion(AnyStep):
     grid: int = Field(21, ge=2, le=1001, description=GRID)
 
 
+class Shrunk(AnyStep):
+    """Steps that fit something for each class."""
+
+    shrinkage: tuple[Shrinkage, ...] = Field(
+        (1.0, 10.0, 100.0),
+        min_length=1,
+        description="towards leaving the logits as they are, in images that say so: the one of "
+        "these that does best on folds left out, or the largest where there is but one fold",
+    )
+    balanced: bool = Field(True, description="classes count equally in the fit, else images")
+
+
+class ClassScales(Shrunk):
+    name: Literal["class_scales"] = "class_scales"
+
+
+class LLW(Shrunk):
+    name: Literal["llw"] = "llw"
+    head: str | None = Field(None, description=OTHER)
+    scaler: Scaler = Field("minmax", description=SCALER)
+
+    @property
+    def others(self):
+        return () if self.head is None else (self.head,)
+
+
 class Temperature(AnyStep):
     name: Literal["temperature"] = "temperature"
 
 
-PosthocStep = named(TauNorm, MaxNorm, LogitAdjustment, Fusion, NCMFusion, Temperature)
+PosthocStep = named(
+    TauNorm, MaxNorm, ClassScales, LogitAdjustment, Fusion, NCMFusion, LLW, Temperature
+)
 
 
 class JointSearch(Section):

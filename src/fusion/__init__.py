@@ -10,7 +10,9 @@ import numpy as np
 
 from src.config.schema import Config
 from src.errors import UserError
+from src.fusion.class_scales import ClassScales
 from src.fusion.fusion import Fusion
+from src.fusion.llw import LLW
 from src.fusion.logit_adjustment import LogitAdjustment
 from src.fusion.max_norm import MaxNorm
 from src.fusion.step import Head, Params, State, Step
@@ -21,9 +23,11 @@ from src.metrics import chunks
 STEPS: dict[str, type[Step]] = {
     "tau_norm": TauNorm,
     "max_norm": MaxNorm,
+    "class_scales": ClassScales,
     "logit_adjustment": LogitAdjustment,
     "fusion": Fusion,
     "ncm_fusion": Fusion,
+    "llw": LLW,
     "temperature": Temperature,
 }
 
