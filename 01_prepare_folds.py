@@ -15,6 +15,7 @@ under data.root and never changes them; writes runs/<dataset>/folds/:
     figures/          class distribution, images of each bin, duplicate pairs
     manifest.json     settings, inputs, sha256 of every output
 
+Says which format the submission will have (section `submission` of the config decides otherwise).
 A killed run continues where it was. All experiments on one dataset share its folds.
 """
 

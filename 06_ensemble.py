@@ -8,8 +8,9 @@ Needs 05 of every experiment (and 04, for the member `posthoc`). Runs on any CPU
 never imports torch; there is nothing here for a GPU to do. Log-probabilities are combined as
 `ensemble.combiner` says (by default averaged, with weights by greedy selection on out-of-fold
 images); where that does not pass the section `judge`, they are replaced by their mean.
-Writes runs/<dataset>/submissions/<experiments joined by +>.csv, .npz and .manifest.json, and
-the report, runs/<dataset>/report.html. A solution is used to print a score, never to choose.
+Writes runs/<dataset>/submissions/<experiments joined by +>.csv (in the format of
+sample_submission.csv, or of the section `submission`), .npz and .manifest.json, and the report,
+runs/<dataset>/report.html. A solution is used to print a score, never to choose.
 """
 
 from pathlib import Path
@@ -36,8 +37,8 @@ def main() -> None:
     parser.add_argument(
         "--solution",
         metavar="CSV",
-        help="true class ids of some or all test images, in the submission's columns; default: "
-        "data.solution, if it is there",
+        help="true class ids of some or all test images: in the submission's columns, a column "
+        "per class, or a row per image and class; default: data.solution, if it is there",
     )
     args = parser.parse_args()
     configs = [load_config(path, args.set) for path in args.config]
@@ -58,7 +59,10 @@ def main() -> None:
         for reason in (*experiment.optimism, *filter(None, [experiment.pseudo])):
             print(reason)
     show(result, {e.name: marked(e.name, e.home) for e in report.experiments})
-    print(f"\nsubmission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
+    print(f"\nformat:     {result.sheet}")
+    if result.flags:
+        print(f"unknown:    {result.flags}")
+    print(f"submission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
     print(f"report:     {write_report(report)}")
 
 

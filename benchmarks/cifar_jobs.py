@@ -26,7 +26,6 @@ from src.config.read import load_config
 from src.config.schema import Config
 from src.config.tree import dump_config
 from src.data.cache import keep_images
-from src.ensemble.submission import find_solution, score_solution
 from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import State
@@ -35,6 +34,7 @@ from src.logits import head_logits
 from src.metrics import balanced_accuracy
 from src.rebalance.stage2 import stage2
 from src.runtime import start
+from src.submission.solution import find_solution, score_solution
 from src.training.checkpoint import NAME as CHECKPOINT
 from src.training.checkpoint import load_checkpoint, save_checkpoint
 from src.training.stage1 import stage1

@@ -30,13 +30,13 @@ from src.artifacts.work import RUNS, git_state
 from src.config.names import STAGE1
 from src.config.read import load_config, with_values
 from src.config.schema import Config
-from src.ensemble.submission import find_solution, score_solution
 from src.fusion import STEPS, apply_recipe, build_steps
 from src.logits import head_logits
 from src.metrics import outcomes_of, pooled
 from src.plots.style import legend_above, png
 from src.posthoc.crossfit import cross_fitted, no_steps, try_step
 from src.posthoc.inputs import Start, load_start
+from src.submission.solution import find_solution, score_solution
 
 SHOWN = ("accuracy", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 KEPT = Scores(

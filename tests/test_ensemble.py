@@ -31,7 +31,6 @@ from src.ensemble.combiner import Combiner, Pool
 from src.ensemble.combiners import COMBINERS
 from src.ensemble.ensemble import ensemble, oof_table, submission_name
 from src.ensemble.members import Member, log_probabilities
-from src.ensemble.submission import check_submission
 from src.errors import UserError
 from src.fusion.pool import average
 from src.posthoc.calibrate import posthoc
@@ -409,20 +408,6 @@ def test_a_submission_of_other_settings_is_not_replaced_unasked(world):
     with pytest.raises(UserError, match="--overwrite"):
         ensemble([HEADS], ["good"])
     ensemble([HEADS], ["good"], overwrite=True)
-
-
-def test_the_submission_is_checked_before_it_is_written(world):
-    dataset = load_dataset(DATASET)
-    good = pd.DataFrame({"Id": world.test_ids, "Category": CLASS_IDS[0]})
-    check_submission(good, dataset)
-    for change, message in (
-        (lambda t: pd.concat([t, t.tail(1)]), "more than once"),
-        (lambda t: t.iloc[1:], "1 missing"),
-        (lambda t: t.assign(Category="12"), "'12' are not in classes.csv"),
-        (lambda t: t.assign(Category=""), "'' are not in classes.csv"),
-    ):
-        with pytest.raises(UserError, match=message):
-            check_submission(change(good), dataset)
 
 
 def test_many_experiments_still_fit_a_file_name():

@@ -59,7 +59,10 @@ def test_the_tables_hold_together(root, capsys):
     )
     assert (rare["width"], rare["height"]) == (64, 48)
     manifest = read_json(directory / MANIFEST)
-    assert manifest["submission"] == {"id_column": "Id", "label_column": "Class"}
+    why = "every cell of 'Class' is one class id"
+    expected = {"format": "label", "id_column": "Id", "label_column": "Class", "why": why}
+    assert manifest["submission"] == expected
+    assert f"submission, label: {why}" in describe(directory)
     assert manifest["solution"] == "raw/birds/solution.csv"
     assert {"folds.csv", "figures/class_distribution.png", "figures/bins.png"} <= set(
         manifest["outputs"]

@@ -121,7 +121,7 @@ def spoil_solution_columns(root):
         (spoil_empty_class, r"3_c: no images in this class folder.*remove the folder"),
         (spoil_no_test, r"test: no such directory; .*data.test=null"),
         (spoil_missing_test_image, r"sample_submission.csv: 1 of 2 ids have no image.*'00123'"),
-        (spoil_columns, r"found 3 columns \['image_id', 'a', 'b'\], expected two"),
+        (spoil_columns, r"in no known format. (.|\n)*image_id,a,b\n  t0,1,1\n(.|\n)*label_column"),
         (spoil_repeated_id, r"sample_submission.csv: 1 image ids occur more than once: 't0'"),
         (spoil_test_stems, r"test: 1 ids belong to more than one file: 't1.jpg', 't1.png'"),
         (spoil_solution_ids, r"solution.csv: 1 values of 'image_id' .*test images: 't99'"),

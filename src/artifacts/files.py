@@ -114,9 +114,16 @@ def write_table(path: str | Path, table: pd.DataFrame) -> Path:
     return write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(path: str | Path, numbers: Iterable[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: str | Path,
+    numbers: Iterable[str] = (),
+    *,
+    only: list[str] | None = None,
+    rows: int | None = None,
+) -> pd.DataFrame:
     """Read a CSV with every column as text (`00123`, `1e5` and `NA` survive), except `numbers`.
 
+    only: these columns · rows: so many from the top
     Errors: UserError for a missing or malformed file, a missing column, or a cell of a number
     column that is none.
     """
@@ -124,7 +131,8 @@ def read_table(path: str | Path, numbers: Iterable[str] = ()) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        table = pd.read_csv(path, usecols=only, nrows=rows, **how)
     except (ValueError, OSError, OverflowError) as error:  # parser, encoding, permission
         raise UserError(f"{path}: not a readable CSV table in UTF-8: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too many for row names

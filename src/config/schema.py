@@ -22,6 +22,7 @@ from src.config.predict import Predict
 from src.config.search import Search
 from src.config.section import Section
 from src.config.soup import Soup
+from src.config.submission import Submission
 from src.config.target import TargetPrior
 from src.config.training import Train
 from src.errors import some
@@ -73,7 +74,10 @@ class Config(Section):
         "training image: to find images of no known class, take as a threshold the 95th percentile "
         "of the same array in the head's oof.npz files",
     )
-    ensemble: Ensemble = Field(default_factory=Ensemble, description="the submission")
+    ensemble: Ensemble = Field(default_factory=Ensemble, description="many logits become one")
+    submission: Submission = Field(
+        default_factory=Submission, description="the file for the leaderboard, as 06 writes it"
+    )
     seed: int = Field(0, ge=0, description="of everything random in stages 1 and 2")
 
     @model_validator(mode="after")
@@ -99,6 +103,8 @@ class Config(Section):
         check_heads(self.posthoc, names)
         asked = {"ensemble.members": self.ensemble.members}
         asked["predict.keep_networks"] = self.predict.keep_networks
+        head = self.submission.unknown and self.submission.unknown.head
+        asked["submission.unknown.head"] = [head] if head not in (None, "probability") else []
         for key, heads in asked.items():
             for head in heads:
                 if head not in ("posthoc", *names):

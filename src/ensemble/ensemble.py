@@ -9,14 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.artifacts.dataset import Dataset, load_dataset, own_columns
-from src.artifacts.files import (
-    read_json,
-    sha256,
-    write_arrays,
-    write_bytes,
-    write_json,
-    write_table,
-)
+from src.artifacts.files import read_json, sha256, write_arrays, write_json
 from src.artifacts.marks import pseudo_labelled
 from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
@@ -26,26 +19,28 @@ from src.ensemble.choice import Choice
 from src.ensemble.combiner import Pool
 from src.ensemble.members import Member, held_out_by_all, load_members
 from src.ensemble.review import Review, combined
-from src.ensemble.submission import (
-    check_submission,
-    find_solution,
-    score_solution,
-    submission_table,
-)
 from src.errors import UserError
 from src.fusion.store import pack
 from src.metrics import Gain, bin_numbers, rule_text, summary
+from src.submission.answer import Answer
+from src.submission.format import Sheet
+from src.submission.solution import find_solution, score_solution
+from src.submission.unknown import Flags, flags
+from src.submission.write import copy_submission, sample_of, write_submission
 
 LONGEST = 120  # letters of a submission's name
 
 
 @dataclass(frozen=True)
 class Result:
-    """submission: the file · oof: a row per member and the ensemble, with weights and cross-fitted
+    """submission: the file · sheet: how it is made up · flags: images of the unknown class, where
+    the config names one · oof: a row per member and the ensemble, with weights and cross-fitted
     scores · choice: the combiner and why · score: on the solution, where there is one · scored:
     how many of `images` test images that is · review: of several members, what each brings"""
 
     submission: Path
+    sheet: Sheet
+    flags: Flags | None
     oof: pd.DataFrame
     choice: Choice
     score: dict[str, float] | None
@@ -62,7 +57,8 @@ def ensemble(
     out: str | Path | None = None,
     solution: str | Path | None = None,
 ) -> Result:
-    """Combine the members, write runs/<dataset>/submissions/<name>.csv, .npz and .manifest.json.
+    """Combine the members, write runs/<dataset>/submissions/<name>.csv (or .csv.gz), .npz and
+    .manifest.json.
 
     configs, experiments: one each per experiment · out: also write the submission there · solution:
     true labels; None: the file that 01 found, if any. Computed anew each time, in seconds.
@@ -75,6 +71,7 @@ def ensemble(
     dataset = load_dataset(config.dataset)
     if dataset.test.empty:
         raise UserError(f"{dataset.directory / 'test.csv'} lists no images: nothing to submit")
+    sample, sheet = sample_of(dataset, config.submission)
     truth = find_solution(dataset, solution)
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
     scored_on = held_out_by_all(configs, experiments, dataset)
@@ -90,28 +87,39 @@ def ensemble(
     table = oof_table(members, choice, labels, fold, dataset, config.metric)
     test = choice.combine([m.test for m in members])
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
-    score, scored = score_solution(test, ids, dataset, truth, config.metric) if truth else (None, 0)
-    path = _write(directory / f"{name}.csv", test, ids, dataset)
+    keys = config.submission
+    found = keys.unknown and flags(
+        keys.unknown, configs, experiments, scored_on,
+        lambda: (choice.cross_fitted(pool.members, fold), test),
+    )  # fmt: skip
+    said = found and (keys.unknown.id, found.flagged)
+    by = (test, ids, dataset)
+    score, scored = score_solution(*by, truth, config.metric, unknown=said) if truth else (None, 0)
+    answer = Answer(test, dataset.classes["class_id"].tolist(), keys, found and found.flagged)
+    path = directory / (f"{name}.csv.gz" if keys.gzip else f"{name}.csv")
+    write_submission(path, sample, sheet, answer, ids)
+    _save(directory / f"{name}.npz", test, ids, dataset)
     if out is not None:
-        write_bytes(out, path.read_bytes())
+        copy_submission(path, out)
     arrays: dict[str, np.ndarray] = {}
     params = pack(choice.final, arrays)
     if arrays:
         write_arrays(directory / f"{name}.params.npz", **arrays)
-    files = [f"{name}.csv", f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
+    files = [path.name, f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
     chosen |= reviewed.facts() if reviewed else {}
     homes = {name: RUNS / config.dataset / name for name in experiments}
     if notes := {n: note for n, home in homes.items() if (note := pseudo_labelled(home))}:
         chosen["pseudo_labelled"] = notes
+    chosen["submission"] = sheet.facts() | ({"unknown": found.facts()} if found else {})
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
-    return Result(path, table, choice, score, scored, len(ids), reviewed)
+    return Result(path, sheet, found, table, choice, score, scored, len(ids), reviewed)
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
     """Errors: UserError unless experiments have names of their own, and one dataset, metric, way
-    of combining and rule for keeping it."""
+    of combining, rule for keeping it and format of the submission."""
     if len(set(experiments)) < len(experiments):
         raise UserError(f"--config: experiments need names of their own, found {experiments}")
     for key, values in {
@@ -121,6 +129,7 @@ def check_together(configs: list[Config], experiments: list[str]) -> None:
         "ensemble.fallback": [c.ensemble.fallback for c in configs],
         "ensemble.missing_folds": [c.ensemble.missing_folds for c in configs],
         "judge": [plain(c.judge) for c in configs],
+        "submission": [plain(c.submission) for c in configs],
     }.items():
         if any(value != values[0] for value in values):
             pairs = ", ".join(f"{n}: {v}" for n, v in zip(experiments, values, strict=True))
@@ -161,15 +170,11 @@ def oof_table(
     return pd.DataFrame([*rows, last])
 
 
-def _write(path: Path, test: np.ndarray, ids: np.ndarray, dataset: Dataset) -> Path:
-    """The checked submission, and the log-probabilities behind it as .npz."""
-    submission = submission_table(test, ids, dataset)
-    check_submission(submission, dataset)
+def _save(path: Path, test: np.ndarray, ids: np.ndarray, dataset: Dataset) -> None:
+    """The log-probabilities behind a submission."""
     unknown = np.full(len(ids), UNKNOWN)
     columns = own_columns(dataset.test.set_index("image_id").loc[ids])
-    found = Predictions(ids, test, unknown, unknown, columns=columns)
-    found.save(path.with_name(f"{path.stem}.npz"))
-    return write_table(path, submission)
+    Predictions(ids, test, unknown, unknown, columns=columns).save(path)
 
 
 def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -186,6 +191,7 @@ def _settings(configs: list[Config], experiments: list[str]) -> dict:
         "members": {n: c.ensemble.members for n, c in zip(experiments, configs, strict=True)},
         "combiner": configs[0].ensemble.combiner,
         "judge": configs[0].judge,
+        "submission": configs[0].submission,
         "metric": configs[0].metric,
     }
 

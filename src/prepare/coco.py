@@ -17,18 +17,17 @@ from src.artifacts.ids import check_unique
 from src.config.data import Data
 from src.errors import UserError, read_text, some
 from src.prepare.sources import (
+    Asked,
     Source,
-    Submission,
     check_names,
     image_paths,
     in_submission_order,
-    read_submission,
     source_file,
     source_of_tables,
 )
 
 
-def read_coco(data: Data) -> Source:
+def read_coco(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing or malformed JSON, train images without a category or with
     several, categories that are not listed, and images that are not there."""
     path = source_file(data, "train", "JSON")
@@ -46,7 +45,6 @@ def read_coco(data: Data) -> Source:
         raise UserError(f"{path}: annotations of categories that are not listed: {some(unnamed)}")
     train["path"] = image_paths(data, "train_images", train["file"], path, "file_name")
     train["group"] = ""
-    submission = read_submission(data)
     test, test_path, said = _read_test(data, submission)
     known = test.dropna(subset="class_id")[["image_id", "class_id"]]
     fields = {"train": _fields(tree), "test": said} if data.columns else {}
@@ -54,9 +52,7 @@ def read_coco(data: Data) -> Source:
     return source_of_tables(data, *tables, submission, known, fields)
 
 
-def _read_test(
-    data: Data, submission: Submission
-) -> tuple[pd.DataFrame, Path | None, pd.DataFrame]:
+def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None, pd.DataFrame]:
     """image_id, path and class_id of the test images; the JSON's file; and all it says of them."""
     if data.test is None:
         empty = pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str)

@@ -11,20 +11,19 @@ from src.artifacts.files import read_table
 from src.artifacts.ids import check_unique
 from src.config.data import Data
 from src.prepare.sources import (
+    Asked,
     Source,
-    Submission,
     check_filled,
     check_rows,
     image_paths,
     in_submission_order,
-    read_submission,
     require_columns,
     source_file,
     source_of_tables,
 )
 
 
-def read_csv_tables(data: Data) -> Source:
+def read_csv_tables(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing table or column, a table without rows, empty or repeated
     ids, rows without a file, and a test table whose ids are not those of the sample submission."""
     train_path = source_file(data, "train", "table")
@@ -45,23 +44,21 @@ def read_csv_tables(data: Data) -> Source:
         dtype=str,
     ).sort_values("image_id", kind="stable", ignore_index=True)
     train["class_name"] = train.groupby("class_id")["class_name"].transform("first")
-    submission = read_submission(data)
     test, test_path, said = _read_test(data, submission)
     fields = {"train": table.set_index(data.image_column, drop=False), "test": said}
     tables = (train, train_path), (test, test_path)
     return source_of_tables(data, *tables, submission, fields=fields)
 
 
-def _read_test(
-    data: Data, submission: Submission
-) -> tuple[pd.DataFrame, Path | None, pd.DataFrame]:
+def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None, pd.DataFrame]:
     """image_id and path of the test images; the table's file; and all it says, by image id."""
     if data.test is None:
         return pd.DataFrame({"image_id": [], "path": []}, dtype=str), None, pd.DataFrame()
     path = source_file(data, "test", "table")
     if submission.path and path.samefile(submission.path):
         ids = pd.Series(submission.ids, dtype=str)
-        said = read_table(path).set_index(submission.columns[0], drop=False)
+        said = read_table(path).drop_duplicates(submission.id_column)
+        said = said.set_index(submission.id_column, drop=False)
     else:
         table = _read(path, {"image_column": data.image_column})
         ids = table[data.image_column]

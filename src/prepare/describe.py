@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from src.artifacts.dataset import ALWAYS_TRAIN
-from src.artifacts.files import read_table
+from src.artifacts.files import read_json, read_table
+from src.artifacts.work import MANIFEST
 from src.errors import some
 from src.metrics import bin_names
 
@@ -20,6 +21,9 @@ def describe(directory: Path) -> str:
     pairs = read_table(directory / "duplicates.csv", ("distance",))
     head = f"{len(images)} train images of {len(classes)} classes, {len(test)} test images"
     parts = [head, _bins(classes), _folds(images, classes), _duplicates(pairs, images)]
+    submission = read_json(directory / MANIFEST).get("submission", {})
+    if "format" in submission and len(test):  # older manifests lack it
+        parts.append(f"submission, {submission['format']}: {submission['why']}")
     files = "\n".join(f"  {directory / name}" for name in ("folds.csv", "classes.csv", "test.csv"))
     return "\n\n".join([*parts, f"{files}\n  {directory / 'figures'}/"])
 

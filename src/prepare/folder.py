@@ -13,12 +13,11 @@ import pandas as pd
 from src.config.data import Data
 from src.errors import UserError, some
 from src.prepare.sources import (
+    Asked,
     Source,
-    Submission,
     check_names,
     optional_file,
     portable,
-    read_submission,
 )
 
 ENDINGS = frozenset(
@@ -26,24 +25,22 @@ ENDINGS = frozenset(
 )
 
 
-def read_folder(data: Data) -> Source:
+def read_folder(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing directory, a class folder without an id or without images,
     two folders with one id, listed test images that are missing."""
     root = Path(data.root)
     train, notes = _read_train(root / data.train)
-    submission = read_submission(data)
     test = pd.DataFrame({"image_id": [], "path": []}, dtype=str)
     truth = None
     if data.test is not None:
         test, more = _read_test(root / data.test, submission)
         notes += more
-        truth = _labels_of_folders(test, root / data.test, train, submission.columns)
+        truth = _labels_of_folders(test, root / data.test, train)
     solution = optional_file(data, "solution") if len(test) else None
     tables = {"sample_submission": submission.path, "solution": solution}
     return Source(
         train=train.sort_values("image_id", kind="stable", ignore_index=True),
         test=test,
-        columns=submission.columns,
         sample_submission=submission.path,
         solution=solution,
         tables={name: path for name, path in tables.items() if path},
@@ -135,7 +132,7 @@ def _check_class_ids(directory: Path, folders: list[str]) -> None:
         owner[class_id] = name
 
 
-def _read_test(directory: Path, submission: Submission) -> tuple[pd.DataFrame, list[str]]:
+def _read_test(directory: Path, submission: Asked) -> tuple[pd.DataFrame, list[str]]:
     if not directory.is_dir():
         raise UserError(
             f"{directory}: no such directory; expected the test images in it. Correct data.test, "
@@ -180,15 +177,15 @@ def _read_test(directory: Path, submission: Submission) -> tuple[pd.DataFrame, l
 
 
 def _labels_of_folders(
-    test: pd.DataFrame, directory: Path, train: pd.DataFrame, columns: tuple[str, str]
+    test: pd.DataFrame, directory: Path, train: pd.DataFrame
 ) -> pd.DataFrame | None:
-    """The classes of test images, if every one lies in a folder that train has, too."""
+    """image_id and class_id of test images, if every one lies in a folder that train has, too."""
     of_folder = dict(zip(train["image_id"].str.partition("/")[0], train["class_id"], strict=True))
     inside = test["path"].str.removeprefix(portable(directory) + "/")
     classes = inside.str.partition("/")[0].map(of_folder)
     if classes.isna().any():
         return None
-    return pd.DataFrame(dict(zip(columns, (test["image_id"], classes), strict=True)))
+    return pd.DataFrame({"image_id": test["image_id"], "class_id": classes})
 
 
 def image_files(directory: Path) -> tuple[list[str], list[str]]:

@@ -16,11 +16,10 @@ from src.config.data import Data
 from src.errors import UserError, read_text, some
 from src.prepare.folder import ENDINGS
 from src.prepare.sources import (
+    Asked,
     Source,
-    Submission,
     image_paths,
     in_submission_order,
-    read_submission,
     source_file,
     source_of_tables,
 )
@@ -29,7 +28,7 @@ LABELLED = re.compile(r"(?P<path>.*\S)\s+(?P<label>\S+)")
 EXPECTED = "`path label` per line, for example `train/n01440764/n01440764_190.JPEG 0`"
 
 
-def read_lists(data: Data) -> Source:
+def read_lists(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing list, lines that are none, train images without a label or
     listed twice, and images that are not there."""
     path = source_file(data, "train", "list")
@@ -43,7 +42,6 @@ def read_lists(data: Data) -> Source:
     check_unique(train["image_id"], path)
     train["path"] = image_paths(data, "train_images", train["image_id"], path, "the paths")
     train["class_name"], train["group"] = train["class_id"], ""
-    submission = read_submission(data)
     test, test_path = _read_test(data, submission)
     known = None
     if len(test) and (test["class_id"] != "").all():
@@ -51,7 +49,7 @@ def read_lists(data: Data) -> Source:
     return source_of_tables(data, (train, path), (test, test_path), submission, known)
 
 
-def _read_test(data: Data, submission: Submission) -> tuple[pd.DataFrame, Path | None]:
+def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None]:
     if data.test is None:
         return pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str), None
     path = source_file(data, "test", "list")

@@ -35,7 +35,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     """
     directory = dataset_dir(config.dataset)
     own(directory)  # already here: some sources are first written to data.root
-    source = read_source(config.data)
+    source = read_source(config.data, config.submission)
     settings = {key: getattr(config, key) for key in ("data", "longtail", "bins", "folds")}
     work = Work(directory, settings, source.tables, overwrite=overwrite)
     listing = _listing(source)
@@ -63,7 +63,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     work.finish(
         outputs,
         metrics={"images": len(train), "classes": len(classes), "test_images": len(test)},
-        submission=dict(zip(("id_column", "label_column"), source.columns, strict=True)),
+        submission=source.sheet.facts(),
         sample_submission=_posix(source.sample_submission),
         solution=_posix(solution),
         listing=listing,

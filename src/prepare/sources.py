@@ -15,7 +15,9 @@ import pandas as pd
 from src.artifacts.files import read_table
 from src.artifacts.ids import check_same_ids, check_unique
 from src.config.data import Data
+from src.config.submission import Submission
 from src.errors import UserError, some
+from src.submission.format import Sheet
 
 
 @dataclass(frozen=True)
@@ -24,32 +26,37 @@ class Source:
 
     train: image_id, path, class_id, class_name, group ("" for none), sorted by image_id
     test: image_id, path, in submission order
-    columns: of the submission, id first · tables: the files that were read, by name
-    notes: lines for the user about what was left out
-    truth: the classes of test images, in these columns, where no solution file but the test images'
-    own folders, list or JSON say them
+    tables: the files that were read, by name · notes: lines for the user about what was left out
+    truth: image_id and class_id of test images, where no solution file but the test images' own
+    folders, list or JSON say them; from `read_source` in the columns of `sheet`
     fields: of train and test, what else their file says of an image: text by column, indexed by
     image id. From `read_source`: the columns of data.columns, in the order of train and test
+    sheet: from `read_source`: how the submission is made up
     """
 
     train: pd.DataFrame
     test: pd.DataFrame
-    columns: tuple[str, str]
     sample_submission: Path | None
     solution: Path | None
     tables: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truth: pd.DataFrame | None = None
     fields: dict[str, pd.DataFrame] = field(default_factory=dict)
+    sheet: Sheet | None = None
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Of image ids and class ids, in the submission or, where it has none, in a solution."""
+        return self.sheet.id_column, self.sheet.label_column
 
 
 @dataclass(frozen=True)
-class Submission:
-    """The sample submission, where there is one: its ids in order and its two column names."""
+class Asked:
+    """The images that the sample submission asks for, in its order; None where there is none."""
 
-    path: Path | None
-    ids: list[str] | None
-    columns: tuple[str, str]
+    path: Path | None = None
+    ids: list[str] | None = None
+    id_column: str = "image_id"
 
 
 def optional_file(data: Data, key: str) -> Path | None:
@@ -74,13 +81,16 @@ def nearest_file(path: Path) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def require_columns(table: pd.DataFrame, columns: dict[str, str], path: Path) -> None:
+def require_columns(
+    table: pd.DataFrame, columns: dict[str, str], path: Path, section: str = "data"
+) -> None:
     """Errors: UserError that names a missing column, the key that asks for it, and the nearest."""
     for key, column in columns.items():
         if column not in table:
             there = columns_there(table, column)
             raise UserError(
-                f"{path}: column {column!r} (data.{key}) is missing; {there} Set data.{key}."
+                f"{path}: column {column!r} ({section}.{key}) is missing; {there} Set "
+                f"{section}.{key}."
             )
 
 
@@ -130,28 +140,26 @@ def check_rows(table: pd.DataFrame, path: Path, expected: str, otherwise: str = 
         )
 
 
-def read_submission(data: Data) -> Submission:
-    """Ids, order and column names that the competition asks for.
+def read_asked(data: Data, keys: Submission) -> Asked:
+    """Images and their order, of the column of ids alone; images may have several rows.
 
-    Errors: UserError unless the table has two columns, and rows with every id once.
+    Errors: UserError for a table without rows, or with rows without an id.
     """
     path = optional_file(data, "sample_submission")
     if path is None:
-        return Submission(None, None, ("image_id", "class_id"))
-    table = read_table(path)
-    if len(table.columns) != 2:
-        raise UserError(
-            f"{path}: found {len(table.columns)} columns {list(table.columns)}, expected two: the "
-            "image's id and its class id. Make such a file, or set data.sample_submission=null."
-        )
-    columns = (str(table.columns[0]), str(table.columns[1]))
+        return Asked()
+    columns = list(read_table(path, rows=1))
+    name = keys.id_column or columns[0]
+    require_columns(pd.DataFrame(columns=columns), {"id_column": name}, path, "submission")
+    table = read_table(path, only=[name])
     check_rows(table, path, "each test image's id", ", or set data.sample_submission=null")
-    check_filled(table, columns[0], path)
-    check_unique(table[columns[0]], path)
-    return Submission(path, table[columns[0]].tolist(), columns)
+    check_filled(table, name, path)
+    if len(columns) <= 2:  # else a row may be of an image and a class
+        check_unique(table[name], path)
+    return Asked(path, table[name].drop_duplicates().tolist(), name)
 
 
-def in_submission_order(test: pd.DataFrame, submission: Submission, origin: Path) -> pd.DataFrame:
+def in_submission_order(test: pd.DataFrame, submission: Asked, origin: Path) -> pd.DataFrame:
     """The rows of `test` (image_id, …) in the order of the sample submission, if there is one.
 
     Errors: UserError unless both have the same ids.
@@ -167,7 +175,7 @@ def source_of_tables(
     data: Data,
     train: tuple[pd.DataFrame, Path],
     test: tuple[pd.DataFrame, Path | None],
-    submission: Submission,
+    submission: Asked,
     known: pd.DataFrame | None = None,
     fields: dict[str, pd.DataFrame] | None = None,
 ) -> Source:
@@ -188,11 +196,10 @@ def source_of_tables(
     return Source(
         train=train[0][columns].sort_values("image_id", kind="stable", ignore_index=True),
         test=test[0][["image_id", "path"]],
-        columns=submission.columns,
         sample_submission=submission.path,
         solution=solution,
         tables={name: path for name, path in tables.items() if path},
-        truth=known.set_axis(submission.columns, axis=1) if said else None,
+        truth=known if said else None,
         fields=fields or {},
     )
 
