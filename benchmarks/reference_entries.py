@@ -510,6 +510,13 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/fusion/llw.py",
         ),
         Entry(
+            "ASM",
+            "two heads that are right on different images, and it shows in their logits",
+            "posthoc: {steps: [{name: asm, head: ncm}]}",
+            "Sonseca, 2021 (fyp-long-tail-recognition)",
+            "src/fusion/asm.py",
+        ),
+        Entry(
             "scales of classes, out of fold",
             "what the stage-2 head lws learns, from images that the network has not seen",
             "posthoc: {steps: [class_scales]}",

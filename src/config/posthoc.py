@@ -122,12 +122,36 @@ class LLW(Shrunk):
         return () if self.head is None else (self.head,)
 
 
+class ASM(AnyStep):
+    name: Literal["asm"] = "asm"
+    head: str | None = Field(None, description=OTHER)
+    routing: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard: an image's logits are those of the head believed; soft: the "
+        "probabilities of both are mixed",
+    )
+    features: bool = Field(
+        True, description="also look at features, where that helps on folds left out"
+    )
+    offset: float | None = Field(
+        None,
+        description="log odds above which the other head is believed; 0 is the publication's; "
+        "null: what does best on folds left out",
+    )
+    weight_decay: float = Field(0.1, ge=0, description="on the network's weights")
+    seed: int = Field(0, ge=0, description="of the network's start and batches")
+
+    @property
+    def others(self):
+        return () if self.head is None else (self.head,)
+
+
 class Temperature(AnyStep):
     name: Literal["temperature"] = "temperature"
 
 
 PosthocStep = named(
-    TauNorm, MaxNorm, ClassScales, LogitAdjustment, Fusion, NCMFusion, LLW, Temperature
+    TauNorm, MaxNorm, ClassScales, LogitAdjustment, Fusion, NCMFusion, LLW, ASM, Temperature
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from src.config.schema import Config
 from src.errors import UserError
+from src.fusion.asm import ASM
 from src.fusion.class_scales import ClassScales
 from src.fusion.fusion import Fusion
 from src.fusion.llw import LLW
@@ -28,6 +29,7 @@ STEPS: dict[str, type[Step]] = {
     "fusion": Fusion,
     "ncm_fusion": Fusion,
     "llw": LLW,
+    "asm": ASM,
     "temperature": Temperature,
 }
 

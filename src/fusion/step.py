@@ -78,6 +78,10 @@ class State:
         return self._known[key]
 
 
+class Unfit(Exception):
+    """Raised by `fit`, with the reason: the images do not hold what the method learns from."""
+
+
 class Step:
     """One post-hoc method, with its keys. It either lists `candidates` to search, or fits itself.
 
@@ -111,7 +115,8 @@ class Step:
         return found and [params for params in found if params.get("head") != state.start]
 
     def fit(self, states: list[State], labels: list[np.ndarray]) -> Params:
-        """Parameters from the states and labels [n] of several folds."""
+        """Parameters from the states and labels [n] of several folds. Errors: Unfit, with the
+        reason, when they do not hold what it takes: the step is then dropped."""
         raise NotImplementedError
 
     @staticmethod

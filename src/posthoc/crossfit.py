@@ -13,7 +13,7 @@ import numpy as np
 
 from src.config.schema import Config
 from src.fusion import apply_steps
-from src.fusion.step import Params, State, Step
+from src.fusion.step import Params, State, Step, Unfit
 from src.fusion.store import fingerprint
 from src.metrics import (
     OUTCOMES,
@@ -75,7 +75,10 @@ def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Tria
     for upstream, left_outs in _distinct(recipes):
         choose = _choose_on_large_grid if metric_of(name).wide else _choose_on_grid
         choose = _choose_by_fit if step.candidates() is None else choose
-        chosen |= choose(step, start, upstream, left_outs, name)
+        try:
+            chosen |= choose(step, start, upstream, left_outs, name)
+        except Unfit as reason:
+            return Trial(step.name, False, str(reason))
     labels = np.concatenate([start.labels[k] for k in start.states])
     before, after = (
         np.concatenate([getattr(chosen[k], part) for k in start.states])

@@ -28,7 +28,7 @@ from src.artifacts.work import digest
 from src.config.posthoc import JointSearch
 from src.config.schema import Config
 from src.fusion import apply_steps
-from src.fusion.step import Params, Step
+from src.fusion.step import Params, Step, Unfit
 from src.fusion.store import fingerprint
 from src.metrics import OUTCOMES, SCORES, chunks, metric_of, paired_gain, sign
 from src.posthoc.crossfit import Recipe, Recipes, Trial, judge, transformed
@@ -85,14 +85,17 @@ class Space:
                 continue
             options = self.candidates[step.name]
             params = self._fit(step, made, folds) if options is None else options[number - 1]
-            made = (*made, (step.name, params))
+            made = made if params is None else (*made, (step.name, params))
         return made
 
-    def _fit(self, step: Step, before: Recipe, folds: tuple[int, ...]) -> Params:
+    def _fit(self, step: Step, before: Recipe, folds: tuple[int, ...]) -> Params | None:
         key = (step.name, fingerprint(before), folds)
         if key not in self._fitted:
             states = [transformed(self.start.states[k], before) for k in folds]
-            self._fitted[key] = step.fit(states, [self.start.labels[k] for k in folds])
+            try:
+                self._fitted[key] = step.fit(states, [self.start.labels[k] for k in folds])
+            except Unfit:
+                self._fitted[key] = None
         return self._fitted[key]
 
     def fits(self, values: dict[str, int]) -> bool:
