@@ -29,7 +29,7 @@ from src.data.cache import keep_images
 from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import State
-from src.inference.predict import network_predictions
+from src.inference.passes import Pass, network_predictions
 from src.logits import head_logits
 from src.metrics import balanced_accuracy
 from src.rebalance.stage2 import stage2
@@ -197,7 +197,7 @@ def test_logits(
     accelerator: Accelerator,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Logits [M, K] by row ("" is the network's own), sorted by image_id; and what was chosen."""
-    found = network_predictions(config, data, network, directory, accelerator)
+    found = network_predictions(config, data, Pass(network), directory, accelerator)
     found = found.take(np.sort(found.image_id))
     rows, chosen = {"": found.logits}, {}
     for name, path in heads.items():

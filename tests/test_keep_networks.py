@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import src.inference.predict as module
+import src.inference.passes as module
 from src.artifacts.files import read_json, write_json
 from src.artifacts.predictions import load_predictions
 from src.config.read import parse_config

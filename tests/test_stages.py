@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import src.fusion.step as step_module
-import src.inference.predict as predict_module
+import src.inference.heads as heads_module
+import src.inference.passes as passes_module
 import src.rebalance.features as features_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, sha256, write_bytes, write_json
@@ -27,6 +28,7 @@ from src.errors import UserError
 from src.fusion import STEPS
 from src.fusion.step import Step
 from src.fusion.store import save_recipe
+from src.inference.passes import Pass
 from src.inference.predict import predict
 from src.inference.views import tta_views
 from src.logits import class_means, head_logits, linear_logits
@@ -127,7 +129,7 @@ def test_crt_is_a_function_of_its_seed_and_lifts_a_rare_class():
 
 
 def test_prediction_is_the_mean_over_networks_and_views_of_every_head(trained, monkeypatch):
-    passes = count_passes(monkeypatch, predict_module)
+    passes = count_passes(monkeypatch, passes_module)
     cfg = config("predict.tta.flip=true")
     stage2(cfg, "exp", False)
     posthoc(cfg, "exp")
@@ -151,7 +153,7 @@ def test_prediction_is_the_mean_over_networks_and_views_of_every_head(trained, m
 
 
 def test_a_new_calibration_costs_no_second_pass(trained, monkeypatch):
-    passes = count_passes(monkeypatch, predict_module)
+    passes = count_passes(monkeypatch, passes_module)
     cfg = config()
     stage2(cfg, "exp", False)
     posthoc(cfg, "exp")
@@ -202,10 +204,10 @@ def test_05_computes_the_logits_of_each_head_once(monkeypatch):
     heads = {n: ("linear", {"weight": w, "bias": w[:, 0]}) for n in ("stage1", "crt", "ncm")}
     z, blank = np.ones((20, 10), np.float32), np.full(20, -1)
     found = Predictions(np.arange(20).astype(str), z, blank, blank, f)
-    calls = [count(monkeypatch, m, "head_logits") for m in (predict_module, step_module)]
+    calls = [count(monkeypatch, m, "head_logits") for m in (heads_module, step_module)]
     steps = [{"step": "ncm_fusion", "params": {"w": 0.5, "head": "ncm"}}]
     recipe, counts = {"head": "crt", "steps": steps}, np.arange(10) + 1
-    logits = predict_module.all_logits(found, {}, heads, recipe, counts)
+    logits = heads_module.all_logits(found, {}, heads, recipe, counts)
     assert set(logits) == {"stage1", "crt", "ncm", "posthoc"} and sum(map(len, calls)) == 2
     assert not np.array_equal(logits["posthoc"], logits["crt"])
 
@@ -221,8 +223,8 @@ def test_a_prediction_run_goes_on_after_the_views_that_are_done(trained, monkeyp
     stage2(cfg, "exp", False)
     posthoc(cfg, "exp")
     whole = {n: sha256(p) for n, p in predict(cfg, "exp", False).items()}
-    passes = count_passes(monkeypatch, predict_module)
-    run = predict_module.run_network
+    passes = count_passes(monkeypatch, passes_module)
+    run = passes_module.run_network
 
     def dying(*args, **kwargs):
         if len(passes) == 3:
@@ -230,7 +232,7 @@ def test_a_prediction_run_goes_on_after_the_views_that_are_done(trained, monkeyp
         return run(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict_module, "run_network", dying)
+        patch.setattr(passes_module, "run_network", dying)
         predict(cfg, "exp", True)
     passes.clear()
     again = {n: sha256(p) for n, p in predict(cfg, "exp", False).items()}
@@ -245,17 +247,17 @@ def test_no_process_removes_views_that_another_has_yet_to_read(digits, monkeypat
     cfg, ids = config("predict.tta.flip=true"), data.test["image_id"].to_numpy(str)
     part = Predictions(ids, np.eye(10)[np.arange(len(ids)) % 10], *np.full((2, len(ids)), -1))
     part = replace(part, features=np.ones((len(ids), 2)))
-    together, read = threading.Barrier(2, timeout=5), predict_module.load_predictions
+    together, read = threading.Barrier(2, timeout=5), passes_module.load_predictions
 
     def slowly(path, num_classes):
         if threading.current_thread().name == "1" and dawdles != "at the start":
             time.sleep(0.3)
         return read(path, num_classes)
 
-    monkeypatch.setattr(predict_module, "load_predictions", slowly)
-    monkeypatch.setattr(predict_module, "load_network", lambda *_: (torch.nn.Identity(), None))
-    monkeypatch.setattr(predict_module, "EvalTransform", lambda *_: None)
-    monkeypatch.setattr(predict_module, "run_network", lambda *_, **__: part)
+    monkeypatch.setattr(passes_module, "load_predictions", slowly)
+    monkeypatch.setattr(passes_module, "load_network", lambda *_: (torch.nn.Identity(), None))
+    monkeypatch.setattr(passes_module, "EvalTransform", lambda *_: None)
+    monkeypatch.setattr(passes_module, "run_network", lambda *_, **__: part)
 
     def process(rank: int) -> np.ndarray:
         threading.current_thread().name = str(rank)
@@ -264,12 +266,14 @@ def test_no_process_removes_views_that_another_has_yet_to_read(digits, monkeypat
         one = SimpleNamespace(
             is_main_process=rank == 0, device="cpu", wait_for_everyone=together.wait
         )
-        return predict_module.network_predictions(cfg, data, stage1_home, cache.parent, one).logits
+        return passes_module.network_predictions(
+            cfg, data, Pass(stage1_home), cache.parent, one
+        ).logits
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # before they are merged
         alone = SimpleNamespace(is_main_process=True, device="cpu", wait_for_everyone=lambda: None)
-        patch.setattr(predict_module, "_mean", Mock(side_effect=KeyboardInterrupt))
-        predict_module.network_predictions(cfg, data, stage1_home, cache.parent, alone)
+        patch.setattr(passes_module, "mean_of", Mock(side_effect=KeyboardInterrupt))
+        passes_module.network_predictions(cfg, data, Pass(stage1_home), cache.parent, alone)
     assert len(list(cache.glob("*.view.npz"))) == 2
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(process, range(2))

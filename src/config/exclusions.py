@@ -1,7 +1,11 @@
-"""Which choices of stage 1's training exclude each other."""
+"""Which choices of stage 1's training exclude each other, and which views it excludes."""
 
 from src.config.losses import AS_THEY_ARE, BETWEEN_COSINES, WEIGHTS, balancing
 from src.config.pseudo import check_pseudo
+
+# transforms of albumentations after which an image may stand on its head, or on its side
+UPSIDE_DOWN = {"VerticalFlip", "D4", "SquareSymmetry"}
+ON_ITS_SIDE = {"RandomRotate90", "D4", "SquareSymmetry", "Transpose"}
 
 
 def check_training(train, model) -> None:
@@ -91,4 +95,22 @@ def _check_mixing(train) -> None:
         raise ValueError(
             "train.mixing.manifold reaches into the network's layers, which train.compile hides; "
             "set train.compile=false"
+        )
+
+
+def check_views(tta, augment) -> None:
+    """Views that no training image looked like: the network would be asked about what it never saw.
+
+    Errors: ValueError for turns and vertical where train.augment has nothing of the kind.
+    """
+    extra = {one["name"] for one in augment.extra}
+    if tta.vertical and not (augment.vflip or extra & UPSIDE_DOWN or augment.rotate == 180):
+        raise ValueError(
+            "predict.tta.vertical shows images upside down, and training never did; set "
+            "vertical=false, or train with train.augment.vflip=true"
+        )
+    if tta.turns and not (augment.rotate >= 90 or extra & ON_ITS_SIDE):
+        raise ValueError(
+            f"predict.tta.turns turns images by 90 degrees and more, and training by at most "
+            f"{augment.rotate:g}; set turns=false, or train with train.augment.rotate of 90 or more"
         )

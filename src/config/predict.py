@@ -9,16 +9,47 @@ from src.config.section import VOLATILE, Section
 
 class TTA(Section):
     flip: bool = Field(True, description="also the mirror image")
-    crops: Literal[1, 5] = Field(1, description="1: centre; 5: centre and four corners")
+    vertical: bool = Field(
+        False, description="also upside down; only where train.augment shows such images"
+    )
+    turns: bool = Field(
+        False,
+        description="also turned by 90, 180 and 270 degrees; only where train.augment turns images",
+    )
+    crops: Literal[1, 5, 10] = Field(
+        1,
+        description="1: centre; 5: centre and four corners; 10: those and their mirror images, as "
+        "5 with flip",
+    )
     scales: tuple[float, ...] = Field(
-        (1.0,), description="factors on the size to which images are resized before the crop"
+        (1.0,),
+        description="factors on the size to which images are resized before the crop, which stays "
+        "image_size: above 1 objects are larger and less of the image is seen",
+    )
+    weights: Literal["equal", "fitted"] = Field(
+        "equal",
+        description="of the views in the mean. fitted: by likelihood on out-of-fold images, which "
+        "05 then passes through all views; kept only if the section judge does, else equal",
+    )
+    measure: bool = Field(
+        False,
+        description="also pass the out-of-fold images through all views, to know what the views "
+        "are worth (predict/views.json); on by itself with weights: fitted. May be turned on later",
+        json_schema_extra=VOLATILE,
     )
 
     @model_validator(mode="after")
-    def _scales(self):
+    def _views(self):
         if not self.scales or min(self.scales) < 0.5 or max(self.scales) > 4:
             raise ValueError(f"scales must lie between 0.5 and 4, found {list(self.scales)}")
+        if self.crops == 10 and not self.flip:
+            raise ValueError("crops: 10 are five and their mirror images; set flip=true or crops=5")
         return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether out-of-fold images go through all views, too."""
+        return self.measure or self.weights == "fitted"
 
 
 class Predict(Section):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from src.config.data import Bins, Data, Folds, Longtail
 from src.config.ensemble import Ensemble
-from src.config.exclusions import check_training
+from src.config.exclusions import check_training, check_views
 from src.config.heads import CRT, NCM, Head
 from src.config.judge import Judge
 from src.config.metric import FORMS, MetricName
@@ -100,6 +100,7 @@ class Config(Section):
         check_training(self.train, self.model)
         if self.soup is not None:
             self.soup.check()
+        check_views(self.predict.tta, self.train.augment)
         check_heads(self.posthoc, names)
         asked = {"ensemble.members": self.ensemble.members}
         asked["predict.keep_networks"] = self.predict.keep_networks

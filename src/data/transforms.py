@@ -87,16 +87,26 @@ class View:
     """One deterministic look at an image: evaluation's is the default, TTA has several.
 
     flip: mirrored left-right · corner: (y, x) of the crop in 0..1, centre is (0.5, 0.5) ·
-    scale: factor on the size to which the image is resized before the crop.
+    scale: factor on the size to which the image is resized before the crop · vertical: then
+    mirrored up-down · turns: then turned by so many quarters of a circle, counterclockwise
     """
 
     flip: bool = False
     corner: tuple[float, float] = (0.5, 0.5)
     scale: float = 1.0
+    vertical: bool = False
+    turns: int = 0
+
+    def as_dict(self) -> dict:
+        """As manifests and keys of caches have it: what came later only where it is used, so that
+        a view keeps the name it had."""
+        found = asdict(self)
+        later = {name: found.pop(name) for name in ("vertical", "turns")}
+        return found | {name: value for name, value in later.items() if value}
 
 
 class EvalTransform:
-    """Resize to size / crop_pct · scale, crop size × size, maybe mirror."""
+    """Resize to size / crop_pct · scale, crop size × size, maybe mirror and turn."""
 
     def __init__(self, prep: Preprocessing, view: View = View()):  # noqa: B008 (frozen)
         self.prep, self.view = prep, view
@@ -108,7 +118,8 @@ class EvalTransform:
         top = round((image.shape[0] - size) * self.view.corner[0])
         left = round((image.shape[1] - size) * self.view.corner[1])
         image = image[top : top + size, left : left + size]
-        return np.ascontiguousarray(image[:, ::-1] if self.view.flip else image)
+        image = image[:: -1 if self.view.vertical else 1, :: -1 if self.view.flip else 1]
+        return np.ascontiguousarray(np.rot90(image, self.view.turns))
 
 
 class TrainTransform:

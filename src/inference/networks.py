@@ -36,20 +36,22 @@ def keep_network(
     name, fold = network
     if fold is not None and "posthoc" in asked:
         given = {head: z for head, z in logits.items() if head != "posthoc"}
-        alone = _without(recipe, fold, directory.parent / "posthoc" / RECIPE)
-        logits = given | {"posthoc": apply_recipe(alone, found.features, heads, given, counts)}
+        alone = without_fold(recipe, fold, directory.parent / "posthoc" / RECIPE)
+        f, columns = found.features, found.columns
+        logits = given | {"posthoc": apply_recipe(alone, f, heads, given, counts, columns)}
     of_fold = np.full(len(found.label), UNKNOWN if fold is None else fold)
     for head in asked:
         one = replace(found.with_logits(logits[head]), fold=of_fold)
         one.save(directory / network_file(name, head))
 
 
-def _without(recipe: dict, fold: int, origin: Path) -> dict:
-    """The recipe that 04 chose on the other folds."""
+def without_fold(recipe: dict, fold: int, origin: Path) -> dict:
+    """The recipe that 04 chose on the other folds. Errors: UserError when `origin`, its file, does
+    not say."""
     per_fold = recipe.get("per_fold", {})
     if recipe["steps"] and str(fold) not in per_fold:
         raise UserError(
             f"{origin}: does not say what was chosen without fold {fold}, which "
-            "predict.keep_networks needs; run 04 again with --overwrite"
+            "predict.keep_networks and predict.tta.measure need; run 04 again with --overwrite"
         )
     return recipe | {"steps": per_fold.get(str(fold), [])}

@@ -15,10 +15,17 @@ CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
 def tta_views(tta: TTA) -> list[View]:
-    """Scales × crops × flips; the first is the evaluation view if 1.0 is the first scale."""
-    crops = (CENTRE, *CORNERS) if tta.crops == 5 else (CENTRE,)
+    """Scales × crops × flips × turns; the first is the evaluation view if 1.0 is the first scale.
+
+    A quarter turn of an upside-down image is one of its mirror image, so where images are mirrored
+    left-right and turned, upside-down ones are among them already and come once.
+    """
+    crops = (CENTRE, *CORNERS) if tta.crops > 1 else (CENTRE,)
     flips = (False, True) if tta.flip else (False,)
-    return [View(flip, crop, scale) for scale, crop, flip in product(tta.scales, crops, flips)]
+    vertical = (False, True) if tta.vertical and not (tta.flip and tta.turns) else (False,)
+    turns = range(4 if tta.turns else 1)
+    ways = product(tta.scales, crops, vertical, turns, flips)
+    return [View(flip, crop, scale, up, turn) for scale, crop, up, turn, flip in ways]
 
 
 def view_files(directory: Path, count: int) -> list[Path]:
