@@ -1,12 +1,15 @@
 """Pseudo-labels: a fabricated first round, what the second takes of it, and how it trains."""
 
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.special import log_softmax, softmax
 from torch.nn import functional as F
 
 import src.training.stage1 as stage1
@@ -69,6 +72,7 @@ def says(seed: int, fold: int, scale: float = 6.0) -> Predictions:
 
 
 def first_round(networks=("fold0", "fold1"), **scale) -> None:
+    """What 02, 04 and 05 leave below FIRST."""
     for network in networks:
         home = FIRST / "stage1" / network
         write_bytes(home / "weights.safetensors", network.encode())
@@ -94,8 +98,8 @@ def sealed(networks=("fold0", "fold1"), lacking: str = "") -> None:
 
 
 def rows_of(config, data, fold: int | None):
-    path = stage1.pseudo_file(config, "second", data, fold)
-    return pseudo_rows(config, path, data, fold, data.classes_of(data.training(fold)))
+    files = stage1.pseudo_files(config, "second", data, fold)
+    return pseudo_rows(config, files, data, fold)
 
 
 # ---- which images ------------------------------------------------------------------------------
@@ -232,6 +236,28 @@ def test_no_other_file_can_change_a_folds_rows(data):
         rows_of(second(), data, 0)
 
 
+def test_several_first_rounds_label_together(data):
+    """The mean of their log-probabilities, for a fold that of its networks."""
+    again = FIRST.with_name("again")
+    copytree(FIRST, again)
+    other = says(0, 0, scale=6.5)
+    other = replace(other, logits=other.logits[:, ::-1] + np.arange(TEST)[:, None])
+    other.save(again / "predict/networks/fold0/posthoc.npz")
+    facts = read_json(again / "predict/manifest.json")
+    facts["outputs"]["networks/fold0/posthoc.npz"] = sha256(
+        again / "predict/networks/fold0/posthoc.npz"
+    )
+    write_json(again / "predict/manifest.json", facts)
+    keys = {"share": 1.0, "min_confidence": 0.0}
+    rows = rows_of(second(experiment=["first", "again"], **keys), data, 0)
+    mean = sum(log_softmax(z.logits, 1) for z in (says(0, 0), other)) / 2
+    assert rows.table["label"].tolist() == mean.argmax(1).tolist()
+    np.testing.assert_allclose(rows.table["confidence"], softmax(mean, 1).max(1), rtol=1e-5)
+    assert rows.table["label"].tolist() != rows_of(second(**keys), data, 0).table["label"].tolist()
+    with pytest.raises(UserError, match="each can label once"):
+        second(experiment=["first", "first"])
+
+
 def test_counts_are_the_mass_that_the_loss_sees(data):
     known = data.classes_of(data.training(0))
     rows = rows_of(second(share=1.0), data, 0)
@@ -256,7 +282,7 @@ def test_a_second_round_is_trained_marked_and_resumed_exactly(data, keys, monkey
     where = resumes_exactly(second(train=train, share=1.0, **keys), monkeypatch)
     facts = read_json(where / "manifest.json")
     assert (facts["pseudo"]["images"], facts["pseudo"]["of"]) == (TEST, TEST)
-    assert facts["inputs"]["pseudo"] == sha256(FIRST / "predict/networks/fold0/posthoc.npz")
+    assert facts["inputs"]["pseudo/first"] == sha256(FIRST / "predict/networks/fold0/posthoc.npz")
     chosen = read_table(where / "pseudo.csv")
     assert len(chosen) == TEST and "pseudo.csv" in facts["outputs"]
     home = where.parents[1]
@@ -327,7 +353,7 @@ def test_a_full_network_and_a_warm_start_from_the_first_round(data):
     stage1.train_fold(job, overwrite=False)
     facts = read_json(job.directory / "manifest.json")
     assert facts["pseudo"]["network"] == "all"
-    assert facts["inputs"]["pseudo"] == sha256(FIRST / "predict/posthoc.npz")
+    assert facts["inputs"]["pseudo/first"] == sha256(FIRST / "predict/posthoc.npz")
 
 
 def test_another_first_round_is_refused(data, monkeypatch):
@@ -337,7 +363,7 @@ def test_another_first_round_is_refused(data, monkeypatch):
     says(4, 0).save(FIRST / "predict" / "networks" / "fold0" / "posthoc.npz")
     sealed()
     for name in ("second", "killed"):
-        with pytest.raises(UserError, match="made from another 'pseudo'"):
+        with pytest.raises(UserError, match="made from another 'pseudo/first'"):
             train_tiny(config, name)
     with pytest.raises(UserError, match="train.pseudo.share"):
         train_tiny(second(train={"epochs": 2}, share=0.25), "second")
@@ -364,7 +390,7 @@ def test_errors_say_what_is_missing_and_which_command_makes_it(data):
     with pytest.raises(UserError, match="keep_networks"):
         rows_of(second(experiment="nowhere"), data, 0)
     with pytest.raises(UserError, match="name, of its own"):
-        stage1.pseudo_file(config, "first", data, 0)
+        stage1.pseudo_files(config, "first", data, 0)
     sealed()
     with pytest.raises(UserError, match="the surest has 0.9"):
         rows_of(second(min_confidence=0.9999999), data, 0)
@@ -377,7 +403,7 @@ def test_a_first_round_of_other_data_is_refused(data, changed):
     path.write_bytes(path.read_bytes() + b"\n")
     seal(folder)
     with pytest.raises(UserError, match="different folds.csv" if changed[0] == "f" else changed):
-        stage1.pseudo_file(second(), "second", data, 0)
+        stage1.pseudo_files(second(), "second", data, 0)
 
 
 def test_no_test_images(data):

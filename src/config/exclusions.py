@@ -19,7 +19,7 @@ def check_training(train, model) -> None:
     _check_balance(train)
     _check_deferred(train)
     _check_mixing(train)
-    if train.pseudo.experiment is not None:
+    if train.pseudo.rounds:
         check_pseudo(train.pseudo, model, train)
 
 

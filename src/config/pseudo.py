@@ -8,10 +8,11 @@ from src.config.section import Section
 
 
 class Pseudo(Section):
-    experiment: str | None = Field(
+    experiment: str | tuple[str, ...] | None = Field(
         None,
         description="first round, of the same dataset, whose networks label the test images; run "
-        "its 05 with predict.keep_networks=[posthoc]. null: no second round",
+        "its 05 with predict.keep_networks=[posthoc]. A list of several: the mean of their "
+        "log-probabilities, for a fold of the same fold's networks. null: no second round",
     )
     head: str = Field(
         "posthoc",
@@ -46,9 +47,17 @@ class Pseudo(Section):
         1.0, gt=0, le=10, description="factor on the loss of these rows; true labels have 1"
     )
 
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """The experiments that label; none: there is no second round."""
+        names = self.experiment or ()
+        return (names,) if isinstance(names, str) else names
+
     @model_validator(mode="after")
     def _used(self):
-        if self.experiment is None and self.changed():
+        if len(set(self.rounds)) < len(self.rounds):
+            raise ValueError(f"experiment: each can label once, found {list(self.rounds)}")
+        if not self.rounds and self.changed():
             raise ValueError(
                 f"{', '.join(self.changed())}: of a second round; name the first in experiment"
             )

@@ -18,6 +18,8 @@ What an image i counts as: with weight ω, and q_i = softmax(z_i / T) over its l
 Counts N_c that feed priors, margins and class weights are the mass that the loss sees: true labels
 and ω q_ic of each row. Samplers draw rows by the predicted class.
 
+Several first rounds: z is the mean of their log-probabilities.
+
 What keeps out-of-fold scores honest: fold k's rows come from fold k's network of the first round
 alone, whose calibration 04 chose on the other folds. The mean of all networks, which is better,
 knows what fold k holds out; it labels for `full`, where nothing is held out. Stage 2, and head
@@ -30,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from src.artifacts.dataset import INPUTS, Classes, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json, sha256
@@ -42,7 +44,7 @@ from src.config.names import STAGE1, of_stage1
 from src.config.pseudo import Pseudo
 from src.config.schema import Config
 from src.data.dataset import Targets
-from src.errors import UserError
+from src.errors import UserError, some
 from src.fusion.store import RECIPE
 from src.metrics import outcomes_of
 
@@ -84,25 +86,32 @@ class PseudoRows:
         )
 
 
-def pseudo_file(config: Config, experiment: str, data: Dataset, fold: int | None) -> Path:
-    """The first round's logits that label the test images for a fold.
+def pseudo_files(
+    config: Config, experiment: str, data: Dataset, fold: int | None
+) -> dict[str, Path]:
+    """By the first rounds' names, their logits that label the test images for a fold of
+    `experiment`; empty where there is no second round.
 
-    Errors: UserError when the first round is this one, has not finished 05 or kept no networks, or
+    Errors: UserError when a first round is this one, has not finished 05 or kept no networks, or
     was made from other folds, classes, test images or weights than there are now.
     """
     spec = config.train.pseudo
-    home = RUNS / config.dataset / spec.experiment
-    if spec.experiment == experiment:
+    if experiment in spec.rounds:
         raise UserError(
             f"train.pseudo.experiment={experiment}: a second round needs a config, and with it a "
             "name, of its own"
         )
-    if data.test.empty:
+    if spec.rounds and data.test.empty:
         raise UserError(f"train.pseudo: {data.directory / 'test.csv'} lists no images")
-    file = f"{spec.head}.npz" if fold is None else network_file(fold_name(fold), spec.head)
-    command = f"`python 05_predict.py --config configs/{spec.experiment}.yaml"
+    homes = {name: RUNS / config.dataset / name for name in spec.rounds}
+    return {name: _file(home, spec.head, data, fold) for name, home in homes.items()}
+
+
+def _file(home: Path, head: str, data: Dataset, fold: int | None) -> Path:
+    file = f"{head}.npz" if fold is None else network_file(fold_name(fold), head)
+    command = f"`python 05_predict.py --config configs/{home.name}.yaml"
     if fold is not None:
-        command += f" --set 'predict.keep_networks=[{spec.head}]'"
+        command += f" --set 'predict.keep_networks=[{head}]'"
     path, manifest = home / "predict" / file, home / "predict" / MANIFEST
     found = read_json(manifest, INPUTS | {"outputs": dict}) if manifest.is_file() else None
     if found is None or file not in found["outputs"]:
@@ -136,35 +145,43 @@ def _check_origin(found: dict, home: Path, data: Dataset, manifest: Path, comman
 
 
 def pseudo_rows(
-    config: Config, path: Path, data: Dataset, fold: int | None, classes: Classes
+    config: Config, files: dict[str, Path], data: Dataset, fold: int | None
 ) -> PseudoRows:
-    """What `train.pseudo` takes of the logits in `path`. classes: of the fold's training images.
+    """What `train.pseudo` takes of the logits in `files`, which `pseudo_files` found.
 
-    Errors: UserError when the file does not hold the test images, was made by another network, or
-    no image is confident enough.
+    Errors: UserError when a file does not hold the test images, was made by another network, or no
+    image is confident enough.
     """
-    spec = config.train.pseudo
-    found = load_predictions(path, data.num_classes)
-    check_same_ids(found.image_id, data.test["image_id"], str(path), "test.csv")
-    if fold is not None and (found.fold != fold).any():
-        raise UserError(f"{path}: not made by the network of fold {fold}; run 05 again")
-    sure = outcomes_of(found.logits, np.zeros(len(found.image_id), int))
-    rows = select(sure.predicted, sure.confidence, found.image_id, spec, classes)
+    spec, classes = config.train.pseudo, data.classes_of(data.training(fold))
+    ids = np.sort(data.test["image_id"].to_numpy(str))
+    logits = sum(_logits(path, data, fold) for path in files.values()) / len(files)
+    sure = outcomes_of(logits, np.zeros(len(ids), int))
+    rows = select(sure.predicted, sure.confidence, ids, spec, classes)
     if not len(rows):
         raise UserError(
-            f"train.pseudo: {path}: no test image is as confident as min_confidence="
-            f"{spec.min_confidence}; the surest has {sure.confidence.max():.3f}. Lower it."
+            f"train.pseudo: no test image is as confident as min_confidence={spec.min_confidence} "
+            f"in {some(map(str, files.values()))}; the surest has {sure.confidence.max():.3f}. "
+            "Lower it."
         )
-    labels, shares = soft_labels(found.logits[rows], spec)
+    labels, shares = soft_labels(logits[rows], spec)
     table = pd.DataFrame(
         {
-            "image_id": found.image_id[rows].astype(object),
+            "image_id": ids[rows].astype(object),
             "label": labels[:, 0],
             "class_id": data.classes["class_id"].to_numpy()[labels[:, 0]],
             "confidence": sure.confidence[rows],
         }
     ).merge(data.test[["image_id", "path"]], on="image_id", validate="1:1")
     return PseudoRows(table, labels, shares, _facts(config, table, data, fold))
+
+
+def _logits(path: Path, data: Dataset, fold: int | None) -> np.ndarray:
+    """Log-probabilities [M, K] of the test images sorted by image_id."""
+    found = load_predictions(path, data.num_classes)
+    check_same_ids(found.image_id, data.test["image_id"], str(path), "test.csv")
+    if fold is not None and (found.fold != fold).any():
+        raise UserError(f"{path}: not made by the network of fold {fold}; run 05 again")
+    return log_softmax(found.logits, 1)
 
 
 def select(
@@ -209,16 +226,11 @@ def _facts(config: Config, table: pd.DataFrame, data: Dataset, fold: int | None)
     """What the manifest says of the rows; `optimistic`: what flatters the first round's scores
     flatters those of the second."""
     spec = config.train.pseudo
-    home = RUNS / config.dataset / spec.experiment
-    reasons = optimism([home / STAGE1])
-    if spec.head == "posthoc":
-        why = read_json(home / "posthoc" / RECIPE).get("optimistic")
-        reasons = [why] if why else []
-    elif not of_stage1(spec.head):
-        reasons += optimism([head_dir(home, spec.head)])
+    homes = [RUNS / config.dataset / name for name in spec.rounds]
+    reasons = sorted({reason for home in homes for reason in _optimism(home, spec.head)})
     bins = data.classes["bin"].to_numpy()[table["label"].to_numpy()]
     return {
-        "experiment": spec.experiment,
+        "experiment": " + ".join(spec.rounds),
         "head": spec.head,
         "network": "all" if fold is None else fold_name(fold),
         "images": len(table),
@@ -228,3 +240,12 @@ def _facts(config: Config, table: pd.DataFrame, data: Dataset, fold: int | None)
         "confidence": round(float(table["confidence"].mean()), 4),
         "optimistic": [] if fold is None else reasons,
     }
+
+
+def _optimism(home: Path, head: str) -> list[str]:
+    """Why a first round's scores flatter."""
+    if head == "posthoc":
+        why = read_json(home / "posthoc" / RECIPE).get("optimistic")
+        return [why] if why else []
+    own = [] if of_stage1(head) else [head_dir(home, head)]
+    return optimism([home / STAGE1, *own])

@@ -38,7 +38,7 @@ from src.training.job import Fold, build_trainer
 from src.training.keep import Made, keep
 from src.training.loop import Trainer
 from src.training.pseudo import FILE as PSEUDO
-from src.training.pseudo import pseudo_file, pseudo_rows
+from src.training.pseudo import pseudo_files, pseudo_rows
 
 
 def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -> pd.DataFrame:
@@ -108,10 +108,8 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
     if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
         inputs["pretrained"] = Path(config.model.pretrained)
-    second_round = config.train.pseudo.experiment is not None
-    if second_round:
-        name = job.directory.parents[1].name
-        inputs["pseudo"] = pseudo_file(config, name, job.data, job.fold)
+    labelled = pseudo_files(config, job.directory.parents[1].name, job.data, job.fold)
+    inputs |= {f"pseudo/{name}": path for name, path in labelled.items()}
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # the main process clears the directory on --overwrite
         work = Work(
@@ -132,10 +130,8 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     if main:
         with locked(job.directory.parent):  # as other folds may be trained by another command
             write_config(job.directory.parents[1], config, job.searched)
-    if second_round:
-        classes = job.data.classes_of(job.data.training(job.fold))
-        rows = pseudo_rows(config, inputs["pseudo"], job.data, job.fold, classes)
-        job = replace(job, pseudo=rows)
+    if labelled:
+        job = replace(job, pseudo=pseudo_rows(config, labelled, job.data, job.fold))
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
     state = {"settings": work.settings, "inputs": work.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)

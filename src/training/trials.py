@@ -73,7 +73,7 @@ def _check(config: Config, data: Dataset) -> None:
         raise UserError(f"search.fold: {spec.fold} is none of the folds {data.folds}")
     if spec.epochs is not None and "train.epochs" in spec.keys:
         raise UserError("search.keys: train.epochs is set by search.epochs; remove one of them")
-    if config.train.pseudo.experiment is not None:
+    if config.train.pseudo.rounds:
         raise UserError(
             "train.pseudo: the networks that label the test images have seen the images on which "
             "trials are scored. Search in the first round, without train.pseudo"
