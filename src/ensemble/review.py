@@ -36,7 +36,7 @@ class Review:
         """What to print and to write about the best member."""
         told = f"its best member, {self.best}: gain {self.gain}"
         if self.fails is None:
-            return f"The ensemble is better than {told}."
+            return f"By the section judge the ensemble is better than {told}."
         return (
             f"The ensemble is not better than {told} {self.fails} (paired bootstrap). To submit "
             "that member alone, run the same command with --set ensemble.fallback=best --overwrite."
