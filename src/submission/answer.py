@@ -6,6 +6,7 @@ import numpy as np
 
 from src.config.submission import Submission
 from src.errors import UserError
+from src.metrics import chunks
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class Answer:
     def best(self, rows: np.ndarray, k: int) -> np.ndarray:
         """The k likeliest class ids of images `rows`, [n, k]; the smaller label of equals. The
         unknown class is first where an image is flagged, else where `unknown.place` puts it."""
-        z = self.log_probabilities[rows]
-        order = z.argmax(1)[:, None] if k == 1 else np.argsort(-z, axis=1, kind="stable")[:, :k]
+        order = np.empty((len(rows), min(k, len(self.classes))), np.int64)
+        for part in chunks(len(rows), len(self.classes)):
+            z = self.log_probabilities[rows[part]]
+            best = z.argmax(1)[:, None] if k == 1 else np.argsort(-z, axis=1, kind="stable")[:, :k]
+            order[part] = best
         ids = np.array(self.classes, dtype=object)[order]
         if self.flagged is None:
             return ids
