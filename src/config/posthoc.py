@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from src.config.names import matching
 from src.config.section import Section, named
+from src.errors import some
 
 GRID = "points of the grid"
 TAU_MAX = "grid 0 … tau_max"
@@ -146,12 +147,45 @@ class ASM(AnyStep):
         return () if self.head is None else (self.head,)
 
 
+class MetadataPrior(AnyStep):
+    name: Literal["metadata_prior"] = "metadata_prior"
+    columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="of data.columns, whose values tell of the class; null: all"
+    )
+
+
 class Temperature(AnyStep):
     name: Literal["temperature"] = "temperature"
 
 
+class BinTemperature(AnyStep):
+    name: Literal["bin_temperature"] = "bin_temperature"
+    shrinkage: float = Field(
+        10.0, ge=0, description="nats that hold a bin's temperature, per squared logarithm"
+    )
+
+
+class VectorScaling(AnyStep):
+    name: Literal["vector_scaling"] = "vector_scaling"
+    shrinkage: float = Field(
+        10.0, ge=0, description="of each class's scale and bias to temperature scaling, in images"
+    )
+    iterations: int = Field(25, ge=1, le=1000, description="of L-BFGS, at most")
+
+
 PosthocStep = named(
-    TauNorm, MaxNorm, ClassScales, LogitAdjustment, Fusion, NCMFusion, LLW, ASM, Temperature
+    TauNorm,
+    MaxNorm,
+    ClassScales,
+    LogitAdjustment,
+    Fusion,
+    NCMFusion,
+    LLW,
+    ASM,
+    MetadataPrior,
+    Temperature,
+    BinTemperature,
+    VectorScaling,
 )
 
 
@@ -220,4 +254,21 @@ def check_heads(posthoc: Posthoc, names: list[str]) -> None:
             raise ValueError(
                 f"the step {step.name} of posthoc.steps would fuse {found.pop()!r}, the only one "
                 "of posthoc.heads, with itself; name another head in one of them"
+            )
+
+
+def check_columns(posthoc: Posthoc, carried: tuple[str, ...]) -> None:
+    """Errors: ValueError for columns that data.columns (`carried`) does not name."""
+    for step in posthoc.steps:
+        if step.name != "metadata_prior":
+            continue
+        if not carried:
+            raise ValueError(
+                "posthoc.steps: metadata_prior reads columns beside the images, and data.columns "
+                "names none; name them there and run 01 again"
+            )
+        if lacking := sorted(set(step.columns or ()) - set(carried)):
+            raise ValueError(
+                f"posthoc.steps: metadata_prior names the columns {some(lacking)}, but "
+                f"data.columns names {list(carried)}; correct one of them"
             )

@@ -17,7 +17,7 @@ from src.config.metric import FORMS, MetricName
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.network_exclusions import check_network
-from src.config.posthoc import Posthoc, check_heads
+from src.config.posthoc import Posthoc, check_columns, check_heads
 from src.config.predict import Predict
 from src.config.search import Search
 from src.config.section import Section
@@ -102,6 +102,7 @@ class Config(Section):
             self.soup.check()
         check_views(self.predict.tta, self.train.augment)
         check_heads(self.posthoc, names)
+        check_columns(self.posthoc, self.data.columns)
         asked = {"ensemble.members": self.ensemble.members}
         asked["predict.keep_networks"] = self.predict.keep_networks
         head = self.submission.unknown and self.submission.unknown.head

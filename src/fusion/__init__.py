@@ -11,14 +11,17 @@ import numpy as np
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.asm import ASM
+from src.fusion.bin_temperature import BinTemperature
 from src.fusion.class_scales import ClassScales
 from src.fusion.fusion import Fusion
 from src.fusion.llw import LLW
 from src.fusion.logit_adjustment import LogitAdjustment
 from src.fusion.max_norm import MaxNorm
+from src.fusion.metadata_prior import MetadataPrior
 from src.fusion.step import Head, Params, State, Step
 from src.fusion.tau_norm import TauNorm
 from src.fusion.temperature import Temperature
+from src.fusion.vector_scaling import VectorScaling
 from src.metrics import chunks
 
 STEPS: dict[str, type[Step]] = {
@@ -30,7 +33,10 @@ STEPS: dict[str, type[Step]] = {
     "ncm_fusion": Fusion,
     "llw": LLW,
     "asm": ASM,
+    "metadata_prior": MetadataPrior,
     "temperature": Temperature,
+    "bin_temperature": BinTemperature,
+    "vector_scaling": VectorScaling,
 }
 
 

@@ -105,6 +105,10 @@ class Step:
         """Heads beside the start head that it asks the state for."""
         return []
 
+    def columns(self) -> list[str]:
+        """Those of data.columns that it reads."""
+        return []
+
     def candidates(self) -> list[Params] | None:
         """Parameters to search, those nearest to leaving the step out first; None: `fit` them."""
         return None

@@ -29,6 +29,7 @@ from src.metrics import outcomes_of, pooled, sign
 from src.posthoc.crossfit import Recipes, Trial, cross_fitted, no_steps, try_step
 from src.posthoc.inputs import (
     Start,
+    check_columns,
     input_files,
     load_start,
     start_names,
@@ -64,11 +65,13 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     config = trained_config(config, home)
     settings = {"posthoc": config.posthoc, "metric": config.metric, "judge": config.judge}
     settings |= {"target_prior": config.target_prior}
+    steps = build_steps(config)
+    check_columns(steps, dataset)
     files = input_files(home, dataset, config)
     work = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
     if work.finished():
         return load_table(work.directory / "table.csv")
-    stage1, steps = load_head_folds(home, STAGE1, dataset), build_steps(config)
+    stage1 = load_head_folds(home, STAGE1, dataset)
     bins = dataset.classes["bin"].to_numpy()
     rows, log, tuned = [], [], []
     studies = studies_of(work.directory, work.settings, work.inputs.items())

@@ -55,6 +55,21 @@ def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str,
     return files
 
 
+def check_columns(steps: list[Step], dataset: Dataset) -> None:
+    """Errors: UserError for a column that a step reads and folds.csv or test.csv lacks, or that is
+    empty for all of its images."""
+    for name in sorted({name for step in steps for name in step.columns()}):
+        for file, table in (("folds.csv", dataset.images), ("test.csv", dataset.test)):
+            there = name in table and (table[name] != "").any()
+            if len(table) and not there:
+                raise UserError(
+                    f"{dataset.directory / file}: the column {name!r} "
+                    f"{'is empty' if name in table else 'is missing'}, and a step of posthoc.steps "
+                    "reads it; bring it into the tables that 01 reads (data.columns, "
+                    "data.metadata) and run 01 again, or leave the step out"
+                )
+
+
 def load_start(
     name: str,
     steps: list[Step],
