@@ -4,10 +4,11 @@
     python benchmarks/posthoc.py --steps tau_norm temperature --images 5000 --classes 1000
 
 Features of N images around the centres of K long-tailed classes, a linear head near the centres and
-a nearest-class-mean head; two folds. Each step of src/fusion is chosen, judged and applied by the
-code that 04 runs, in a process of its own, so that its peak of resident memory is its own. The
-measure of time is `features @ weight.T` of all images, timed in the same process, on as many
-threads. `joint` is the search over the steps with a grid at once.
+a nearest-class-mean head; a column that tells of the class, and one that does not; two folds. Each
+step of src/fusion is chosen, judged and applied by the code that 04 runs, in a process of its own,
+so that its peak of resident memory is its own. The measure of time is `features @ weight.T` of all
+images, timed in the same process, on as many threads. `joint` is the search over the steps with a
+grid at once.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def settings(args: argparse.Namespace) -> Config:
     search = {"trials": args.trials}
     return parse_config(
         {
-            "data": {"root": "data/raw/fabricated"},
+            "data": {"root": "data/raw/fabricated", "columns": ["country", "month"]},
             "stage2": ["ncm"],
             "posthoc": {"steps": names, "search": search},
         }
@@ -106,6 +107,7 @@ def fabricate(images: int, classes: int, width: int) -> tuple[Start, float]:
         "ncm": ("cosine", {"weight": centres, "scale": np.float32(20)}),
     }
     class_counts = np.bincount(labels, minlength=classes)
+    bins = np.arange(classes) * 3 // classes
     states, seconds = {}, 0.0
     for k in range(FOLDS):
         y = labels[fold == k]
@@ -117,7 +119,10 @@ def fabricate(images: int, classes: int, width: int) -> tuple[Start, float]:
         logits = f @ near.T
         seconds += time.perf_counter() - began
         given = {"stage1": logits}
-        states[k] = State(logits, f, "stage1", heads, class_counts, given)
+        columns = {"country": (y * 7 + rng.integers(3, size=len(y))) % 200}  # tells of the class
+        columns["month"] = rng.integers(12, size=len(y))
+        columns = {name: values.astype(str) for name, values in columns.items()}
+        states[k] = State(logits, f, "stage1", heads, class_counts, given, columns, bins)
     return Start("stage1", states, {k: labels[fold == k] for k in range(FOLDS)}), seconds
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import logsumexp
 
 from src.artifacts.files import read_table, write_table
 from src.errors import UserError
@@ -59,7 +58,7 @@ def strengths(trial) -> dict:
     return {"+".join(t["columns"]): t["strength"] for t in trial.choices[None]["tables"]}
 
 
-# ---- the tables, against the formula written densely ----------------------------------------------
+# ---- the tables, against the formula written densely ---------------------------------------------
 
 
 def test_tables_are_smoothed_counts_over_what_they_back_off_to():
@@ -109,7 +108,7 @@ def test_alpha_is_where_the_counts_are_most_likely():
     assert found == pytest.approx(alpha, rel=0.15)
 
 
-# ---- planted truths -------------------------------------------------------------------------------
+# ---- planted truths ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scale", "balanced"), [(1, False), (3, False), (1, True)])
@@ -162,7 +161,7 @@ def test_classes_without_an_image_and_two_classes_alone():
     assert all(np.isfinite(part).all() for part in (trial.before, trial.after))
 
 
-# ---- applied ------------------------------------------------------------------------------------------
+# ---- applied -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +192,7 @@ def test_what_is_stored_applies_to_identical_bytes(params, tmp_path):
         apply_recipe(recipe, None, {}, given, counts, {"site": some.columns["country"]})
 
 
-# ---- errors and the whole stage -----------------------------------------------------------------------
+# ---- errors and the whole stage ------------------------------------------------------------------
 
 
 def test_columns_that_are_not_carried_are_an_error_of_the_config():

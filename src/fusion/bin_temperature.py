@@ -1,5 +1,5 @@
-"""A temperature per frequency bin (after Islam et al., CVPR-W 2021, "Class-distribution-aware
-calibration for long-tailed visual recognition", which has one per class frequency).
+"""A temperature per frequency bin (after Islam et al., arXiv 2109.05263, "Class-distribution-aware
+calibration for long-tailed visual recognition", where it is a function of the class frequency).
 
     z / T_g,   g: the frequency bin of the class with the largest logit
     T_g = argmin Σ_{n in g} −log softmax(z_n / T_g)[y_n] + λ/2 (log T_g − log T)²

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 from src.fusion.pool import Pool
 from src.metrics import chunks
@@ -42,11 +42,13 @@ def likelihood(
     for part in chunks(len(at), pool.num_classes):
         images, labels = at[part], pool.labels[at[part], None]
         z = bias + sum(w * m[images] for w, m in zip(weight, pool.members, strict=True))  # [n, K]
-        total = logsumexp(z, axis=1, keepdims=True)
-        loss += s[part] @ (total - np.take_along_axis(z, labels, 1))[:, 0]
-        residual = np.exp(z - total)
-        np.put_along_axis(residual, labels, np.take_along_axis(residual, labels, 1) - 1, 1)
-        residual *= s[part, None]
+        z -= z.max(1, keepdims=True)
+        true = np.take_along_axis(z, labels, 1)
+        total = np.exp(z, out=z).sum(1, keepdims=True)
+        loss += s[part] @ (np.log(total) - true)[:, 0]
+        z *= s[part, None] / total
+        np.put_along_axis(z, labels, np.take_along_axis(z, labels, 1) - s[part, None], 1)
+        residual = z  # in place throughout: memory is what takes the time
         by_bias += residual.sum(0)
         for m, member in enumerate(pool.members):
             by_weight[m] += np.einsum("nk,nk->k", residual, member[images])

@@ -26,7 +26,7 @@ from src.fusion.step import State, Step
 
 EVIDENCE = chi2.ppf(0.99, 1) / 2  # nats; of tables that say nothing 1 in 100 reaches it
 MOST = 2.0  # strength
-CELLS = 2**25  # logits from which the strengths, a handful of numbers, are fitted
+CELLS = 2**24  # logits from which the strengths, a handful of numbers, are fitted
 
 
 class MetadataPrior(Step):
