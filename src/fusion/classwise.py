@@ -11,8 +11,8 @@ step of that name, and what it gains shall not look like a gain of the classes'.
 n_c images of weight v_c each, a class goes about n_c / (n_c + λ') of its way from the identity,
 λ' ∝ λ, whatever v is: one of two images stays where it is.
 
-λ is the one of a few that does best on the folds left out of the fit in turn. Where none does
-better than the identity there, the identity it is. L-BFGS (Byrd et al., 1995) with exact gradients.
+λ is the one of a few that does best on folds left out of the fit in turn. Where none does better
+than the identity there, the identity it is. L-BFGS (Byrd et al., 1995) with exact gradients.
 
 The softmax runs over all K classes, but few of an image's say anything: kept are its SHORT highest
 and its own, and for the sum of all others SAMPLE of them, drawn from a seed, each of which stands
@@ -29,7 +29,8 @@ from src.metrics import chunks
 
 SHORT = 96
 SAMPLE = 32
-STEPS = 100  # of L-BFGS, at most
+GROUPS = 3  # of folds, left out to choose λ
+STEPS = 60  # of L-BFGS, at most
 
 
 @dataclass(frozen=True)
@@ -115,32 +116,41 @@ def fit_classwise(
     bias: whether b is fitted, too
     """
     v = image_weights(np.concatenate([f.labels for f in found]), num_classes, balanced)
-    strengths = sorted(strengths, reverse=True)  # the careful first, from where the next begins
-    if len(found) > 1:
-        scores = _held_out(found, v, strengths, bias)
-        best = int(np.argmin(scores))  # ties: the more careful
-        if best == 0:
-            return identity(len(found[0].terms), num_classes), None
-        strengths = strengths[:best]
-    theta = sharpness(found, v) * identity(len(found[0].terms), num_classes)
-    s = float(theta[0, 0])
-    for strength in strengths[:1] if len(found) == 1 else strengths:
-        theta, s = _minimum(found, v, strength, bias, theta, s)
+    strengths = sorted(strengths, reverse=True)
+    strength = strengths[0] if len(found) == 1 else _strength(found, v, strengths, bias)
+    neutral = identity(len(found[0].terms), num_classes)
+    if strength is None:
+        return neutral, None
+    s = sharpness(found, v)
+    theta, s = _minimum(found, v, strength, bias, s * neutral, s)
     return theta / s, strength
 
 
-def _held_out(found: list[Shortlist], v: np.ndarray, strengths: list[float], bias: bool):
-    """Loss on each fold, fitted on the others: of the identity, then of each strength."""
-    scores = np.zeros(1 + len(strengths))
-    for left_out, held in enumerate(found):
-        others = [f for i, f in enumerate(found) if i != left_out]
-        s = sharpness(others, v)
-        theta = s * identity(len(held.terms), len(v))
-        scores[0] += _loss(held, theta, v)[0]
-        for i, strength in enumerate(strengths):
-            theta, s = _minimum(others, v, strength, bias, theta, s)
-            scores[1 + i] += _loss(held, theta, v)[0]
-    return scores
+def _strength(found: list[Shortlist], v, strengths: list[float], bias: bool) -> float | None:
+    """The λ of the smallest loss on folds left out of the fit, in up to GROUPS parts in turn; None:
+    that of the identity is. The most careful λ comes first; the first that does worse ends it."""
+    folds = range(len(found))
+    held = [[found[i] for i in folds[g::GROUPS]] for g in range(min(GROUPS, len(found)))]
+    others = [[found[i] for i in folds if i % GROUPS != g] for g in range(len(held))]
+    sharp = [sharpness(part, v) for part in others]
+    fits = [(s * identity(len(found[0].terms), len(v)), s) for s in sharp]
+
+    def score() -> float:
+        return sum(
+            _loss(one, theta, v)[0]
+            for part, (theta, _) in zip(held, fits, strict=True)
+            for one in part
+        )
+
+    best, least = None, score()
+    for strength in strengths:
+        fits = [
+            _minimum(part, v, strength, bias, *fit) for part, fit in zip(others, fits, strict=True)
+        ]
+        if (now := score()) >= least:
+            break
+        best, least = strength, now
+    return best
 
 
 def sharpness(found: list[Shortlist], v: np.ndarray) -> float:
@@ -151,7 +161,7 @@ def sharpness(found: list[Shortlist], v: np.ndarray) -> float:
         return sum(_loss(f, np.exp(log_s) * one, v)[0] for f in found)
 
     bounds = (np.log(1e-3), np.log(1e3))
-    end = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-2})
+    end = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 5e-2})
     return float(np.exp(end.x))
 
 
@@ -161,12 +171,14 @@ def _minimum(found: list[Shortlist], v, strength: float, bias: bool, theta, s: f
     size = _spread(found)[:, None]  # [J + 1, 1]
     images = sum(len(f.true) for f in found)
     rows = len(one) if bias else len(one) - 1
+    counts = np.bincount(np.concatenate([f.labels for f in found]), minlength=len(v))
+    pull = np.sqrt(v * (strength + counts / 8))  # about the curvature of a class: all alike then
 
     def unpacked(flat: np.ndarray) -> tuple[np.ndarray, float]:
         """θ − s identity in units of logits, [J + 1, K], and s."""
         move = np.zeros_like(one)
-        move[:rows] = flat[:-1].reshape(rows, -1)
-        return move, flat[-1]
+        move[:rows] = flat[:-1].reshape(rows, -1) / pull
+        return move, flat[-1] / np.sqrt(images)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         move, s = unpacked(flat)
@@ -175,11 +187,12 @@ def _minimum(found: list[Shortlist], v, strength: float, bias: bool, theta, s: f
             part, gradient = _loss(images_of, s * one + move / size, v)
             value, slope = value + part, slope + gradient
         value += strength / 2 * float((v * move**2).sum())
-        of_move = (slope / size + strength * v * move)[:rows]
-        return value / images, np.append(of_move, (slope * one).sum()) / images
+        of_move = (slope / size + strength * v * move)[:rows] / pull
+        of_s = (slope * one).sum() / np.sqrt(images)
+        return value / images, np.append(of_move, of_s) / images
 
-    begin = np.append(((theta - s * one) * size)[:rows], s)
-    options = {"maxiter": STEPS, "ftol": 1e-7, "gtol": 1e-7}
+    begin = np.append(((theta - s * one) * size)[:rows] * pull, s * np.sqrt(images))
+    options = {"maxiter": STEPS, "ftol": 1e-6, "gtol": 1e-9}
     end = minimize(objective, begin, jac=True, method="L-BFGS-B", options=options)
     move, s = unpacked(end.x)
     return s * one + move / size, float(s)
