@@ -58,6 +58,13 @@ class Data(Section):
         "every image, as text: of the train and test tables (csv source), of the images in the "
         "JSON (coco source, empty where an image lacks one), or of data.metadata",
     )
+    observation: str | None = Field(
+        None,
+        description="which of data.columns says of what specimen an image is: images that share a "
+        "value are never split over folds, share a prediction (section observations) and count "
+        "once in the scores of 04 and 06; an image without a value stands alone. A sample "
+        "submission whose ids are in a column of that name has a row per observation; null: none",
+    )
     metadata: str | None = Field(
         None,
         description="under root; a CSV with the ids of train images, test images or both, and "
@@ -120,6 +127,11 @@ class Data(Section):
             raise ValueError(
                 f"columns: {some(taken)} is empty, named twice, or a column that 01 writes itself "
                 f"({', '.join(OURS)}); leave it out, or rename it in your table"
+            )
+        if self.observation is not None and self.observation not in names:
+            raise ValueError(
+                f"observation: {self.observation!r} is not among data.columns ({list(names)}); add "
+                "it there, so that train and test images have it"
             )
         if self.metadata is not None and not names:
             raise ValueError("metadata is read for data.columns, which names none")

@@ -17,6 +17,7 @@ from src.config.metric import FORMS, MetricName
 from src.config.model import Model
 from src.config.names import STAGE1, at
 from src.config.network_exclusions import check_network
+from src.config.observations import Observations
 from src.config.posthoc import Posthoc, check_columns, check_heads
 from src.config.predict import Predict
 from src.config.search import Search
@@ -63,6 +64,10 @@ class Config(Section):
     stage2: tuple[Head, ...] = Field(
         (CRT(), NCM()), description="heads trained on the frozen features of stage 1"
     )
+    observations: Observations = Field(
+        default_factory=Observations,
+        description="how images of one specimen (data.observation) share a prediction",
+    )
     posthoc: Posthoc = Field(default_factory=Posthoc, description="calibration and fusion on OOF")
     judge: Judge = Field(
         default_factory=Judge, description="04 and 06: when what is fitted after training is kept"
@@ -100,6 +105,11 @@ class Config(Section):
         check_training(self.train, self.model)
         if self.soup is not None:
             self.soup.check()
+        if self.observations.changed() and self.data.observation is None:
+            raise ValueError(
+                f"observations.{self.observations.changed()[0]} is of images that share a "
+                "specimen, and data.observation names no column of them"
+            )
         check_views(self.predict.tta, self.train.augment)
         check_heads(self.posthoc, names)
         check_columns(self.posthoc, self.data.columns)

@@ -15,11 +15,13 @@ from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
 from src.config.schema import Config
 from src.config.tree import plain
+from src.ensemble.asked import asked_for
 from src.ensemble.choice import Choice
 from src.ensemble.combiner import Pool
 from src.ensemble.members import Member, held_out_by_all, load_members
 from src.ensemble.review import Review, combined
 from src.errors import UserError
+from src.fusion.observations import observations_of
 from src.fusion.store import pack
 from src.metrics import Gain, bin_numbers, rule_text, summary
 from src.submission.answer import Answer
@@ -71,7 +73,8 @@ def ensemble(
     dataset = load_dataset(config.dataset)
     if dataset.test.empty:
         raise UserError(f"{dataset.directory / 'test.csv'} lists no images: nothing to submit")
-    sample, sheet = sample_of(dataset, config.submission)
+    asked = asked_for(config, dataset)
+    sample, sheet = sample_of(asked.dataset, config.submission)
     truth = find_solution(dataset, solution)
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
     scored_on = held_out_by_all(configs, experiments, dataset)
@@ -80,25 +83,26 @@ def ensemble(
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
         work.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
-    labels, fold = _held_out(scored_on)
+    labels, fold = _held_out(scored_on, config)
     bins = bin_numbers(dataset.classes["bin"].to_numpy())
     pool = Pool([m.oof for m in members], labels, config.metric, bins)
     choice, reviewed = combined([m.name for m in members], pool, fold, config)
     table = oof_table(members, choice, labels, fold, dataset, config.metric)
     test = choice.combine([m.test for m in members])
-    ids = np.sort(dataset.test["image_id"].to_numpy(str))
     keys = config.submission
     found = keys.unknown and flags(
         keys.unknown, configs, experiments, scored_on,
         lambda: (choice.cross_fitted(pool.members, fold), test),
     )  # fmt: skip
-    said = found and (keys.unknown.id, found.flagged)
-    by = (test, ids, dataset)
+    found, rows = asked.agreed(found), asked.rows
+    flagged = found and found.flagged[rows]
+    said = found and (keys.unknown.id, flagged)
+    by = (test[rows], asked.ids, asked.dataset)
     score, scored = score_solution(*by, truth, config.metric, unknown=said) if truth else (None, 0)
-    answer = Answer(test, dataset.classes["class_id"].tolist(), keys, found and found.flagged)
+    answer = Answer(test[rows], dataset.classes["class_id"].tolist(), keys, flagged)
     path = directory / (f"{name}.csv.gz" if keys.gzip else f"{name}.csv")
-    write_submission(path, sample, sheet, answer, ids)
-    _save(directory / f"{name}.npz", test, ids, dataset)
+    write_submission(path, sample, sheet, answer, asked.ids)
+    _save(directory / f"{name}.npz", test, dataset)
     if out is not None:
         copy_submission(path, out)
     arrays: dict[str, np.ndarray] = {}
@@ -108,13 +112,16 @@ def ensemble(
     files = [path.name, f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
     chosen |= reviewed.facts() if reviewed else {}
+    if config.data.observation is not None:
+        strengths = {m.name: m.strength.facts() for m in members}
+        chosen["observations"] = {"pool": config.observations.pool, "attention": strengths}
     homes = {name: RUNS / config.dataset / name for name in experiments}
     if notes := {n: note for n, home in homes.items() if (note := pseudo_labelled(home))}:
         chosen["pseudo_labelled"] = notes
     chosen["submission"] = sheet.facts() | ({"unknown": found.facts()} if found else {})
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
-    return Result(path, sheet, found, table, choice, score, scored, len(ids), reviewed)
+    return Result(path, sheet, found, table, choice, score, scored, len(asked.ids), reviewed)
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
@@ -130,6 +137,8 @@ def check_together(configs: list[Config], experiments: list[str]) -> None:
         "ensemble.missing_folds": [c.ensemble.missing_folds for c in configs],
         "judge": [plain(c.judge) for c in configs],
         "submission": [plain(c.submission) for c in configs],
+        "data.observation": [c.data.observation for c in configs],
+        "observations": [plain(c.observations) for c in configs],
     }.items():
         if any(value != values[0] for value in values):
             pairs = ", ".join(f"{n}: {v}" for n, v in zip(experiments, values, strict=True))
@@ -170,23 +179,30 @@ def oof_table(
     return pd.DataFrame([*rows, last])
 
 
-def _save(path: Path, test: np.ndarray, ids: np.ndarray, dataset: Dataset) -> None:
-    """The log-probabilities behind a submission."""
+def _save(path: Path, test: np.ndarray, dataset: Dataset) -> None:
+    """The log-probabilities behind a submission, of each test image."""
+    ids = np.sort(dataset.test["image_id"].to_numpy(str))
     unknown = np.full(len(ids), UNKNOWN)
     columns = own_columns(dataset.test.set_index("image_id").loc[ids])
     Predictions(ids, test, unknown, unknown, columns=columns).save(path)
 
 
-def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and folds of the held-out images, sorted by image_id as the members are."""
+def _held_out(dataset: Dataset, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and folds of the held-out images or observations, in the order of the members."""
     images = dataset.images[dataset.images["fold"].isin(dataset.folds)]
-    order = np.argsort(images["image_id"].to_numpy(str), kind="stable")
-    return images["label"].to_numpy()[order], images["fold"].to_numpy()[order]
+    ids = np.sort(images["image_id"].to_numpy(str))
+    observed = observations_of(config, images, ids, dataset.directory / "folds.csv")
+    ids = ids if observed is None else ids[observed.first]
+    rows = images.set_index("image_id").loc[ids]
+    return rows["label"].to_numpy(), rows["fold"].to_numpy()
 
 
 def _settings(configs: list[Config], experiments: list[str]) -> dict:
     keys = configs[0].ensemble  # what earlier submissions lack is named where it is not the default
     newer = {k: getattr(keys, k) for k in ("fallback", "missing_folds") if k in keys.changed()}
+    if configs[0].data.observation is not None:
+        newer |= {"observation": configs[0].data.observation}
+        newer |= {"observations": configs[0].observations}
     return newer | {
         "members": {n: c.ensemble.members for n, c in zip(experiments, configs, strict=True)},
         "combiner": configs[0].ensemble.combiner,

@@ -14,6 +14,7 @@ from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import MANIFEST, RUNS, checked, require
 from src.config.schema import Config
 from src.errors import UserError
+from src.fusion.observations import Strength, cross_fitted, observations_of
 from src.fusion.store import ARRAYS, RECIPE
 from src.metrics import chunks
 
@@ -25,13 +26,15 @@ OR_ELSE = (
 @dataclass(frozen=True)
 class Member:
     """name: <experiment>/<head> · oof: [N, K] log-probabilities in the order of the held-out images
-    sorted by image_id · test: [M, K], in the order of test.csv sorted by image_id · files: what it
-    was read from, by name"""
+    sorted by image_id, of observations (data.observation) in that of their first images · test:
+    [M, K], in the order of test.csv sorted by image_id; images of one observation have the same ·
+    files: what it was read from, by name · strength: of attention, None without observations"""
 
     name: str
     oof: np.ndarray
     test: np.ndarray
     files: dict[str, Path]
+    strength: Strength | None = None
 
 
 def held_out_by_all(configs: list[Config], experiments: list[str], dataset: Dataset) -> Dataset:
@@ -72,14 +75,14 @@ def load_members(
     Errors: UserError when a stage is missing, or was made from another folds.csv.
     """
     found = [
-        _load(experiment, head, dataset, scored)
+        _load(experiment, head, dataset, scored, config)
         for config, experiment in zip(configs, experiments, strict=True)
         for head in config.ensemble.members
     ]
     return sorted(found, key=lambda member: member.name)
 
 
-def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset) -> Member:
+def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset, config: Config) -> Member:
     home = RUNS / dataset.directory.parent.name / experiment
     oof, files = _oof(home, head, dataset, scored)
     path = require(home / "predict" / f"{head}.npz", "05_predict.py")
@@ -91,9 +94,29 @@ def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset) -> Memb
     test = load_predictions(path, dataset.num_classes)
     check_same_ids(test.image_id, dataset.test["image_id"], str(path), "test.csv")
     named = {f"{experiment}/{p.relative_to(home).as_posix()}": p for p in [*files, path]}
-    return Member(
-        f"{experiment}/{head}", log_probabilities(oof.logits), log_probabilities(test.logits), named
+    pair, strength = [log_probabilities(found.logits) for found in (oof, test)], None
+    if config.data.observation is not None:
+        pair, strength = _shared(pair, (oof, test), dataset, config)
+    return Member(f"{experiment}/{head}", *pair, named, strength)
+
+
+def _shared(
+    pair: list[np.ndarray],
+    images: tuple[Predictions, Predictions],
+    dataset: Dataset,
+    config: Config,
+) -> tuple[list[np.ndarray], Strength]:
+    """Log-probabilities of out-of-fold observations [U, K], cross-fitted, and of test images
+    [M, K], of `pair` that are of images."""
+    tables, files = (dataset.images, dataset.test), ("folds.csv", "test.csv")
+    held_out, test = (
+        observations_of(config, table, found.image_id, dataset.directory / file)
+        for table, found, file in zip(tables, images, files, strict=True)
     )
+    oof = images[0]
+    how = (config.metric, config.judge)
+    out, strength = cross_fitted(pair[0], oof.label, oof.fold, held_out, *how)
+    return [out, test.with_strength(strength.value).pool(pair[1])[test.of]], strength
 
 
 def _oof(

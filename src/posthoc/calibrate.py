@@ -65,6 +65,8 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     config = trained_config(config, home)
     settings = {"posthoc": config.posthoc, "metric": config.metric, "judge": config.judge}
     settings |= {"target_prior": config.target_prior}
+    if config.data.observation is not None:
+        settings |= {"observation": config.data.observation, "observations": config.observations}
     steps = build_steps(config)
     check_columns(steps, dataset)
     files = input_files(home, dataset, config)
@@ -139,10 +141,11 @@ def _tune(
 
 
 def _scores(start: Start, recipes: Recipes, bins: np.ndarray, metric: str) -> dict[str, float]:
-    folds = cross_fitted(start, recipes)
-    found = [outcomes_of(logits, start.labels[k], metric) for k, logits in folds]
-    labels = np.concatenate([start.labels[k] for k in start.states])
-    return pooled(found).summary(labels, bins, metric)
+    found = [
+        outcomes_of(start.shared(k, logits), start.scored([k]), metric)
+        for k, logits in cross_fitted(start, recipes)
+    ]
+    return pooled(found).summary(start.scored(start.states), bins, metric)
 
 
 def _pooled(

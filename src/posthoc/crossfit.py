@@ -7,7 +7,7 @@ and logits exist for one chunk of rows at a time.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Tria
             chosen |= choose(step, start, upstream, left_outs, name)
         except Unfit as reason:
             return Trial(step.name, False, str(reason))
-    labels = np.concatenate([start.labels[k] for k in start.states])
+    labels = start.scored(start.states)
     before, after = (
         np.concatenate([getattr(chosen[k], part) for k in start.states])
         for part in ("before", "after")
@@ -121,15 +121,12 @@ def judge(
 def _choose_on_grid(step: Step, start, upstream, left_outs, name) -> dict:
     """Score every candidate once per image, then choose for each fold left out."""
     candidates = step.options(next(iter(start.states.values())))
-    outcomes = {
-        k: _outcomes(step, candidates, state, start.labels[k], upstream, name)
-        for k, state in start.states.items()
-    }
+    outcomes = {k: _outcomes(step, candidates, start, k, upstream, name) for k in start.states}
     options: list[Params | None] = [None, *candidates]
     chosen = {}
     for left_out in left_outs:
         others = [k for k in start.states if k != left_out]
-        labels = np.concatenate([start.labels[k] for k in others])
+        labels = start.scored(others)
         scores = [
             SCORES[name](
                 np.concatenate([outcomes[k][i] for k in others]), labels, start.num_classes
@@ -150,7 +147,7 @@ def _choose_on_large_grid(step: Step, start, upstream, left_outs, name) -> dict:
 
     def made(option: Params | None, k: int) -> np.ndarray:
         options = [] if option is None else [option]
-        return _outcomes(step, options, start.states[k], start.labels[k], upstream, name)[-1].copy()
+        return _outcomes(step, options, start, k, upstream, name)[-1].copy()
 
     options = [None, *step.options(next(iter(start.states.values())))]
     scores: dict[int | None, list[float]] = {left_out: [] for left_out in left_outs}
@@ -158,10 +155,8 @@ def _choose_on_large_grid(step: Step, start, upstream, left_outs, name) -> dict:
         outcomes = {k: made(option, k) for k in start.states}
         for left_out, found in scores.items():
             others = [k for k in start.states if k != left_out]
-            pooled, labels = (
-                np.concatenate([part[k] for k in others]) for part in (outcomes, start.labels)
-            )
-            found.append(SCORES[name](pooled, labels, start.num_classes))
+            pooled = np.concatenate([outcomes[k] for k in others])
+            found.append(SCORES[name](pooled, start.scored(others), start.num_classes))
     chosen = {}
     for left_out, found in scores.items():
         best = options[int(np.argmax(sign(name) * np.array(found)))]
@@ -170,14 +165,14 @@ def _choose_on_large_grid(step: Step, start, upstream, left_outs, name) -> dict:
     return chosen
 
 
-def _outcomes(step: Step, candidates, state: State, labels, upstream: Recipe, name: str):
-    """Outcomes without the step and of each candidate, [1 + G, n]."""
+def _outcomes(step: Step, candidates, start: Start, fold: int, upstream: Recipe, name: str):
+    """Outcomes without the step and of each candidate, [1 + G, n], of what is scored in a fold."""
     parts = []
-    for rows in chunks(*state.logits.shape):
-        part = apply_steps(state.rows(rows), upstream)
-        found = [OUTCOMES[name](part.logits, labels[rows])]
+    for state, shared, labels in start.parts(fold):
+        part = apply_steps(state, upstream)
+        found = [OUTCOMES[name](shared(part.logits), labels)]
         for params in candidates:
-            found.append(OUTCOMES[name](step.apply(part, params), labels[rows]))
+            found.append(OUTCOMES[name](shared(step.apply(part, params)), labels))
         parts.append(np.stack(found))
     return np.concatenate(parts, axis=1)
 
@@ -185,15 +180,13 @@ def _outcomes(step: Step, candidates, state: State, labels, upstream: Recipe, na
 def _choose_by_fit(step: Step, start, upstream, left_outs, name) -> dict:
     """Let the step fit itself on the other folds' states, for each fold left out."""
     states = {k: transformed(state, upstream) for k, state in start.states.items()}
-    chosen = {}
+    behind, chosen = replace(start, states=states), {}
     for left_out in left_outs:
         others = [k for k in states if k != left_out]
         params = step.fit([states[k] for k in others], [start.labels[k] for k in others])
         scored = list(states) if left_out is None else [left_out]
-        labels = np.concatenate([start.labels[k] for k in scored])
-        before, after = np.hstack(
-            [_outcomes(step, [params], states[k], start.labels[k], (), name) for k in scored]
-        )
+        labels = start.scored(scored)
+        before, after = np.hstack([_outcomes(step, [params], behind, k, (), name) for k in scored])
         searched = [
             (option, SCORES[name](outcome, labels, start.num_classes))
             for option, outcome in ((None, before), (params, after))

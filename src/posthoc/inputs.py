@@ -1,6 +1,7 @@
 """What the search reads: per start head and fold, the out-of-fold logits, features and heads."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,50 @@ from src.artifacts.work import MANIFEST
 from src.config.names import STAGE1, of_stage1, title_of
 from src.config.schema import Config
 from src.errors import UserError
+from src.fusion.observations import Observations, fitted_strength, observations_of
 from src.fusion.step import Head, State, Step
-from src.metrics import bin_numbers
+from src.metrics import bin_numbers, chunks
+
+Shared = Callable[[np.ndarray], np.ndarray]  # logits of images → of observations
 
 
 @dataclass(frozen=True)
 class Start:
-    """A head from which the search starts: a state and labels [n] per fold."""
+    """A head from which the search starts: a state and labels [n] per fold.
+
+    observed: by fold, images that share a prediction; none where each stands alone. Steps are
+    fitted on images; what is scored are observations
+    """
 
     name: str
     states: dict[int, State]
     labels: dict[int, np.ndarray]
+    observed: dict[int, Observations] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         return next(iter(self.states.values())).logits.shape[1]
+
+    def scored(self, folds: Iterable[int]) -> np.ndarray:
+        """Labels of what is scored in these folds, one after the other."""
+        return np.concatenate(
+            [self.labels[k][self.observed[k].first if self.observed else ...] for k in folds]
+        )
+
+    def shared(self, fold: int, logits: np.ndarray) -> np.ndarray:
+        """Logits [n, K] of a fold's images → of what is scored."""
+        return self.observed[fold].pool(logits) if self.observed else logits
+
+    def parts(self, fold: int) -> Iterator[tuple[State, Shared, np.ndarray]]:
+        """The fold in chunks of rows: their state, what makes of their logits those of what is
+        scored, and the labels of that."""
+        state, labels = self.states[fold], self.labels[fold]
+        if not self.observed:
+            for rows in chunks(*state.logits.shape):
+                yield state.rows(rows), lambda logits: logits, labels[rows]
+            return
+        for rows, part in self.observed[fold].parts(self.num_classes):
+            yield state.rows(rows), part.pool, labels[rows][part.first]
 
 
 def start_names(config: Config) -> list[str]:
@@ -102,7 +132,17 @@ def load_start(
         )
         for fold in dataset.folds
     }
-    return Start(name, states, {fold: found[fold].label for fold in dataset.folds})
+    labels = {fold: found[fold].label for fold in dataset.folds}
+    observed = {}
+    if config.data.observation is not None:
+        images, origin = dataset.images, dataset.directory / "folds.csv"
+        observed = {
+            k: observations_of(config, images, found[k].image_id, origin) for k in dataset.folds
+        }
+        logits = {k: found[k].logits for k in dataset.folds}
+        strength = fitted_strength(logits, labels, observed, config.metric, config.judge)
+        observed = {k: o.with_strength(strength.per_fold[k]) for k, o in observed.items()}
+    return Start(name, states, labels, observed)
 
 
 def _moved(config: Config) -> set[str]:

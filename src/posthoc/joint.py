@@ -30,7 +30,7 @@ from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, Step, Unfit
 from src.fusion.store import fingerprint
-from src.metrics import OUTCOMES, SCORES, chunks, metric_of, paired_gain, sign
+from src.metrics import OUTCOMES, SCORES, metric_of, paired_gain, sign
 from src.posthoc.crossfit import Recipe, Recipes, Trial, judge, transformed
 from src.posthoc.inputs import Start
 
@@ -102,18 +102,15 @@ class Space:
         return any(values.get(n) and options is None for n, options in self.candidates.items())
 
     def outcomes(self, recipe: Recipe, fold: int) -> np.ndarray:
-        """[n] of one fold's images."""
+        """[n] of what is scored in one fold."""
         key = (fingerprint(recipe), fold)
         if key not in self._known:
             if metric_of(self.metric).wide:  # as large as the logits: those of one trial alone
                 self._known.clear()
-            state, labels = self.start.states[fold], self.start.labels[fold]
             self._known[key] = np.concatenate(
                 [
-                    OUTCOMES[self.metric](
-                        apply_steps(state.rows(rows), recipe).logits, labels[rows]
-                    )
-                    for rows in chunks(*state.logits.shape)
+                    OUTCOMES[self.metric](shared(apply_steps(state, recipe).logits), labels)
+                    for state, shared, labels in self.start.parts(fold)
                 ]
             )
         return self._known[key]
@@ -124,7 +121,7 @@ class Space:
         for fold in folds:
             others = tuple(k for k in folds if k != fold) if fits and len(folds) > 1 else folds
             parts.append(self.outcomes(self.recipe(values, others), fold))
-        labels = np.concatenate([self.start.labels[k] for k in folds])
+        labels = self.start.scored(folds)
         num_classes = self.start.num_classes
         return sign(self.metric) * SCORES[self.metric](np.concatenate(parts), labels, num_classes)
 
@@ -146,7 +143,7 @@ def try_jointly(
         study = _study(space, space.values_of(chain[left_out]), seen, config.posthoc.search, path)
         found[left_out] = space.recipe(study.best_params, seen)
     searched = [(t.params, sign(config.metric) * t.value) for t in study.get_trials(deepcopy=False)]
-    labels = np.concatenate([start.labels[k] for k in folds])
+    labels = start.scored(folds)
     before, after = (
         np.concatenate([space.outcomes(recipes[k], k) for k in folds]) for recipes in (chain, found)
     )

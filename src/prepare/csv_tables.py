@@ -55,7 +55,7 @@ def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None
     if data.test is None:
         return pd.DataFrame({"image_id": [], "path": []}, dtype=str), None, pd.DataFrame()
     path = source_file(data, "test", "table")
-    if submission.path and path.samefile(submission.path):
+    if submission.ids is not None and path.samefile(submission.path):
         ids = pd.Series(submission.ids, dtype=str)
         said = read_table(path).drop_duplicates(submission.id_column)
         said = said.set_index(submission.id_column, drop=False)

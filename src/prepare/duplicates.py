@@ -26,12 +26,12 @@ FLAT = 26  # a hash has its median's half of 64 bits set; far fewer: an image wi
 def find_duplicates(images: pd.DataFrame, limit: int | None) -> tuple[pd.DataFrame, np.ndarray]:
     """Pairs of images that are the same photo, and the component of each image.
 
-    images: image_id, split (train | test), class_id ("" if unknown), group ("" for none), sha1,
-    phash; sorted, train before test. limit: largest distance in bits; None: identical files
-    only. Of m identical files, m − 1 pairs are listed, all with the first. `conflict` is "yes"
-    when both classes are known and differ.
-    Returns the pairs (COLUMNS, sorted) and components [N], the same number for the same photo or
-    the same group.
+    images: image_id, split (train | test), class_id ("" if unknown), group and maybe observation
+    ("" for none), sha1, phash; sorted, train before test. limit: largest distance in bits; None:
+    identical files only. Of m identical files, m − 1 pairs are listed, all with the first.
+    `conflict` is "yes" when both classes are known and differ.
+    Returns the pairs (COLUMNS, sorted) and components [N], the same number for the same photo, the
+    same group or the same observation.
     """
     pairs = [_with_first(images["sha1"], 0)]
     kinds = ["exact"]
@@ -39,8 +39,10 @@ def find_duplicates(images: pd.DataFrame, limit: int | None) -> tuple[pd.DataFra
         pairs.append(_near(images, limit))
         kinds.append("near")
     links = np.concatenate([p[:, :2] for p in pairs])
-    grouped = np.flatnonzero(images["group"] != "")
-    links = np.concatenate([links, grouped[_with_first(images["group"].iloc[grouped], 0)[:, :2]]])
+    for column in [name for name in ("group", "observation") if name in images]:
+        grouped = np.flatnonzero(images[column] != "")
+        same = grouped[_with_first(images[column].iloc[grouped], 0)[:, :2]]
+        links = np.concatenate([links, same])
     graph = coo_array((np.ones(len(links)), links.T), shape=(len(images), len(images)))
     component = connected_components(graph, directed=False)[1]
     tables = [_table(images, p, kind) for p, kind in zip(pairs, kinds, strict=True)]

@@ -19,6 +19,7 @@ from src.prepare.duplicates import find_duplicates
 from src.prepare.figures import draw_figures
 from src.prepare.folds import make_folds
 from src.prepare.longtail import cut_tail
+from src.prepare.observations import observed
 from src.prepare.read import read_source
 from src.prepare.scan import clean_up, scan_images
 from src.prepare.sources import Source
@@ -49,7 +50,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     train, test, bad = _read_images(train, source.test, directory, config)
     classes = class_table(train, class_ids, config.bins)
     _check_classes(classes, source)
-    pairs = _group(train, test, config)
+    pairs = _group(train, test, source.fields, config)
     label_of = dict(zip(classes["class_id"], classes["label"], strict=True))
     train["label"] = train["class_id"].map(label_of).astype(int)
     labels, groups = train["label"].to_numpy(), train["group_id"].to_numpy(str)
@@ -128,10 +129,17 @@ def _check_classes(classes: pd.DataFrame, source: Source) -> None:
         )
 
 
-def _group(train: pd.DataFrame, test: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Add group_id to `train`: the smallest image_id among the train images of one photo or one
-    group. Returns the pairs of duplicates."""
-    every = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)
+def _group(
+    train: pd.DataFrame, test: pd.DataFrame, fields: dict[str, pd.DataFrame], config: Config
+) -> pd.DataFrame:
+    """Add group_id to `train`: the smallest image_id among the train images of one photo, group or
+    observation. Returns the pairs of duplicates."""
+    tables = []
+    for split, table in (("train", train), ("test", test)):
+        values = observed(config.data, fields.get(split), table["image_id"])
+        own = values.where(values == "", f"{split} " + values)  # ids of the two may be others'
+        tables.append(table.assign(split=split, observation=own))
+    every = pd.concat(tables, ignore_index=True)
     every = every.fillna({"class_id": "", "group": ""})
     order = every.assign(rank=every["split"] != "train").sort_values(["rank", "image_id"]).index
     every = every.loc[order].reset_index(drop=True)

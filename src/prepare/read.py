@@ -18,6 +18,7 @@ from src.prepare.csv_tables import read_csv_tables
 from src.prepare.digits import write_digits
 from src.prepare.folder import read_folder
 from src.prepare.lists import read_lists
+from src.prepare.observations import asked_ids, check_observations
 from src.prepare.sources import Asked, Source, check_names, check_rows, read_asked, require_columns
 from src.prepare.torchvision_sets import write_torchvision
 from src.submission.format import Sheet
@@ -67,13 +68,18 @@ def read_source(data: Data, keys: Submission | None = None) -> Source:
     check_unique(source.train["image_id"], f"train images of {data.root}")
     check_unique(source.test["image_id"], f"test images of {data.root}")
     source = with_columns(data, source)
+    check_observations(data, source)
     source = replace(source, sheet=_sheet(source, keys))
+    asked_for = asked_ids(data, source)
     known = known_ids(source.train["class_id"].unique().tolist(), keys)
     if source.solution:
-        _check_solution(source, read_table(source.solution), source.solution, known)
+        _check_solution(source, read_table(source.solution), source.solution, known, asked_for)
     elif source.truth is not None:
-        source = replace(source, truth=source.truth.set_axis(source.columns, axis=1))
-        _check_solution(source, source.truth, f"labelled test images of {data.root}", known)
+        truth = source.truth.assign(image_id=source.truth["image_id"].map(asked_for))
+        truth = truth.drop_duplicates(ignore_index=True)
+        source = replace(source, truth=truth.set_axis(source.columns, axis=1))
+        where = f"labelled test images of {data.root}"
+        _check_solution(source, source.truth, where, known, asked_for)
     return source
 
 
@@ -86,9 +92,9 @@ def _sheet(source: Source, keys: Submission) -> Sheet:
 
 
 def _check_solution(
-    source: Source, table: pd.DataFrame, path: Path | str, known: list[str]
+    source: Source, table: pd.DataFrame, path: Path | str, known: list[str], asked_for: pd.Series
 ) -> None:
-    """known: class ids that may be true of a test image"""
+    """known: class ids that may be true of a test image · asked_for: see `asked_ids`"""
     id_column, label = source.columns
     wanted = {"sample_submission": id_column}
     if source.sheet.format == WITHOUT and find_prefix(list(table), known) is None:
@@ -97,7 +103,7 @@ def _check_solution(
     check_rows(table, path, "the class of a test image", ", or set data.solution=null")
     truth = true_classes(table, path, source.sheet.facts(), known)
     for column, name, there, whose in (
-        ("image_id", id_column, source.test["image_id"], "test images"),
+        ("image_id", id_column, asked_for, "test images"),
         ("class_id", label, known, "train classes"),
     ):
         unknown = sorted(set(truth[column]) - set(there))

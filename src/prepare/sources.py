@@ -52,7 +52,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Asked:
-    """The images that the sample submission asks for, in its order; None where there is none."""
+    """The images that the sample submission asks for, in its order; None where there is none, or
+    where it asks for observations."""
 
     path: Path | None = None
     ids: list[str] | None = None
@@ -141,7 +142,8 @@ def check_rows(table: pd.DataFrame, path: Path, expected: str, otherwise: str = 
 
 
 def read_asked(data: Data, keys: Submission) -> Asked:
-    """Images and their order, of the column of ids alone; images may have several rows.
+    """Images and their order, of the column of ids alone; images may have several rows. A sample of
+    observations (data.observation) asks for no images.
 
     Errors: UserError for a table without rows, or with rows without an id.
     """
@@ -152,6 +154,8 @@ def read_asked(data: Data, keys: Submission) -> Asked:
     name = keys.id_column or columns[0]
     require_columns(pd.DataFrame(columns=columns), {"id_column": name}, path, "submission")
     table = read_table(path, only=[name])
+    if name == data.observation:  # a row per observation: the test images are for others to list
+        return Asked(path, None, name)
     check_rows(table, path, "each test image's id", ", or set data.sample_submission=null")
     check_filled(table, name, path)
     if len(columns) <= 2:  # else a row may be of an image and a class

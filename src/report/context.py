@@ -87,7 +87,7 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
     config = trained_config(config, home)
     manifests = {str(p.parent.relative_to(home)): read_json(p) for p in _paths(home)}
     try:
-        stages, problem = score_stages(data, name, config.metric), ""
+        stages, problem = score_stages(data, name, config.metric, config=config), ""
         rows = score_rows(data, name, stages)
     except UserError as error:
         stages, rows, problem = {}, {}, str(error)

@@ -13,8 +13,10 @@ import pandas as pd
 from src.artifacts.dataset import ALWAYS_TRAIN, INPUTS, Dataset, check_same_folds
 from src.artifacts.files import read_json
 from src.artifacts.ids import check_unique
-from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.predictions import Predictions, load_predictions, stack
 from src.artifacts.work import MANIFEST
+from src.config.schema import Config
+from src.fusion.observations import cross_fitted, observations_of
 from src.metrics import (
     CHUNK,
     Outcomes,
@@ -105,12 +107,17 @@ def _current(facts: dict, data: Dataset) -> bool:
     return True
 
 
-def score_stages(data: Dataset, experiment: str, *also: str) -> dict[str, Scored]:
-    """Every finished stage of an experiment, first to last, by the metrics `also` too.
+def score_stages(
+    data: Dataset, experiment: str, *also: str, config: Config | None = None
+) -> dict[str, Scored]:
+    """Every finished stage of an experiment, first to last, by the metrics `also` too; with
+    data.observation in the config by observation, shown by its first image.
 
     Errors: UserError for a stage that was made from another folds.csv.
     """
     files = stage_files(data, experiment).items()
+    if config is not None and config.data.observation is not None:
+        return {name: _score_observations(data, paths, also, config) for name, paths in files}
     return {name: _score(data, paths, also) for name, paths in files}
 
 
@@ -149,12 +156,30 @@ def _score(data: Dataset, files: list[Path], also: tuple[str, ...]) -> Scored:
     ids, label, found = np.concatenate(ids), np.concatenate(labels), pooled(outcomes)
     check_unique(ids, "out-of-fold predictions")
     order = np.argsort(ids, kind="stable")
-    label, found = label[order], found.rows(order)
+    return _scored(data, ids[order], label[order], found.rows(order), also)
+
+
+def _score_observations(
+    data: Dataset, files: list[Path], also: tuple[str, ...], config: Config
+) -> Scored:
+    """Images of one observation share a prediction, as in 04 and 06; all logits at once."""
+    oof = stack([_load(path, data) for path in files])
+    observed = observations_of(config, data.images, oof.image_id, data.directory / "folds.csv")
+    how = (observed, config.metric, config.judge)
+    logits, _ = cross_fitted(oof.logits, oof.label, oof.fold, *how)
+    label = oof.label[observed.first]
+    found = outcomes_of(logits, label, *also)
+    return _scored(data, oof.image_id[observed.first], label, found, also)
+
+
+def _scored(
+    data: Dataset, ids: np.ndarray, label: np.ndarray, found: Outcomes, also: tuple[str, ...]
+) -> Scored:
     calibrated = found.calibration(label)
     scores = found.summary(label, data.classes["bin"].to_numpy(), *also, calibrated=calibrated)
     small = {name: array for name, array in found.more.items() if array.size <= CHUNK}
     found = replace(found, more=small)
-    return Scored(ids[order], label, found, scores, calibrated)
+    return Scored(ids, label, found, scores, calibrated)
 
 
 def _outcomes(
