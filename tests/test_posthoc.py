@@ -497,7 +497,7 @@ def test_the_search_never_holds_the_logits_of_many_candidates(monkeypatch):
     start = Start("stage1", states, {i: y[r] for i, r in enumerate(rows)})
     tracemalloc.start()
     recipes = no_steps(start)
-    for name in STEPS:
+    for name in (name for name in STEPS if name != "metadata_prior"):  # there are no columns
         recipes = try_step(step(name), start, recipes, config()).recipes or recipes
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
