@@ -10,10 +10,13 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, write_table
 from src.artifacts.target_prior import load_target_prior
 from src.config.read import parse_config
+from src.ensemble.choice import choose
 from src.errors import UserError
 from src.fusion import STEPS, apply_recipe
+from src.fusion.pool import Pool
 from src.fusion.step import State
 from src.fusion.store import load_recipe
+from src.metrics import SCORES, importance, metric_of, paired_gain
 from src.posthoc.calibrate import posthoc
 from tests.fabricate import CLASS_IDS, config, digits_world, step, write_dataset, write_experiment
 
@@ -163,3 +166,111 @@ def test_the_recipe_carries_the_target_to_05(world):
     assert "target_prior" in inputs
     with pytest.raises(UserError, match="target_prior: 'prior.csv' there, 'balanced' now"):
         posthoc(settings.model_copy(update={"target_prior": "balanced"}), "exp")
+
+
+# ---- scores under the target prior --------------------------------------------------------------
+
+
+def skewed(seed=0, n=4000):
+    """Labels of a long tail, and predictions that are right for the frequent and not the rare."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, n, p=[0.8, 0.15, 0.05])
+    right = rng.random(n) < np.array([0.9, 0.6, 0.2])[labels]
+    return labels, np.where(right, labels, (labels + 1) % 3)
+
+
+def test_accuracy_is_that_of_images_drawn_from_the_target():
+    labels, predicted = skewed()
+    target = np.array([0.1, 0.3, 0.6])
+    recall = [np.mean(predicted[labels == c] == c) for c in range(3)]
+    weights = importance(labels, target)
+    assert weights.sum() == pytest.approx(len(labels))
+    found = SCORES["accuracy"](predicted, labels, 3, weights)
+    assert found == pytest.approx(target @ recall)
+    mine = SCORES["balanced_accuracy"](predicted, labels, 3, weights)
+    assert mine == pytest.approx(np.mean(recall))
+    assert importance(labels, None) is None
+
+
+def test_macro_f1_under_the_target_is_that_of_a_sample_of_it():
+    labels, predicted = skewed(n=40000)
+    target, rng = np.array([0.1, 0.3, 0.6]), np.random.default_rng(1)
+    wanted = rng.choice(3, 40000, p=target)
+    rows = np.concatenate(
+        [rng.choice(np.flatnonzero(labels == c), (wanted == c).sum()) for c in range(3)]
+    )
+    expected = SCORES["macro_f1"](predicted[rows], labels[rows], 3)
+    found = SCORES["macro_f1"](predicted, labels, 3, importance(labels, target))
+    assert found == pytest.approx(expected, abs=0.01)
+
+
+def test_the_gain_under_the_target_and_its_noise():
+    """Swapping a gain of frequent classes for one of rare ones pays under a balanced target."""
+    labels, _ = skewed(n=600)
+    rng = np.random.default_rng(2)
+    before = np.where(labels == 0, 0, rng.integers(0, 3, 600))
+    after = np.where((labels == 0) & (rng.random(600) < 0.2), 1, labels)
+    third = np.full(3, 1 / 3)
+    plain = paired_gain(before, after, labels, 3, "accuracy")
+    found = paired_gain(before, after, labels, 3, "accuracy", third)
+    weights = importance(labels, third)
+    value = ((after == labels) * 1.0 - (before == labels)) @ weights / 600
+    assert found.value == pytest.approx(value) and found.value > 0.3 > plain.value
+    share = np.bincount(labels) / 600
+    spread = [np.std((after == labels)[labels == c] * 1.0 - (before == labels)[labels == c])
+              / np.sqrt(600 * share[c]) for c in range(3)]  # fmt: skip
+    assert found.noise == pytest.approx(np.linalg.norm(spread) / 3, rel=0.35)
+
+
+def test_own_metrics_see_images_as_often_as_they_count(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "def hits(labels, predicted):\n    return float((labels == predicted).mean())\n"
+    )
+    labels, predicted = skewed()
+    weights = importance(labels, np.full(3, 1 / 3))
+    own = metric_of(f"python:{path}:hits").score(predicted, labels, 3, weights)
+    assert own == pytest.approx(SCORES["accuracy"](predicted, labels, 3, weights), abs=0.01)
+
+
+def test_classes_without_an_image_leave_the_weight_to_others():
+    labels = np.array([0, 0, 1])
+    weights = importance(labels, np.array([0.2, 0.2, 0.6]))
+    np.testing.assert_allclose(weights, [0.75, 0.75, 1.5])
+    assert importance(labels, np.array([0, 0, 1.0])).tolist() == [1, 1, 1]
+
+
+def test_04_chooses_the_strength_that_the_target_asks_for(world):
+    """Out-of-fold images are as the training images; under a balanced target accuracy gains from
+    adjustment, under their own it loses."""
+    write_experiment(world, "exp")
+    steps = {"heads": ["stage1"], "steps": ["logit_adjustment", "temperature"]}
+    tables = {}
+    for target in (None, "balanced"):
+        keys = {"metric": "accuracy", "posthoc": steps, "target_prior": target}
+        tables[target] = posthoc(config(**keys), "exp", overwrite=True)
+    adjusted = {name: t.set_index("step").loc["logit_adjustment"] for name, t in tables.items()}
+    assert adjusted["balanced"]["kept"] == "yes" and adjusted["balanced"]["gain"] > 0.05
+    assert not adjusted[None]["gain"] > 0.05
+    final = tables["balanced"].iloc[-1]
+    assert final["on_target"] == pytest.approx(final["balanced_accuracy"])
+    assert "on_target" not in tables[None]
+
+
+def test_the_combiner_is_judged_under_the_target():
+    rng = np.random.default_rng(3)
+    labels = rng.choice(3, 900, p=[0.8, 0.15, 0.05])
+    fold = np.arange(900) % 3
+    truth = np.eye(3)[labels]
+    frequent = np.log(0.98 * truth * (labels == 0)[:, None] + 0.02) * 1.0
+    rare = np.log(0.98 * truth * (labels > 0)[:, None] + 0.02) * 0.9
+    members = [m.astype(np.float32) for m in (frequent, rare)]
+    section = config().ensemble.combiner
+    for target in (None, np.array([0.02, 0.49, 0.49])):
+        found = choose(members, labels, fold, "accuracy", section, config().judge, None, target)
+        pool = Pool(members, labels, "accuracy", None, target)
+        outcome = pool.outcome(lambda m: m[0])
+        expected = importance(labels, target)
+        score = SCORES["accuracy"](outcome, labels, 3, expected)
+        assert pool.score(outcome, np.ones(900, bool)) == pytest.approx(score)
+        assert found.gain.value == found.gain.value or found.method == "single"

@@ -57,10 +57,12 @@ def choose(
     section: Section,
     rule: Judge,
     bins: np.ndarray | None = None,
+    target: np.ndarray | None = None,
 ) -> Choice:
     """members: log-probabilities [N, K], sorted by name · labels, fold: [N] · section: of the
     combiner that is asked for, which is kept if it passes `rule`; otherwise it is the mean · bins:
-    [K] numbers of the classes' frequency bins, None: all are in one"""
+    [K] numbers of the classes' frequency bins, None: all are in one · target: [K] class prior under
+    which scores are meant, None: that of the images"""
     folds = np.unique(fold).tolist()
     mean = equal(len(members))
     same = {k: mean for k in folds}
@@ -72,13 +74,13 @@ def choose(
     if len(folds) == 1:
         reason = f"{section.name} needs two folds or more, to be judged on what it never saw"
         return Choice("mean", "mean", reason, mean, same)
-    pool = Pool(members, labels, metric, bins)
+    pool = Pool(members, labels, metric, bins, target)
     per_fold = {k: combiner.fit(pool, fold != k) for k in folds}
     before, after = (
         _outcome(pool, fold, name, params)
         for name, params in (("mean", same), (section.name, per_fold))
     )
-    gain = paired_gain(before, after, labels, pool.num_classes, metric)
+    gain = paired_gain(before, after, labels, pool.num_classes, metric, target)
     told = f"{section.name}'s cross-fitted gain over the mean {gain}"
     if fails := gain.fails(rule):
         return Choice("mean", "mean", f"{told} {fails}", mean, same, gain)

@@ -12,6 +12,7 @@ from src.artifacts.dataset import Dataset, load_dataset, own_columns
 from src.artifacts.files import read_json, sha256, write_arrays, write_json
 from src.artifacts.marks import pseudo_labelled
 from src.artifacts.predictions import UNKNOWN, Predictions
+from src.artifacts.target_prior import csv_of, load_target_prior
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
 from src.config.schema import Config
 from src.config.tree import plain
@@ -79,13 +80,17 @@ def ensemble(
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
     scored_on = held_out_by_all(configs, experiments, dataset)
     members = load_members(configs, experiments, dataset, scored_on)
-    work = Work(directory, _settings(configs, experiments), _inputs(members, dataset))
+    inputs = _inputs(members, dataset)
+    if path := csv_of(config):
+        inputs["target_prior"] = path
+    work = Work(directory, _settings(configs, experiments), inputs)
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
         work.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
     labels, fold = _held_out(scored_on, config)
     bins = bin_numbers(dataset.classes["bin"].to_numpy())
-    pool = Pool([m.oof for m in members], labels, config.metric, bins)
+    target = load_target_prior(config, dataset)
+    pool = Pool([m.oof for m in members], labels, config.metric, bins, target)
     choice, reviewed = combined([m.name for m in members], pool, fold, config)
     table = oof_table(members, choice, labels, fold, dataset, config.metric)
     test = choice.combine([m.test for m in members])
@@ -132,6 +137,7 @@ def check_together(configs: list[Config], experiments: list[str]) -> None:
     for key, values in {
         "dataset": [c.dataset for c in configs],
         "metric": [c.metric for c in configs],
+        "target_prior": [c.target_prior for c in configs],
         "ensemble.combiner": [plain(c.ensemble.combiner) for c in configs],
         "ensemble.fallback": [c.ensemble.fallback for c in configs],
         "ensemble.missing_folds": [c.ensemble.missing_folds for c in configs],
@@ -203,6 +209,8 @@ def _settings(configs: list[Config], experiments: list[str]) -> dict:
     if configs[0].data.observation is not None:
         newer |= {"observation": configs[0].data.observation}
         newer |= {"observations": configs[0].observations}
+    if configs[0].target_prior is not None:
+        newer["target_prior"] = configs[0].target_prior
     return newer | {
         "members": {n: c.ensemble.members for n, c in zip(experiments, configs, strict=True)},
         "combiner": configs[0].ensemble.combiner,

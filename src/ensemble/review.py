@@ -11,7 +11,7 @@ from src.config.schema import Config
 from src.ensemble.choice import Choice, choose
 from src.ensemble.combiner import Members, Pool
 from src.ensemble.diversity import pairs, predictions
-from src.metrics import SCORES, Gain, paired_gain
+from src.metrics import Gain, paired_gain, sign
 
 Choose = Callable[[Members], Choice]  # how these members are combined
 
@@ -60,9 +60,8 @@ def combined(
     keys = config.ensemble
 
     def choice_of(members: Members) -> Choice:
-        return choose(
-            members, pool.labels, fold, pool.metric, keys.combiner, config.judge, pool.bins
-        )
+        by = (keys.combiner, config.judge, pool.bins, pool.target)
+        return choose(members, pool.labels, fold, pool.metric, *by)
 
     choice = choice_of(pool.members)
     if len(names) == 1:
@@ -105,9 +104,8 @@ def _dropped(
 ) -> list[dict]:
     rows = []
     for i, name in enumerate(names):
-        rest = Pool(
-            [m for j, m in enumerate(pool.members) if j != i], pool.labels, pool.metric, pool.bins
-        )
+        members = [m for j, m in enumerate(pool.members) if j != i]
+        rest = Pool(members, pool.labels, pool.metric, pool.bins, pool.target)
         without = choose(rest.members).outcome(rest, fold)
         score = _score(pool, without)
         rows.append({"without": name, "score": score} | _gain(pool, without, whole).named())
@@ -134,8 +132,8 @@ def _best_alone(
 
 
 def _gain(pool: Pool, before: np.ndarray, after: np.ndarray) -> Gain:
-    return paired_gain(before, after, pool.labels, pool.num_classes, pool.metric)
+    return paired_gain(before, after, pool.labels, pool.num_classes, pool.metric, pool.target)
 
 
 def _score(pool: Pool, outcome: np.ndarray) -> float:
-    return float(SCORES[pool.metric](outcome, pool.labels, pool.num_classes))
+    return sign(pool.metric) * pool.score(outcome, np.ones(len(pool.labels), bool))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from src.fusion.step import State, Step
-from src.fusion.temperature import LOG_T, fitted_temperature, sum_nll
+from src.fusion.temperature import LOG_T, fitted_temperature, image_weights, sum_nll
 from src.metrics import chunks
 
 
@@ -32,11 +32,12 @@ class BinTemperature(Step):
     def fit(self, states: list[State], labels: list[np.ndarray]):
         common, bins = np.log(fitted_temperature(states, labels)), states[0].bins
         found = [_groups(s.logits, bins) for s in states]  # [n] each
+        weights = [1.0 if w is None else w for w in image_weights(states, labels)]
 
         def loss(log_t: float, g: int) -> float:
             beta = np.float32(np.exp(-log_t))
-            parts = zip(states, labels, found, strict=True)
-            total = sum(sum_nll(s.logits, y, beta, group == g) for s, y, group in parts)
+            parts = zip(states, labels, found, weights, strict=True)
+            total = sum(sum_nll(s.logits, y, beta, w * (at == g)) for s, y, at, w in parts)
             return total + self.section.shrinkage / 2 * (log_t - common) ** 2
 
         options = {"bounds": LOG_T, "method": "bounded", "options": {"xatol": 1e-3}}

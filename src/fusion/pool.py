@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from src.metrics import OUTCOMES, SCORES, chunks, sign
+from src.metrics import OUTCOMES, SCORES, chunks, importance, sign
 
 Members = list[np.ndarray]  # log-probabilities [N, K] of each, sorted by name
 
@@ -19,13 +19,15 @@ class Pool:
     """The out-of-fold images that combiners are fitted and judged on.
 
     members: log-probabilities [N, K] · labels: [N] · metric: what the competition scores by ·
-    bins: [K], the number of each class's frequency bin; None: all are in one
+    bins: [K], the number of each class's frequency bin; None: all are in one · target: [K] class
+    prior under which the competition scores; None: that of the images
     """
 
     members: Members
     labels: np.ndarray
     metric: str
     bins: np.ndarray | None = None
+    target: np.ndarray | None = None
     _known: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -42,11 +44,14 @@ class Pool:
 
     def part(self, rows: np.ndarray) -> "Pool":
         """The images `rows` alone, copied."""
-        return Pool([m[rows] for m in self.members], self.labels[rows], self.metric, self.bins)
+        members = [m[rows] for m in self.members]
+        return Pool(members, self.labels[rows], self.metric, self.bins, self.target)
 
     def score(self, outcome: np.ndarray, rows: np.ndarray) -> float:
         """Of an outcome of all images, on `rows`; higher is better, whatever the metric."""
-        found = SCORES[self.metric](outcome[rows], self.labels[rows], self.num_classes)
+        labels = self.labels[rows]
+        weights = importance(labels, self.target)
+        found = SCORES[self.metric](outcome[rows], labels, self.num_classes, weights)
         return sign(self.metric) * found
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:

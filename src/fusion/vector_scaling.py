@@ -14,7 +14,7 @@ import numpy as np
 from src.fusion.likelihood import Gradient, likelihood, minimised
 from src.fusion.pool import Pool
 from src.fusion.step import State, Step
-from src.fusion.temperature import fitted_temperature
+from src.fusion.temperature import fitted_temperature, image_weights
 from src.metrics import chunks
 
 
@@ -26,6 +26,10 @@ class VectorScaling(Step):
     def fit(self, states: list[State], labels: list[np.ndarray]):
         beta = 1 / fitted_temperature(states, labels)
         pools = [Pool([s.logits], y, "nll") for s, y in zip(states, labels, strict=True)]
+        weights = [
+            np.ones(len(y)) if w is None else w
+            for y, w in zip(labels, image_weights(states, labels), strict=True)
+        ]
         images, num = sum(map(len, labels)), pools[0].num_classes
         known = np.bincount(np.concatenate(labels), minlength=num) > 0
         m = beta**2 * sum(_squares(s.logits) for s in states) / (images * num)
@@ -34,11 +38,9 @@ class VectorScaling(Step):
         def objective(x: np.ndarray) -> Gradient:
             weight, bias = beta * (1 + x[None, :num]), x[num:]
             loss, gradient = 0.0, np.zeros(2 * num)
-            for pool in pools:
+            for pool, s in zip(pools, weights, strict=True):
                 n = len(pool.labels)
-                part, by_weight, by_bias = likelihood(
-                    pool, np.ones(n, bool), np.ones(n), weight, bias
-                )
+                part, by_weight, by_bias = likelihood(pool, np.ones(n, bool), s, weight, bias)
                 loss += part * n / images
                 gradient += np.append(beta * by_weight[0], by_bias * known) * n / images
             return loss + x @ (hold * x) / 2, gradient + hold * x

@@ -34,6 +34,7 @@ from src.metrics.table import (
     metric_of,
     sign,
 )
+from src.metrics.target import importance
 
 __all__ = [
     "BINS",
@@ -58,6 +59,7 @@ __all__ = [
     "calibration",
     "chunks",
     "gain_text",
+    "importance",
     "left_out",
     "macro_f1",
     "metric_of",

@@ -6,6 +6,7 @@ import numpy as np
 
 from src.config.judge import Judge
 from src.metrics.table import metric_of
+from src.metrics.target import importance
 
 DRAWS = 200  # of the bootstrap
 NORMAL = 1.96  # standard errors on either side of a 95 % interval
@@ -59,10 +60,16 @@ def gain_text(value: float, low: float, high: float) -> str:
 
 
 def paired_gain(
-    before: np.ndarray, after: np.ndarray, labels: np.ndarray, num_classes: int, metric: str
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    metric: str,
+    target: np.ndarray | None = None,
 ) -> Gain:
     """How much better outcomes `after` score than `before`, and the standard error of that:
-    bootstrap over images, both scored on the same draws, always the same ones."""
+    bootstrap over images, both scored on the same draws, always the same ones. target: [K] class
+    prior under which they are scored (src/metrics/target.py), None: that of the images"""
     images, of = len(labels), metric_of(metric)
 
     def difference(drawn=None):
@@ -74,8 +81,9 @@ def paired_gain(
         np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
         for _ in range(DRAWS)
     )
+    draws = (importance(labels, target, drawn) for drawn in draws)
     if of.batched:
         found = difference(np.stack(list(draws)))
     else:
         found = [difference(drawn) for drawn in draws]
-    return Gain(difference(), float(np.std(found, ddof=1)))
+    return Gain(difference(importance(labels, target)), float(np.std(found, ddof=1)))

@@ -143,7 +143,8 @@ def _python(text: str, what: MetricText) -> Metric:
 def _own_value(function, where: str, outcome, labels, num_classes, drawn=None) -> float:
     """Errors: UserError where the function fails, or returns no finite number."""
     if drawn is not None:
-        rows = np.repeat(np.arange(len(labels)), drawn.astype(int))
+        times = np.diff(np.floor(np.cumsum(drawn) + 0.5), prepend=0)  # parts add up to images
+        rows = np.repeat(np.arange(len(labels)), times.astype(int))
         outcome, labels = outcome[rows], labels[rows]
     try:
         found = function(labels, outcome)

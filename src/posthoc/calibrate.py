@@ -37,6 +37,7 @@ from src.posthoc.inputs import (
 from src.posthoc.joint import studies_of, try_jointly
 from src.posthoc.results import facts, load_table, numbers, search_log, table_of, trial_row
 
+ON_TARGET = "on_target"  # the metric under the target prior, where there is one
 TABLES = ("search.csv", "table.csv", "oof.npz")
 
 
@@ -83,9 +84,8 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
         tuned.append(_tune(head, asked, config, bins, rows, log, studies / name))
         del head  # before the next one is loaded
     ends = [t for t in tuned if t.name in start_names(config)]
-    best = min(
-        ends, key=lambda t: (-sign(config.metric) * t.scores[config.metric], len(t.recipes[None]))
-    )
+    by = config.metric if config.target_prior is None else ON_TARGET
+    best = min(ends, key=lambda t: (-sign(config.metric) * t.scores[by], len(t.recipes[None])))
     rows.append({"start": best.name, "step": "final"} | best.scores)
     reasons = optimism(head_dir(home, name) for name in config.head_names)
     table = table_of(rows)
@@ -145,7 +145,11 @@ def _scores(start: Start, recipes: Recipes, bins: np.ndarray, metric: str) -> di
         outcomes_of(start.shared(k, logits), start.scored([k]), metric)
         for k, logits in cross_fitted(start, recipes)
     ]
-    return pooled(found).summary(start.scored(start.states), bins, metric)
+    whole = pooled(found)
+    scores = whole.summary(start.scored(start.states), bins, metric)
+    if start.target is not None:
+        scores[ON_TARGET] = start.score(metric, whole.of(metric), start.states)
+    return scores
 
 
 def _pooled(

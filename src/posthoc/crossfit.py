@@ -18,7 +18,6 @@ from src.fusion.store import fingerprint
 from src.metrics import (
     OUTCOMES,
     PROBABILITIES,
-    SCORES,
     Gain,
     chunks,
     metric_of,
@@ -84,7 +83,7 @@ def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Tria
         np.concatenate([getattr(chosen[k], part) for k in start.states])
         for part in ("before", "after")
     )
-    gain = paired_gain(before, after, labels, start.num_classes, name)
+    gain = paired_gain(before, after, labels, start.num_classes, name, start.target)
     kept, reason = judge(chosen[None].params, gain, config)
     choices = {left_out: choice.params for left_out, choice in chosen.items()}
     longer = {
@@ -92,7 +91,7 @@ def try_step(step: Step, start: Start, recipes: Recipes, config: Config) -> Tria
         for left_out, upstream in recipes.items()
     }
     searched = chosen[None].searched
-    scores = [SCORES[name](x, labels, start.num_classes) for x in (before, after)]
+    scores = [start.score(name, x, start.states) for x in (before, after)]
     return Trial(step.name, kept, reason, name, *scores, gain, choices, searched, longer)
 
 
@@ -126,11 +125,8 @@ def _choose_on_grid(step: Step, start, upstream, left_outs, name) -> dict:
     chosen = {}
     for left_out in left_outs:
         others = [k for k in start.states if k != left_out]
-        labels = start.scored(others)
         scores = [
-            SCORES[name](
-                np.concatenate([outcomes[k][i] for k in others]), labels, start.num_classes
-            )
+            start.score(name, np.concatenate([outcomes[k][i] for k in others]), others)
             for i in range(len(options))
         ]
         best = int(np.argmax(sign(name) * np.array(scores)))  # ties: nearest to leaving it out
@@ -156,7 +152,7 @@ def _choose_on_large_grid(step: Step, start, upstream, left_outs, name) -> dict:
         for left_out, found in scores.items():
             others = [k for k in start.states if k != left_out]
             pooled = np.concatenate([outcomes[k] for k in others])
-            found.append(SCORES[name](pooled, start.scored(others), start.num_classes))
+            found.append(start.score(name, pooled, others))
     chosen = {}
     for left_out, found in scores.items():
         best = options[int(np.argmax(sign(name) * np.array(found)))]
@@ -185,10 +181,9 @@ def _choose_by_fit(step: Step, start, upstream, left_outs, name) -> dict:
         others = [k for k in states if k != left_out]
         params = step.fit([states[k] for k in others], [start.labels[k] for k in others])
         scored = list(states) if left_out is None else [left_out]
-        labels = start.scored(scored)
         before, after = np.hstack([_outcomes(step, [params], behind, k, (), name) for k in scored])
         searched = [
-            (option, SCORES[name](outcome, labels, start.num_classes))
+            (option, start.score(name, outcome, scored))
             for option, outcome in ((None, before), (params, after))
         ]
         chosen[left_out] = _Choice(params, before, after, searched)

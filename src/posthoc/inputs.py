@@ -18,7 +18,7 @@ from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.observations import Observations, fitted_strength, observations_of
 from src.fusion.step import Head, State, Step
-from src.metrics import bin_numbers, chunks
+from src.metrics import SCORES, bin_numbers, chunks, importance
 
 Shared = Callable[[np.ndarray], np.ndarray]  # logits of images → of observations
 
@@ -60,6 +60,17 @@ class Start:
             return
         for rows, part in self.observed[fold].parts(self.num_classes):
             yield state.rows(rows), part.pool, labels[rows][part.first]
+
+    @property
+    def target(self) -> np.ndarray | None:
+        """Class prior under which scores are meant, [K]; None: that of the images."""
+        return next(iter(self.states.values())).target
+
+    def score(self, metric: str, outcome: np.ndarray, folds: Iterable[int]) -> float:
+        """Of what is scored in some folds, in this order."""
+        labels = self.scored(folds)
+        weights = importance(labels, self.target)
+        return SCORES[metric](outcome, labels, self.num_classes, weights)
 
 
 def start_names(config: Config) -> list[str]:

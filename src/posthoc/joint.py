@@ -30,7 +30,7 @@ from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, Step, Unfit
 from src.fusion.store import fingerprint
-from src.metrics import OUTCOMES, SCORES, metric_of, paired_gain, sign
+from src.metrics import OUTCOMES, metric_of, paired_gain, sign
 from src.posthoc.crossfit import Recipe, Recipes, Trial, judge, transformed
 from src.posthoc.inputs import Start
 
@@ -121,9 +121,8 @@ class Space:
         for fold in folds:
             others = tuple(k for k in folds if k != fold) if fits and len(folds) > 1 else folds
             parts.append(self.outcomes(self.recipe(values, others), fold))
-        labels = self.start.scored(folds)
-        num_classes = self.start.num_classes
-        return sign(self.metric) * SCORES[self.metric](np.concatenate(parts), labels, num_classes)
+        found = self.start.score(self.metric, np.concatenate(parts), folds)
+        return sign(self.metric) * found
 
 
 def try_jointly(
@@ -147,10 +146,11 @@ def try_jointly(
     before, after = (
         np.concatenate([space.outcomes(recipes[k], k) for k in folds]) for recipes in (chain, found)
     )
-    gain = paired_gain(before, after, labels, start.num_classes, config.metric)
+    by = (config.metric, start.target)
+    gain = paired_gain(before, after, labels, start.num_classes, *by)
     same = fingerprint(found[None]) == fingerprint(chain[None])
     kept, reason = judge(None if same else {}, gain, config, "the chain's own recipe is the best")
-    scores = [SCORES[config.metric](x, labels, start.num_classes) for x in (before, after)]
+    scores = [start.score(config.metric, x, folds) for x in (before, after)]
     choices = {left_out: dict(recipe) for left_out, recipe in found.items()}
     return Trial(NAME, kept, reason, config.metric, *scores, gain, choices, searched, found)
 
