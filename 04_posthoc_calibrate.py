@@ -36,6 +36,8 @@ def main() -> None:
     result = load_recipe(directory)
     steps = [f"{step['step']} {brief(step['params'])}" for step in result["steps"]]
     print(f"{directory / 'posthoc.json'}: {' + '.join([result['head'], *steps])}")
+    if "decision" in result:  # older ones have none
+        print(f"06 of this alone, {result['decision']['says']}")
     if result.get("optimistic"):
         print(result["optimistic"])
     if note := pseudo_labelled(directory.parent):

@@ -78,6 +78,7 @@ def show(result: Result, names: dict[str, str]) -> None:
     table["member"] = [names.get(first, first) + slash + head for first, slash, head in parts]
     cli.print_table(table, "out-of-fold, the ensemble cross-fitted")
     print(f"combiner: {result.choice.method} ({result.choice.reason})")
+    print(result.decision.says)
     if result.review is not None:
         show_review(result.review)
     if result.score is not None:

@@ -32,6 +32,7 @@ from src.ensemble.combiners import COMBINERS
 from src.ensemble.ensemble import ensemble, oof_table, submission_name
 from src.ensemble.members import Member, log_probabilities
 from src.errors import UserError
+from src.fusion.decision import Decision
 from src.fusion.pool import average
 from src.posthoc.calibrate import posthoc
 from src.report.context import gather
@@ -160,7 +161,8 @@ def test_the_ensembles_oof_row_uses_what_was_chosen_on_the_other_folds(world):
     labels, fold = images["label"].to_numpy(), images["fold"].to_numpy()
     shares = [{"shares": s} for s in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5])]
     choice = Choice("greedy", "greedy", "", shares[0], dict(enumerate(shares)))
-    row = oof_table(both, choice, labels, fold, dataset).iloc[-1]
+    plain = Decision("accuracy", "", "")
+    row = oof_table(both, choice, labels, fold, dataset, plain).iloc[-1]
     parts = {0: arrays[0], 1: arrays[1], 2: (arrays[0] + arrays[1]) / 2}
     right = np.concatenate([parts[k][fold == k].argmax(1) == labels[fold == k] for k in range(3)])
     assert row["member"] == "ensemble" and row["accuracy"] == pytest.approx(right.mean())

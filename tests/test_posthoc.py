@@ -233,6 +233,7 @@ def test_every_metric_can_be_tuned_for(world, metric):
     outcome = metrics.OUTCOMES[metric](oof.logits, oof.label)
     expected = metrics.SCORES[metric](outcome, oof.label, world.num_classes)
     assert table.iloc[-1][metric] == pytest.approx(expected)
+    assert ("metric" in read_json(HOME / "posthoc" / MANIFEST)["inputs"]) == (metric == OWN)
 
 
 def test_calibration_is_judged_by_a_metric_of_probabilities(world):

@@ -94,6 +94,13 @@ class Ensemble(Section):
         "completes them; common: fit, judge and score on the folds that all members have, where "
         "each of them is out of fold; test images are combined as ever",
     )
+    decision: Literal["fitted", "plain"] = Field(
+        "fitted",
+        description="what makes labels of the ensemble's probabilities. fitted: the rule that "
+        "maximises the metric, if there is one and the section judge keeps it (expected utility "
+        "for F1 and F-beta, a stretched mean for kappa, calibration for log_loss and AUC); plain: "
+        "the most probable class",
+    )
     drop_one: bool = Field(
         True,
         description="also combine the members without each of them, to show what it brings; takes "

@@ -14,6 +14,7 @@ in keys. All spellings become one text here, and `parse` takes it apart again.
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -75,6 +76,12 @@ def parse(text: str) -> MetricText:
     near = difflib.get_close_matches(text, [*PLAIN, "kappa", "top5", "map5", "f0.5"], 1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"found {text!r}, which is no metric{hint} Known are {FORMS}")
+
+
+def own_files(text: str) -> dict[str, Path]:
+    """The file that a metric of the user's is in, by the name it has among a stage's inputs."""
+    found = PYTHON.fullmatch(text)
+    return {"metric": Path(found["file"])} if found else {}
 
 
 def short_name(text: str) -> str:

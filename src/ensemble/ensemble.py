@@ -14,14 +14,17 @@ from src.artifacts.marks import pseudo_labelled
 from src.artifacts.predictions import UNKNOWN, Predictions
 from src.artifacts.target_prior import csv_of, load_target_prior
 from src.artifacts.work import RUNS, Work, digest, git_state, versions
+from src.config.metric import own_files
 from src.config.schema import Config
 from src.config.tree import plain
 from src.ensemble.asked import asked_for
 from src.ensemble.choice import Choice
 from src.ensemble.combiner import Pool
+from src.ensemble.decisions import check_fits, written
 from src.ensemble.members import Member, held_out_by_all, load_members
 from src.ensemble.review import Review, combined
 from src.errors import UserError
+from src.fusion.decision import Decision, decided
 from src.fusion.observations import observations_of
 from src.fusion.store import pack
 from src.metrics import Gain, bin_numbers, rule_text, summary
@@ -39,7 +42,8 @@ class Result:
     """submission: the file · sheet: how it is made up · flags: images of the unknown class, where
     the config names one · oof: a row per member and the ensemble, with weights and cross-fitted
     scores · choice: the combiner and why · score: on the solution, where there is one · scored:
-    how many of `images` test images that is · review: of several members, what each brings"""
+    how many of `images` test images that is · review: of several members, what each brings ·
+    decision: how labels were made of it"""
 
     submission: Path
     sheet: Sheet
@@ -50,6 +54,7 @@ class Result:
     scored: int
     images: int
     review: Review | None = None
+    decision: Decision | None = None
 
 
 def ensemble(
@@ -76,11 +81,12 @@ def ensemble(
         raise UserError(f"{dataset.directory / 'test.csv'} lists no images: nothing to submit")
     asked = asked_for(config, dataset)
     sample, sheet = sample_of(asked.dataset, config.submission)
+    check_fits(config.metric, sheet)
     truth = find_solution(dataset, solution)
     directory, name = RUNS / config.dataset / "submissions", submission_name(experiments)
     scored_on = held_out_by_all(configs, experiments, dataset)
     members = load_members(configs, experiments, dataset, scored_on)
-    inputs = _inputs(members, dataset)
+    inputs = _inputs(members, dataset) | own_files(config.metric)
     if path := csv_of(config):
         inputs["target_prior"] = path
     work = Work(directory, _settings(configs, experiments), inputs)
@@ -92,7 +98,8 @@ def ensemble(
     target = load_target_prior(config, dataset)
     pool = Pool([m.oof for m in members], labels, config.metric, bins, target)
     choice, reviewed = combined([m.name for m in members], pool, fold, config)
-    table = oof_table(members, choice, labels, fold, dataset, config.metric)
+    decision = decided(config, choice.cross_fitted(pool.members, fold), labels, fold, target)
+    table = oof_table(members, choice, labels, fold, dataset, decision)
     test = choice.combine([m.test for m in members])
     keys = config.submission
     found = keys.unknown and flags(
@@ -103,8 +110,9 @@ def ensemble(
     flagged = found and found.flagged[rows]
     said = found and (keys.unknown.id, flagged)
     by = (test[rows], asked.ids, asked.dataset)
-    score, scored = score_solution(*by, truth, config.metric, unknown=said) if truth else (None, 0)
-    answer = Answer(test[rows], dataset.classes["class_id"].tolist(), keys, flagged)
+    score, scored = score_solution(*by, truth, decision, unknown=said) if truth else (None, 0)
+    told = written(decision, test[rows], sheet)
+    answer = Answer(told, dataset.classes["class_id"].tolist(), keys, flagged)
     path = directory / (f"{name}.csv.gz" if keys.gzip else f"{name}.csv")
     write_submission(path, sample, sheet, answer, asked.ids)
     _save(directory / f"{name}.npz", test, dataset)
@@ -112,10 +120,12 @@ def ensemble(
         copy_submission(path, out)
     arrays: dict[str, np.ndarray] = {}
     params = pack(choice.final, arrays)
+    rule = pack(decision.facts(), arrays, "decision")
     if arrays:
         write_arrays(directory / f"{name}.params.npz", **arrays)
     files = [path.name, f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
+    chosen |= {"decision": rule}
     chosen |= reviewed.facts() if reviewed else {}
     if config.data.observation is not None:
         strengths = {m.name: m.strength.facts() for m in members}
@@ -126,7 +136,9 @@ def ensemble(
     chosen["submission"] = sheet.facts() | ({"unknown": found.facts()} if found else {})
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
-    return Result(path, sheet, found, table, choice, score, scored, len(asked.ids), reviewed)
+    return Result(
+        path, sheet, found, table, choice, score, scored, len(asked.ids), reviewed, decision
+    )
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
@@ -139,6 +151,7 @@ def check_together(configs: list[Config], experiments: list[str]) -> None:
         "metric": [c.metric for c in configs],
         "target_prior": [c.target_prior for c in configs],
         "ensemble.combiner": [plain(c.ensemble.combiner) for c in configs],
+        "ensemble.decision": [c.ensemble.decision for c in configs],
         "ensemble.fallback": [c.ensemble.fallback for c in configs],
         "ensemble.missing_folds": [c.ensemble.missing_folds for c in configs],
         "judge": [plain(c.judge) for c in configs],
@@ -166,19 +179,20 @@ def oof_table(
     labels: np.ndarray,
     fold: np.ndarray,
     dataset: Dataset,
-    *also: str,
+    decision: Decision,
 ) -> pd.DataFrame:
-    """Columns member, weight, the scores of `src.metrics.summary` and of the metrics `also`, gain,
-    gain_low, gain_high; the last row, `ensemble`, is cross-fitted: each fold with what was fitted
-    on the others. The gain is over the mean, NaN where the ensemble is the mean. Without weights
-    that column is NaN."""
+    """Columns member, weight, the scores of `src.metrics.summary`, gain, gain_low, gain_high; the
+    last row, `ensemble`, is cross-fitted, decisions included: each fold with what was fitted on the
+    others. The gain is the combiner's over the mean, NaN where the ensemble is the mean. Without
+    weights that column is NaN."""
     bins, shares = dataset.classes["bin"].to_numpy(), choice.shares
     weights = [float("nan")] * len(members) if shares is None else shares
     rows = [
-        {"member": m.name, "weight": w} | summary(m.oof, labels, bins, *also)
+        {"member": m.name, "weight": w} | summary(m.oof, labels, bins, decision.metric)
         for m, w in zip(members, weights, strict=True)
     ]
-    scores = summary(choice.cross_fitted([m.oof for m in members], fold), labels, bins, *also)
+    oof = choice.cross_fitted([m.oof for m in members], fold)
+    scores = decision.summary(oof, decision.cross_fitted(oof, fold), labels, bins)
     gain = Gain() if choice.name == "mean" else choice.gain
     whole = float("nan") if shares is None else 1.0
     last = {"member": "ensemble", "weight": whole} | scores | gain.named()
@@ -205,7 +219,11 @@ def _held_out(dataset: Dataset, config: Config) -> tuple[np.ndarray, np.ndarray]
 
 def _settings(configs: list[Config], experiments: list[str]) -> dict:
     keys = configs[0].ensemble  # what earlier submissions lack is named where it is not the default
-    newer = {k: getattr(keys, k) for k in ("fallback", "missing_folds") if k in keys.changed()}
+    newer = {
+        k: getattr(keys, k)
+        for k in ("decision", "fallback", "missing_folds")
+        if k in keys.changed()
+    }
     if configs[0].data.observation is not None:
         newer |= {"observation": configs[0].data.observation}
         newer |= {"observations": configs[0].observations}

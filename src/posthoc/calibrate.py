@@ -23,6 +23,7 @@ from src.artifacts.work import RUNS, Work
 from src.config.names import STAGE1
 from src.config.schema import Config
 from src.fusion import build_steps
+from src.fusion.decision import decided
 from src.fusion.step import Step
 from src.fusion.store import save_recipe
 from src.metrics import outcomes_of, pooled, sign
@@ -93,11 +94,12 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     tree = facts(best.name, best.recipes, tried, table, config, reasons)
     if config.target_prior is not None:
         tree["target"] = load_target_prior(config, dataset)
+    start = load_start(best.name, steps, stage1, home, dataset, config)
+    _pooled(start, best.recipes, stage1, dataset.num_classes).save(work.directory / "oof.npz")
+    tree["decision"] = _decision(start, best.recipes, config)
     outputs = save_recipe(work.directory, tree)
     write_table(work.directory / "search.csv", pd.DataFrame(log))
     write_table(work.directory / "table.csv", table)
-    start = load_start(best.name, steps, stage1, home, dataset, config)
-    _pooled(start, best.recipes, stage1, dataset.num_classes).save(work.directory / "oof.npz")
     scores = numbers(best.scores)
     work.finish(
         [*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name, **marks(home)
@@ -150,6 +152,16 @@ def _scores(start: Start, recipes: Recipes, bins: np.ndarray, metric: str) -> di
     if start.target is not None:
         scores[ON_TARGET] = start.score(metric, whole.of(metric), start.states)
     return scores
+
+
+def _decision(start: Start, recipes: Recipes, config: Config) -> dict:
+    """What 06 would do with these logits alone to make labels of them, without the parameters."""
+    found = [(k, start.shared(k, logits)) for k, logits in cross_fitted(start, recipes)]
+    fold = np.concatenate([np.full(len(logits), k) for k, logits in found])
+    logits, target = np.concatenate([logits for _, logits in found]), start.target
+    del found
+    facts = decided(config, logits, start.scored(start.states), fold, target).facts()
+    return {key: value for key, value in facts.items() if key != "params"}
 
 
 def _pooled(

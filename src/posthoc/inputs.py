@@ -13,6 +13,7 @@ from src.artifacts.oof import check_finished, head_dir, load_head_folds, script_
 from src.artifacts.predictions import Predictions
 from src.artifacts.target_prior import csv_of, load_target_prior
 from src.artifacts.work import MANIFEST
+from src.config.metric import own_files
 from src.config.names import STAGE1, of_stage1, title_of
 from src.config.schema import Config
 from src.errors import UserError
@@ -86,6 +87,7 @@ def input_files(experiment: Path, dataset: Dataset, config: Config) -> dict[str,
     files = {name: dataset.directory / name for name in ("folds.csv", "classes.csv")}
     if path := csv_of(config):
         files["target_prior"] = path
+    files |= own_files(config.metric)
     for name in config.head_names:
         directory = head_dir(experiment, name)
         check_finished(directory, dataset, script_of(name))

@@ -107,6 +107,8 @@ def _submission(manifest: dict) -> str:
         kinds.append("final")
     text = f"{esc(manifest['method'])}: {esc(manifest['reason'])}."
     text += f" {esc(manifest['rule'])}" if "rule" in manifest else ""
+    if "decision" in manifest:  # older ones have none
+        text += f" {esc(manifest['decision']['says'])}."
     members = table(["member", "weight", *map(column_name, scores)], rows, "", kinds)
     return note(text) + members + _review(manifest)
 

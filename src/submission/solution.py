@@ -14,10 +14,13 @@ from src.artifacts.files import read_json, read_table
 from src.artifacts.ids import check_unique
 from src.artifacts.work import MANIFEST, checked
 from src.errors import UserError, some
-from src.metrics import PROBABILITIES, metric_of, summary
+from src.fusion.decision import Decision
+from src.metrics import PROBABILITIES, metric_of
 from src.submission.format import words_of
 from src.submission.probabilities import class_columns, find_prefix
 from src.submission.write import COLUMNS
+
+PLAIN = Decision("accuracy", "", "the largest probability")
 
 
 def find_solution(dataset: Dataset, path: str | Path | None) -> Path | None:
@@ -33,10 +36,11 @@ def score_solution(
     image_id: np.ndarray,
     dataset: Dataset,
     path: Path,
-    *also: str,
+    decision: Decision | None = None,
+    *,
     unknown: tuple[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, float], int]:
-    """Scores on the test images that the solution knows, by the metrics `also` too, and how many
+    """Scores on the test images that the solution knows, decided as `decision` says, and how many
     those are. Of an image with several true classes, the one that is ranked highest counts.
 
     unknown: id of the unknown class, and which images [M] are said to be of it. It is then class
@@ -46,9 +50,11 @@ def score_solution(
     told = read_json(dataset.directory / MANIFEST, COLUMNS)["submission"]
     classes = dataset.classes
     known, bins = classes["class_id"].tolist(), classes["bin"].to_numpy()
+    decision = decision or PLAIN
+    scores = decision.apply(logits)
     if unknown is not None:
         known, bins = [*known, unknown[0]], np.append(bins, "unknown")
-        logits = with_unknown(logits, unknown[1])
+        logits, scores = (with_unknown(z, unknown[1]) for z in (logits, scores))
     truth = true_classes(read_table(checked(path)), path, told, known)
     strange = sorted(set(truth["image_id"]) - set(image_id.tolist()))
     if strange:
@@ -63,9 +69,9 @@ def score_solution(
     best = pd.DataFrame({"row": rows, "label": labels, "z": -logits[rows, labels]})
     best = best.sort_values(["z", "label"], kind="stable").drop_duplicates("row").sort_values("row")
     rows, labels = best["row"].to_numpy(), best["label"].to_numpy()
-    if unknown is not None:
-        also = tuple(name for name in also if metric_of(name).of != PROBABILITIES)
-    score = summary(logits[rows], labels, bins, *also)
+    if unknown is not None and metric_of(decision.metric).of == PROBABILITIES:
+        decision = PLAIN
+    score = decision.summary(logits[rows], scores[rows], labels, bins)
     if unknown is not None:
         score = {name: value for name, value in score.items() if name not in ("nll", "ece")}
     return score, len(rows)
