@@ -11,6 +11,7 @@ and the correlations are of all that there are.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ from src.artifacts.work import RUNS, git_state
 from src.config.names import STAGE1
 from src.config.read import load_config, with_values
 from src.config.schema import Config
+from src.errors import UserError
 from src.fusion import STEPS, apply_recipe, build_steps
+from src.fusion.step import Step
 from src.logits import head_logits
 from src.metrics import outcomes_of, pooled
 from src.plots.style import legend_above, png
@@ -64,9 +67,8 @@ def measure(path: str):
     asked = load_config(path)
     name, data = Path(path).stem, load_dataset(asked.dataset)
     home = RUNS / asked.dataset / name
-    config = with_values(trained_config(asked, home), {"posthoc.steps": list(STEPS)[1:]}, path)
-    first = with_values(config, {"posthoc.steps": [next(iter(STEPS))]}, path)
-    steps = [*build_steps(first), *build_steps(config)]
+    config = trained_config(asked, home)
+    steps = [step for step in map(partial(step_of, config), STEPS) if step]
     truth, bins = find_solution(data, None), data.classes["bin"].to_numpy()
     tests = [test_of(network, home, config, data) for network in finished_networks(home, data)]
     stage1 = load_head_folds(home, STAGE1, data)
@@ -87,6 +89,15 @@ def measure(path: str):
                 row |= {f"{side}_{n}": scores.get(n, float("nan")) for n in SHOWN}
             print({k: v for k, v in row.items() if k not in about}, flush=True)
             yield row
+
+
+def step_of(config: Config, name: str) -> Step | None:
+    """A step with its default keys; None where this experiment has not what it needs."""
+    try:
+        return build_steps(with_values(config, {"posthoc.steps": [name]}, name))[0]
+    except UserError as error:
+        print(error)
+        return None
 
 
 def scores_of(start: Start, recipes, bins: np.ndarray) -> dict[str, float]:
