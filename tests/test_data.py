@@ -65,7 +65,7 @@ def test_an_epoch_smaller_than_a_batch_is_one_batch():
 
 
 def test_batches_are_channels_last_without_a_copy():
-    batch = collate([(np.zeros((8, 8, 3), np.uint8), 1)] * 4)
+    batch = collate([(np.zeros((8, 8, 3), np.uint8), 1, 0)] * 4)
     assert batch.images.shape == (4, 3, 8, 8)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 

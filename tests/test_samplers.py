@@ -152,9 +152,10 @@ def test_the_first_stream_does_not_depend_on_the_second():
 
 
 def test_collate_tells_the_streams_apart():
-    items = [(np.full((2, 2, 3), i, np.uint8), i) for i in range(6)]
+    items = [(np.full((2, 2, 3), i, np.uint8), i, 9 - i) for i in range(6)]
     batch = collate(items, streams=2)
     assert batch.labels.tolist() == [0, 1, 2] and batch.other.labels.tolist() == [3, 4, 5]
+    assert batch.rows.tolist() == [9, 8, 7] and batch.other.rows.tolist() == [6, 5, 4]
     assert batch.images.shape == batch.other.images.shape == (3, 3, 2, 2)
     parts = batch.split(3)
     assert [part.other.labels.item() for part in parts] == [3, 4, 5]

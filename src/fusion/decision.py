@@ -131,8 +131,8 @@ def decide(
     """The rule of a metric, fitted on out-of-fold logits [N, K] and judged on folds it did not see.
 
     labels, fold: [N] · target: [K] class prior of the leaderboard, for which images count by
-    importance, as they do in scores; None: that of the images. The logits count as given: that they were chosen on the same images is the
-    matter of those who chose them.
+    importance, as they do in scores; None: that of the images. The logits count as given:
+    that they were chosen on the same images is the matter of those who chose them.
     """
     name, folds = rule_of(metric), np.unique(fold).tolist()
     if name is None:

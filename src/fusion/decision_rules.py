@@ -16,8 +16,9 @@ ROUNDS = 30
 
 @dataclass(frozen=True)
 class Rule:
-    """fit: (probabilities [n, K], labels [n], metric, how often each image counts [n]) → parameters ·
-    scores: (log-probabilities [n, K], parameters) → [n, K], of which the largest is the decision"""
+    """fit: (probabilities [n, K], labels [n], metric, how often each image counts [n]) →
+    parameters · scores: (log-probabilities [n, K], parameters) → [n, K], of which the largest is
+    the decision"""
 
     fit: Callable[[np.ndarray, np.ndarray, str, np.ndarray], Params]
     scores: Callable[[np.ndarray, Params], np.ndarray]
