@@ -1,7 +1,7 @@
 """Scores of outcomes, and of logits.
 
 A score takes outcomes [N] of images, their labels [N], K, and `drawn`: [N] how often each image
-counts, as in a bootstrap; None: each once.
+counts, as in a bootstrap of any size; None: each once.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from src.metrics.outcomes import among_five, predicted, surprise
 
 
 def mean(outcome, labels, num_classes, drawn=None):
-    return float(np.mean(outcome) if drawn is None else outcome @ drawn / len(drawn))
+    return float(np.mean(outcome) if drawn is None else outcome @ drawn / drawn.sum())
 
 
 def accuracy_of(outcome, labels, num_classes, drawn=None):

@@ -1,0 +1,6 @@
+"""The score that a submission can expect on the leaderboard, with a 90 % interval. numpy only."""
+
+from src.forecast.forecast import Forecast, forecast, read_forecast
+from src.forecast.measure import Evidence
+
+__all__ = ["Evidence", "Forecast", "forecast", "read_forecast"]
