@@ -63,7 +63,8 @@ def main() -> None:
     if result.flags:
         print(f"unknown:    {result.flags}")
     print(f"submission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
-    print(f"report:     {write_report(report)}")
+    print(f"report:     {write_report(report)}\n")
+    print("\n".join(result.expected.lines()))
 
 
 def show(result: Result, names: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The members of an ensemble: log-probabilities of one head of one experiment, OOF and test."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,15 @@ class Member:
     """name: <experiment>/<head> · oof: [N, K] log-probabilities in the order of the held-out images
     sorted by image_id, of observations (data.observation) in that of their first images · test:
     [M, K], in the order of test.csv sorted by image_id; images of one observation have the same ·
-    files: what it was read from, by name · strength: of attention, None without observations"""
+    files: what it was read from, by name · strength: of attention, None without observations ·
+    predicted: the manifest of 05"""
 
     name: str
     oof: np.ndarray
     test: np.ndarray
     files: dict[str, Path]
     strength: Strength | None = None
+    predicted: dict = field(default_factory=dict)
 
 
 def held_out_by_all(configs: list[Config], experiments: list[str], dataset: Dataset) -> Dataset:
@@ -97,7 +99,7 @@ def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset, config:
     pair, strength = [log_probabilities(found.logits) for found in (oof, test)], None
     if config.data.observation is not None:
         pair, strength = _shared(pair, (oof, test), dataset, config)
-    return Member(f"{experiment}/{head}", *pair, named, strength)
+    return Member(f"{experiment}/{head}", *pair, named, strength, manifest)
 
 
 def _shared(

@@ -19,7 +19,7 @@ import numpy as np
 
 from src.artifacts.files import read_json
 from src.forecast.measure import TERMS, Evidence, Measured, measure
-from src.metrics import metric_of
+from src.metrics import metric_of, short_name
 
 CALIBRATED = Path(__file__).with_name("calibrated.json")
 NUMBERS = ("tau", "gamma", "width")
@@ -28,6 +28,7 @@ TOLD = {  # by what the terms are told
     "ensemble": "the mean of several networks",
     "learning curve": "images that folds hold out",
     "confidence": "confidence on test images",
+    "views": "views",
 }
 
 
@@ -41,7 +42,7 @@ class Model:
     width: float
 
     def center(self, found: Measured) -> float:
-        return found.center + float(self.beta @ found.terms)
+        return found.center + float(self.beta @ found.terms) + found.views
 
     def spread(self, found: Measured) -> float:
         unexplained = self.tau**2 + (self.gamma * found.terms[CONFIDENCE]) ** 2
@@ -50,7 +51,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Forecast:
-    """value, low, high: scores · oof: the score out of fold · steps: what leads from there to
+    """metric: its text · value, low, high: scores · oof: the score out of fold · steps: what leads from there to
     `value`, in the order of the sum · checked: share of the simulated competitions that an interval
     like this held, and how many they were"""
 
@@ -70,7 +71,7 @@ class Forecast:
         share, count = self.checked
         steps = ", ".join(f"{name} {change:+.3f}" for name, change in self.steps.items())
         return [
-            f"expected leaderboard score, {self.metric}: {self.value:.3f}",
+            f"expected leaderboard score, {short_name(self.metric)}: {self.value:.3f}",
             f"90 % interval: {self.low:.3f} to {self.high:.3f} (such intervals held the truth in "
             f"{100 * share:.0f} % of {count} simulated competitions of other settings)",
             f"out of fold it is {self.oof:.3f}; the difference: {steps}",
@@ -90,13 +91,14 @@ def forecast(evidence: Evidence, seed: int = 0) -> Forecast:
     at, steps, center = found.reweighted, {}, found.center
     steps["classes as often as among the test images"] = at - found.oof
     value = score_at(model.center(found), found, metric.sign)
-    for name, change in zip(TERMS, model.beta * found.terms, strict=True):
+    changes = dict(zip(TERMS, model.beta * found.terms, strict=True)) | {"views": found.views}
+    for name, change in changes.items():
         center += float(change)
         before = score_at(center - float(change), found, metric.sign)
         steps[TOLD[name]] = score_at(center, found, metric.sign) - before
     steps["the middle of a skewed distribution"] = value - found.oof - sum(steps.values())
     steps = {name: float(change) for name, change in steps.items() if abs(change) >= 5e-4}
-    return Forecast(metric.short, value, low, high, found.oof, steps, checked)
+    return Forecast(evidence.metric, value, low, high, found.oof, steps, checked)
 
 
 def interval(model: Model, found: Measured, sign: int) -> tuple[float, float]:

@@ -6,17 +6,27 @@ test set, keeps the logarithm finite where nothing is wrong.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from src.forecast.curve import log_change
-from src.forecast.prior import corrected, test_prior, under_prior
-from src.metrics import Metric, metric_of
+from src.forecast.prior import corrected, prior_of, under_prior
+from src.metrics import LABELS, Metric, metric_of
 
 DRAWS, WIDE_DRAWS = 200, 40  # of the bootstrap; of metrics that need every probability
 BELIEFS = 8  # draws of labels from probabilities
 NUMBERS = 2**23  # probabilities that are looked at, so that it takes seconds
 TERMS = ("ensemble", "learning curve", "confidence")
+
+
+class Views(NamedTuple):
+    """Scores of the same out-of-fold images in one view and in all that test images are seen in,
+    and the standard error of the difference."""
+
+    one: float
+    all: float
+    noise: float
 
 
 @dataclass(frozen=True)
@@ -25,44 +35,48 @@ class Evidence:
     training images of its own class each image's network saw, [N] · counts: training images of each
     class, [K] · test: log-probabilities [M, K] · networks: of each experiment, whose mean they are
     · experiments: how many are combined, 1 / Σ w² with weights · metric: text of the config ·
-    target: prior of the test images, [K], where it is known"""
+    target: prior of the test images, [K], where it is known · views: where they are measured ·
+    decided: scores [N, K] and [M, K] that labels are made of, where those are not oof and test"""
 
     oof: np.ndarray
     labels: np.ndarray
     seen: np.ndarray
     counts: np.ndarray
     test: np.ndarray
-    networks: int
+    networks: float
     experiments: float
     metric: str
     target: np.ndarray | None = None
+    views: Views | None = None
+    decided: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
     """oof: the score out of fold as it is · reweighted: with the classes as often as in the test
     set · center, noise: mean and standard deviation of log(r + ε) over draws of as many test images
-    as there are · terms: by which center would change, [len(TERMS)] · best: score of perfect
-    predictions · epsilon: ε · moved: half the distance between the priors of training and test"""
+    as there are · terms: by which center would change, [len(TERMS)] · views: change by these, measured · best: score of perfect
+    predictions · epsilon: ε"""
 
     oof: float
     reweighted: float
     center: float
     noise: float
     terms: np.ndarray
+    views: float
     best: float
     epsilon: float
-    moved: float
 
 
 def measure(evidence: Evidence, seed: int = 0) -> Measured:
     e, rng, metric = evidence, np.random.default_rng(seed), metric_of(evidence.metric)
-    outcome = metric.outcome(e.oof, e.labels)
+    answers = e.decided if e.decided and metric.of == LABELS else (e.oof, e.test)
+    outcome = metric.outcome(answers[0], e.labels)
     best, epsilon = perfect(metric, e), 0.5 / len(e.test)
     oof, test = _some(e, rng)
     believed_oof, believed_test = corrected(e.oof[oof], e.labels[oof], e.test[test])
     train = _smooth(np.bincount(e.labels, minlength=len(e.counts)))
-    target = test_prior(believed_test, train) if e.target is None else e.target
+    target = prior_of(believed_test, train) if e.target is None else e.target
     share = image_shares(e.labels, target, e.counts)  # [N], sum 1
 
     def log_regret(score: float) -> float:
@@ -70,26 +84,33 @@ def measure(evidence: Evidence, seed: int = 0) -> Measured:
 
     size = DRAWS if not metric.wide else WIDE_DRAWS
     drawn = [draw(e.labels, share, len(e.test), rng) for _ in range(size)]
-    scores = [metric.score(outcome, e.labels, len(e.counts), d) for d in drawn]
+    if metric.batched:
+        scores = metric.score(outcome, e.labels, len(e.counts), np.stack(drawn))
+    else:
+        scores = [metric.score(outcome, e.labels, len(e.counts), d) for d in drawn]
     regrets = np.array([log_regret(score) for score in scores])
-    right = e.oof.argmax(1) == e.labels
+    right = answers[0].argmax(1) == e.labels
     p_oof, p_test = (under_prior(z, train, target) for z in (believed_oof, believed_test))
     of = share[oof] / share[oof].sum()
     terms = [
         (1 - 1 / e.networks) / e.experiments,
         log_change(right, e.labels, e.seen, e.counts, share),
-        log_regret(believed(metric, e.test[test], p_test, None, rng))
-        - log_regret(believed(metric, e.oof[oof], p_oof, of, rng)),
+        log_regret(believed(metric, answers[1][test], p_test, None, rng))
+        - log_regret(believed(metric, answers[0][oof], p_oof, of, rng)),
     ]
+    views, doubt = 0.0, 0.0
+    if e.views is not None:
+        views = log_regret(e.views.all) - log_regret(e.views.one)
+        doubt = e.views.noise / float(np.exp(log_regret(e.views.all)))
     return Measured(
-        metric.score(outcome, e.labels, len(e.counts)),
-        float(np.mean(scores)),
-        float(regrets.mean()),
-        float(regrets.std(ddof=1)),
-        np.array(terms),
-        best,
-        epsilon,
-        float(np.abs(train - target).sum() / 2),
+        oof=metric.score(outcome, e.labels, len(e.counts)),
+        reweighted=float(np.mean(scores)),
+        center=float(regrets.mean()),
+        noise=float(np.hypot(regrets.std(ddof=1), doubt)),
+        terms=np.array(terms),
+        views=views,
+        best=best,
+        epsilon=epsilon,
     )
 
 

@@ -38,7 +38,7 @@ def corrected(
     return log_softmax(scale * oof + bias, axis=1), log_softmax(scale * test + bias, axis=1)
 
 
-def test_prior(test: np.ndarray, train: np.ndarray) -> np.ndarray:
+def prior_of(test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """q, [K]. test: corrected log-probabilities [M, K] · train: π [K], positive"""
     p, q = np.exp(test), train.copy()
     for _ in range(ROUNDS):

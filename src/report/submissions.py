@@ -5,6 +5,7 @@ import pandas as pd
 from src.artifacts.files import read_table
 from src.artifacts.work import checked
 from src.config.tree import flatten
+from src.forecast import read_forecast
 from src.fusion.store import brief, load_recipe
 from src.metrics import gain_text
 from src.plots.style import BIN_COLORS
@@ -110,7 +111,21 @@ def _submission(manifest: dict) -> str:
     if "decision" in manifest:  # older ones have none
         text += f" {esc(manifest['decision']['says'])}."
     members = table(["member", "weight", *map(column_name, scores)], rows, "", kinds)
-    return note(text) + members + _review(manifest)
+    return note(text) + members + _expected(manifest) + _review(manifest)
+
+
+def _expected(manifest: dict) -> str:
+    """What the submission can expect, and what it got; earlier versions wrote nothing of it."""
+    if "expected" not in manifest:
+        return ""
+    told = read_forecast(manifest["expected"])
+    lines = told.lines()
+    solution = manifest["metrics"].get("solution", {})
+    if (got := solution.get(told.metric)) is not None:
+        inside = "inside" if told.low <= got <= told.high else "outside"
+        images = thousands(solution["images"])
+        lines.append(f"on the {images} images of the solution it is {got:.3f}, {inside} of it")
+    return "".join(note(esc(line[0].upper() + line[1:] + ".")) for line in lines)
 
 
 def _review(manifest: dict) -> str:

@@ -1,0 +1,57 @@
+"""The evidence that members leave of a submission's score, for src/forecast."""
+
+import numpy as np
+
+from src.artifacts.dataset import Dataset
+from src.artifacts.target_prior import load_target_prior
+from src.config.schema import Config
+from src.ensemble.choice import Choice
+from src.ensemble.members import Member
+from src.forecast import Evidence, Forecast, Views, forecast
+from src.metrics import NORMAL
+
+
+def expected(
+    members: list[Member],
+    choice: Choice,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    test: np.ndarray,
+    dataset: Dataset,
+    config: Config,
+) -> Forecast:
+    """labels, fold: of the images out of fold, [N] · test: log-probabilities [M, K] of the
+    submission · dataset: with every fold that was trained on"""
+    shares = np.array(choice.shares or [1 / len(members)] * len(members))
+    names = [member.name.partition("/")[0] for member in members]
+    by_experiment = np.array([shares[[n == name for n in names]].sum() for name in sorted(set(names))])
+    networks = [len(member.predicted.get("networks", dataset.folds)) for member in members]
+    counts, seen = dataset.counts(dataset.images), np.zeros(len(labels), int)
+    for k in np.unique(fold):
+        seen[fold == k] = dataset.counts(dataset.training(k))[labels[fold == k]]
+    evidence = Evidence(
+        oof=choice.cross_fitted([member.oof for member in members], fold),
+        labels=labels,
+        seen=seen,
+        counts=counts,
+        test=test,
+        networks=float(shares @ networks / shares.sum()),
+        experiments=float(by_experiment.sum() ** 2 / (by_experiment**2).sum()),
+        metric=config.metric,
+        target=load_target_prior(config, dataset),
+        views=views_of(members, shares, config.metric),
+    )
+    return forecast(evidence, config.seed)
+
+
+def views_of(members: list[Member], shares: np.ndarray, metric: str) -> Views | None:
+    """What 05 found views to be worth out of fold, the mean over members; None: not measured for
+    every member, or for another metric."""
+    found = [member.predicted.get("views_gain", {}) for member in members]
+    if any(facts.get("metric") != metric for facts in found):
+        return None
+    one, every, low, high = (
+        float(np.average([facts[key] for facts in found], weights=shares))
+        for key in ("one_view", "all_views", "gain_low", "gain_high")
+    )
+    return Views(one, every, (high - low) / (2 * NORMAL))
