@@ -1,12 +1,14 @@
 """The expected leaderboard score: how often its 90 % interval holds the truth, and how wide it is.
 
-    python benchmarks/forecast.py                 # simulate, fit, check, write the section
-    python benchmarks/forecast.py --birds RUNS    # also on a run of birds_lt, runs/<dataset>
+    python benchmarks/forecast.py                      # simulate, fit, check, write the section
+    python benchmarks/forecast.py --runs runs ../b/runs   # … with the submissions that are there
 
 Simulated competitions with known truth (benchmarks/forecast_worlds.py) of every setting: source of
 images, tail, prior of the test images, number of folds. What the forecast cannot measure itself is
 fitted on one half of the settings, and goes to src/forecast/calibrated.json; the tables are of the
-other half. One thread, minutes. Sources and simulated predictions are kept in runs/forecast.
+other half. One thread, minutes. What is simulated stays in runs/forecast and is not made again;
+delete it where benchmarks/forecast_worlds.py has changed. Real submissions of --runs, as 06 left
+them with their solution, are judged beside it, and nothing is fitted to them.
 """
 
 import argparse
@@ -21,9 +23,9 @@ from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/forecast.py`
 
-from benchmarks.forecast_worlds import compete, load_sources, settings
-from benchmarks.results import RESULTS, markdown, provenance, write_section
-from src.artifacts.files import write_json
+from benchmarks.forecast_worlds import competitions
+from benchmarks.results import markdown, provenance, write_section
+from src.artifacts.files import read_json, write_json
 from src.artifacts.work import RUNS
 from src.forecast.forecast import CALIBRATED, CONFIDENCE, NUMBERS, Model, interval, score_at
 from src.forecast.measure import TERMS, Measured, measure
@@ -35,22 +37,24 @@ METRICS = {
     PROBABILITIES: ("log_loss", "macro_auc"),
 }
 PER_SETTING, SHARE, TWO_SIDED = 5, 0.9, 1.645
+HALVES = ("checked", "fitted")
+SIGNS = {  # networks and images can only help, and the less confident score less
+    "ensemble": (None, 0),
+    "learning curve": (0, None),
+    "rare classes": (0, None),
+    "confidence": (0, None),
+}
 Row = dict  # facts of a competition, Measured and the truth
 
 
-def simulate(cache: Path, per_setting: int = PER_SETTING) -> list[Row]:
+def simulated(cache: Path) -> list[Row]:
     """A row per competition and metric."""
-    sources, rows = load_sources(cache), []
-    for number, setting in enumerate(settings()):
-        for seed in range(per_setting):
-            found = compete(setting, sources, seed)
-            facts = vars(setting) | {"learner": found.learner, "kind": found.kind}
-            facts |= {"half": HALVES[number % 2], "competition": f"{number}/{seed}"}
-            rows += [facts | judged(found, text) for texts in METRICS.values() for text in texts]
+    rows = []
+    for number, setting, seed, found in competitions(cache, PER_SETTING):
+        facts = vars(setting) | {"learner": found.learner, "kind": found.kind}
+        facts |= {"half": HALVES[number % 2], "competition": f"{number}/{seed}"}
+        rows += [facts | judged(found, text) for texts in METRICS.values() for text in texts]
     return rows
-
-
-HALVES = ("checked", "fitted")
 
 
 def judged(found, text: str) -> dict:
@@ -68,7 +72,7 @@ def deviation(row: Row) -> float:
 
 
 def fit(rows: list[Row]) -> Model:
-    """Maximum likelihood, then the width that holds nine in ten."""
+    """Maximum likelihood with the signs that terms can have; a width that holds nine in ten."""
     x = np.stack([row["measured"].terms for row in rows])
     delta = np.array([deviation(row) for row in rows])
     noise2 = np.array([row["measured"].noise ** 2 for row in rows])
@@ -80,7 +84,8 @@ def fit(rows: list[Row]) -> Model:
         v = variance(params[len(TERMS) :])
         return float(np.mean((delta - x @ params[: len(TERMS)]) ** 2 / v + np.log(v)))
 
-    found = minimize(loss, np.r_[np.zeros(len(TERMS)), -1.5, -1.5], method="L-BFGS-B").x
+    start = np.r_[np.zeros(len(TERMS)), -1.5, -1.5]
+    found = minimize(loss, start, method="L-BFGS-B", bounds=[*SIGNS.values(), *[(-5, 2)] * 2]).x
     beta, theta = found[: len(TERMS)], found[len(TERMS) :]
     z = np.abs(delta - x @ beta) / np.sqrt(variance(theta))
     return Model(beta, *np.exp(theta).tolist(), float(np.quantile(z, SHARE)))
@@ -110,21 +115,123 @@ def check(rows: list[Row], models: dict[str, Model]) -> pd.DataFrame:
 
 
 def table(found: pd.DataFrame, by: str) -> list[dict]:
+    """A row for each group of competitions."""
+    return [_row({by: name}, part) for name, part in found.groupby(by, sort=False)]
+
+
+def _row(names: dict, part: pd.DataFrame) -> dict:
+    return names | {
+        "competitions": part["competition"].nunique(),
+        "truth inside, %": f"{100 * part['held'].mean():.1f}",
+        "with sampling error alone, %": f"{100 * part['sampling only'].mean():.1f}",
+        "width, median": float(part["width"].median()),
+        "error of the forecast, median": float(part["error"].median()),
+        "error of OOF, median": float(part["oof error"].median()),
+    }
+
+
+def keep(models: dict[str, Model], found: pd.DataFrame, path: Path) -> None:
+    """calibrated.json: what was fitted, with its coverage on the other half."""
+    facts = {}
+    for of, model in models.items():
+        part = found[found["of"] == of]
+        numbers = {name: round(getattr(model, name), 4) for name in NUMBERS}
+        beta = {t: round(float(b), 4) for t, b in zip(TERMS, model.beta, strict=True)}
+        held = round(float(part["held"].mean()), 4)
+        facts[of] = {"beta": beta, **numbers, "coverage": held}
+        facts[of]["competitions"] = int(part["competition"].nunique())
+    write_json(path, facts)
+
+
+def across(rows: list[Row]) -> list[dict]:
+    """Fitted on the images of one kind, checked on those of the other."""
+    found = []
+    for digits in (False, True):
+        one, other = (
+            [r for r in rows if (r["source"] == "digits") == d] for d in (digits, not digits)
+        )
+        models = {of: fit([r for r in one if r["of"] == of]) for of in METRICS}
+        names = {"fitted on": "digits" if digits else "CIFAR-10"}
+        names["checked on"] = "CIFAR-10" if digits else "digits"
+        found.append(_row(names, check(other, models)))
+    return found
+
+
+def real(runs: list[Path]) -> list[dict]:
+    """Submissions whose manifest has both a forecast and a score on the solution."""
     rows = []
-    for name, part in [*found.groupby(by, sort=False), ("all", found)][: None if by else 1]:
+    for path in sorted(p for root in runs for p in root.glob("*/submissions/*.manifest.json")):
+        facts = read_json(path)
+        told, got = facts.get("expected"), facts["metrics"].get("solution")
+        if told is None or got is None or told["metric"] not in got:
+            continue
+        truth = got[told["metric"]]
         rows.append(
             {
-                by: name,
-                "competitions": part["competition"].nunique(),
-                "truth inside, %": round(100 * part["held"].mean(), 1),
-                "sampling error alone, %": round(100 * part["sampling only"].mean(), 1),
-                "width": float(part["width"].median()),
-                "error of the forecast": float(part["error"].median()),
-                "error of OOF": float(part["oof error"].median()),
+                "submission": f"{path.parent.parent.name}, {' + '.join(facts['weights'])}",
+                "metric": told["metric"],
+                "out of fold": told["oof"],
+                "expected": told["value"],
+                "90 % interval": f"{told['low']:.3f} … {told['high']:.3f}",
+                "solution": truth,
+                "inside": "yes" if told["low"] <= truth <= told["high"] else "no",
+                "images": got["images"],
             }
         )
     return rows
 
 
+def body(rows: list[Row], found: pd.DataFrame, models: dict[str, Model], runs: list[Path]) -> str:
+    """The section of RESULTS.md."""
+    parts = [provenance(), WHAT.format(
+        competitions=found["competition"].nunique(), metrics=len(found["metric"].unique()),
+        fitted=len({r["competition"] for r in rows if r["half"] == "fitted"}),
+    )]  # fmt: skip
+    parts.append(markdown([_row({"all": "all"}, found)]))
+    by = ("metric", "source", "ratio", "prior", "folds", "kind", "learner")
+    parts += [markdown(table(found, name)) for name in by]
+    parts += [ACROSS, markdown(across(rows)), FITTED]
+    parts.append(
+        markdown(
+            [
+                {"metrics of": of}
+                | dict(zip(TERMS, m.beta.tolist(), strict=True))
+                | {name: getattr(m, name) for name in NUMBERS}
+                for of, m in models.items()
+            ]
+        )
+    )
+    if judged_ones := real(runs):
+        parts += [REAL, markdown(judged_ones)]
+    return "\n\n".join(parts)
+
+
+WHAT = """The 90 % interval of the expected score on {competitions} simulated competitions with known
+truth, {metrics} metrics each, of settings that nothing was fitted on; what the forecast cannot
+measure was fitted on {fitted} others. `with sampling error alone`: the interval of out-of-fold
+images reweighted to the classes of the test set, with as many test images as there are, and no
+other term. Errors are distances to the truth, in the metric."""
+ACROSS = "The same with everything fitted on the images of one kind alone, all settings:"
+FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/forecast.py); width is in
+standard deviations:"""
+REAL = "Real submissions, on the part of the test images whose solution is known:"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", nargs="+", default=[], metavar="DIR", help="runs of 06, to judge")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = simulated(RUNS / "forecast")
+    half = {name: [row for row in rows if row["half"] == name] for name in HALVES}
+    models = {of: fit([row for row in half["fitted"] if row["of"] == of]) for of in METRICS}
+    found = check(half["checked"], models)
+    keep(models, found, CALIBRATED)
+    text = body(rows, found, models, [Path(root) for root in args.runs])
+    print(write_section("forecast", "Expected leaderboard score", text))
+
+
 if __name__ == "__main__":
-    pass
+    main()

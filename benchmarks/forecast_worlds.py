@@ -7,6 +7,7 @@ test images with the mean of their log-probabilities. So folds, tails and ensemb
 they really have, and the score on the test images is known.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,8 @@ K, WIDTH, PER_CLASS = 10, 64, 700
 RAW, WEIGHTS = Path("data/raw"), Path("data/weights/mobilenetv2_100.same.in1k.safetensors")
 SOURCES = {"cifar10, features": (300, 3000), "cifar10, pixels": (300, 3000), "digits": (90, 700)}
 RATIOS, PRIORS, FOLDS = (1, 10, 100), ("balanced", "train", "random"), (3, 5, 10)
-SHOTS, STEPS = 4, 150
-LEARNERS, KINDS = ("linear", "mlp", "trees"), ("plain", "plain", "bursts", "another day")
+SHOTS, STEPS = 3, 150
+LEARNERS, KINDS = ("linear", "mlp", "trees"), ("plain", "plain", "plain", "bursts", "another day")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def load_sources(cache: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             "cifar10, pixels": (_whitened(images[:, ::2, ::2].reshape(len(images), -1)), labels),
             "digits": (_whitened(pixels), digit),
         }
-        arrays = {f"{n}|{part}": a for n, two in found.items() for part, a in zip("xy", two)}
+        arrays = {
+            f"{n}|{part}": a for n, two in found.items() for part, a in zip("xy", two, strict=True)
+        }
         write_arrays(cache, **arrays)
     arrays = read_arrays(cache)
     return {n: (arrays[f"{n}|x"], arrays[f"{n}|y"].astype(int)) for n in SOURCES}
@@ -96,7 +99,6 @@ def _whitened(x: np.ndarray) -> np.ndarray:
     return (z / np.sqrt((z**2).mean())).astype(np.float32)
 
 
-
 # ---- competitions --------------------------------------------------------------------------------
 
 
@@ -111,10 +113,38 @@ class Competition:
     kind: str
 
 
+def competitions(cache: Path, per_setting: int) -> Iterator[tuple[int, Setting, int, Competition]]:
+    """Number of the setting, the setting, seed and competition; from `cache` what is there."""
+    sources = load_sources(cache / "sources.npz")
+    for seed in range(per_setting):
+        for number, setting in enumerate(settings()):
+            path = cache / f"{number}-{seed}.npz"
+            if not path.is_file():
+                _save(path, compete(setting, sources, seed))
+            yield number, setting, seed, _load(path)
+
+
+def _save(path: Path, found: Competition) -> None:
+    e = vars(found.evidence)
+    arrays = {name: np.asarray(e[name]) for name in KEPT}
+    arrays |= {name: np.asarray(getattr(found, name)) for name in ("truth", "learner", "kind")}
+    write_arrays(path, **arrays)
+
+
+def _load(path: Path) -> Competition:
+    a = read_arrays(path)
+    facts = {name: a[name] for name in KEPT} | {"networks": float(a["networks"])}
+    evidence = Evidence(**facts, experiments=1.0, metric="")
+    return Competition(evidence, a["truth"], str(a["learner"]), str(a["kind"]))
+
+
+KEPT = ("oof", "labels", "seen", "counts", "test", "networks")
+
+
 def compete(setting: Setting, sources: dict, seed: int) -> Competition:
     """A competition of this setting. Random in it: the images, the size of the test set, the
-    learner, whether logits are adjusted for the tail, and its kind: plain; bursts, where each
-    training image is there in four shots that folds tear apart; another day, where all test images
+    learner, whether logits are adjusted for the tail, and its kind: plain; bursts, where
+    training images come in threes that folds tear apart; another day, where all test images
     are moved in one direction and are noisier."""
     rng = np.random.default_rng([seed, settings().index(setting)])
     learner, kind = LEARNERS[rng.integers(len(LEARNERS))], KINDS[rng.integers(len(KINDS))]
@@ -122,8 +152,7 @@ def compete(setting: Setting, sources: dict, seed: int) -> Competition:
     x, y = sources[setting.source]
     images, labels, seen_at = x[train], y[train], x[test]
     if kind == "bursts":
-        images, labels = np.repeat(images, SHOTS, axis=0), np.repeat(labels, SHOTS)
-        images = images + rng.normal(0, rng.uniform(0.1, 0.5), images.shape)
+        images, labels = _shots(images, labels, x, y, rng)
     if kind == "another day":
         direction = rng.normal(size=x.shape[1])
         direction *= rng.uniform(0.5, 3) / np.linalg.norm(direction)
@@ -169,6 +198,16 @@ def _drawn(setting: Setting, y: np.ndarray, kind: str, rng) -> tuple[np.ndarray,
         train.append(rows[: wanted[c]])
         test.append(rows[wanted[c] :][:of_test])
     return np.concatenate(train), np.concatenate(test)
+
+
+def _shots(images, labels, x, y, rng) -> tuple[np.ndarray, np.ndarray]:
+    """SHOTS images of each, that share ρ of what tells images of a class apart and take the rest
+    from images of the class that are not related."""
+    labels, rho = np.repeat(labels, SHOTS), rng.uniform(0.5, 0.95)
+    mean = np.stack([x[y == c].mean(0) for c in range(K)])[labels]
+    others = x[[rng.choice(np.flatnonzero(y == c)) for c in labels]]
+    shared = np.repeat(images, SHOTS, axis=0) - mean
+    return mean + rho * shared + np.sqrt(1 - rho**2) * (others - mean), labels
 
 
 def _folds(labels: np.ndarray, k: int, rng) -> np.ndarray:

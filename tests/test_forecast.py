@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, log_softmax
 
 from src.forecast import Evidence, Forecast, Views, forecast, read_forecast
-from src.forecast.curve import PRIOR, log_change, slope
+from src.forecast.curve import OVER, PRIOR, fit_curve
 from src.forecast.forecast import Model, interval, score_at
 from src.forecast.measure import TERMS, draw, image_shares, measure
 from src.forecast.prior import corrected, prior_of
@@ -42,30 +42,48 @@ def test_a_planted_learning_curve_is_recovered(planted):
     rng = np.random.default_rng(0)
     counts = np.geomspace(1000, 10, 40).astype(int)
     labels = np.repeat(np.arange(40), np.maximum(counts, 60))
-    seen = (counts * 0.8)[labels]
-    right = rng.random(len(labels)) < expit(-2 + planted * np.log(seen))
-    assert slope(right, labels, seen) == pytest.approx(planted, abs=0.15)
-    weight = np.full(len(labels), 1 / len(labels))
-    p = expit(-2 + planted * np.log(seen))
-    q = expit(-2 + planted * np.log(counts[labels]))
-    true = np.log((1 - q).mean() / (1 - p).mean())
-    assert log_change(right, labels, seen, counts, weight) == pytest.approx(true, abs=0.06)
+    before = -2 + planted * np.log(counts * 0.8)
+    right = rng.random(len(labels)) < expit(before)[labels]
+    curve = fit_curve(right, labels, (counts * 0.8)[labels])
+    assert curve.slope == pytest.approx(planted, abs=0.15)
+    share, step = np.full(40, 1 / 40), np.full(40, np.log(1 / 0.8))
+    after = 1 - expit(before + planted * step)
+    true = np.log(after.mean() / (1 - expit(before)).mean())
+    assert curve.more_images(share, step) == pytest.approx(true, abs=0.06)
+    assert curve.more_images(share, 0 * step) == 0
 
 
 def test_without_differences_in_size_the_slope_is_the_priors():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(K), 30)
     right = rng.random(len(labels)) < 0.7
-    assert slope(right, labels, np.full(len(labels), 24)) == pytest.approx(PRIOR)
-    assert slope(right[:30], labels[:30], np.full(30, 24)) == PRIOR  # one class
+    assert fit_curve(right, labels, np.full(len(labels), 24)).slope == pytest.approx(PRIOR)
+    assert fit_curve(right[:30], labels[:30], np.full(30, 24)).slope == pytest.approx(PRIOR)
 
 
-def test_networks_that_saw_everything_have_nothing_to_gain():
-    labels, counts = np.repeat(np.arange(K), 10), np.full(K, 10)
-    right, weight = np.arange(50) % 3 > 0, np.full(50, 1 / 50)
-    assert log_change(right, labels, counts[labels], counts, weight) == pytest.approx(0)
-    fewer = log_change(right, labels, counts[labels] - 5, counts, weight)
-    assert fewer < log_change(right, labels, counts[labels] - 2, counts, weight) < 0
+def test_recalls_of_few_images_are_nearer_the_truth_than_the_images_alone():
+    """Two images per class, recalls planted on a line of log counts with OVER between classes."""
+    rng = np.random.default_rng(0)
+    counts = np.geomspace(500, 2, 300).astype(int)
+    true = expit(-1.5 + 0.5 * np.log(counts) + OVER * rng.normal(size=300))
+    labels = np.repeat(np.arange(300), 2)
+    right = rng.random(600) < true[labels]
+    curve = fit_curve(right, labels, counts[labels])
+    assert np.abs(expit(curve.logit) - true).mean() < 0.6 * np.abs(curve.raw - true).mean()
+    z = (curve.logit - np.log(true / (1 - true))) / np.sqrt(curve.variance)
+    assert 0.7 < z.std() < 1.3  # as uncertain as it says
+    share = np.full(300, 1 / 300)
+    assert curve.borrowed(share) == pytest.approx(0, abs=0.1)
+
+
+def test_a_class_that_two_images_get_right_is_in_doubt():
+    labels, counts = np.repeat(np.arange(4), 2), np.full(4, 2)
+    sure = fit_curve(np.ones(8), labels, counts[labels])
+    share = np.full(4, 0.25)
+    assert sure.doubt(share) > 0.02  # no draw of these images is ever wrong
+    many = np.repeat(np.arange(4), 500)
+    known = fit_curve(np.arange(2000) % 3 > 0, many, np.full(2000, 500))
+    assert known.doubt(share) < 1e-4
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -223,7 +241,7 @@ def test_scores_are_on_the_right_side_of_perfect():
     e = evidence(np.random.default_rng(8), metric="log_loss")
     found = measure(e)
     assert score_at(found.center, found, -1) == pytest.approx(found.reweighted, rel=0.05)
-    low, high = interval(Model(np.zeros(3), 0.2, 0.0, 1.645), found, -1)
+    low, high = interval(Model(np.zeros(len(TERMS)), 0.2, 0.0, 1.645), found, -1)
     assert 0 <= low < found.oof < high
 
 

@@ -24,7 +24,8 @@ def expected(
     submission · dataset: with every fold that was trained on"""
     shares = np.array(choice.shares or [1 / len(members)] * len(members))
     names = [member.name.partition("/")[0] for member in members]
-    by_experiment = np.array([shares[[n == name for n in names]].sum() for name in sorted(set(names))])
+    experiments = np.unique(names, return_inverse=True)[1]
+    by_experiment = np.bincount(experiments, shares)
     networks = [len(member.predicted.get("networks", dataset.folds)) for member in members]
     counts, seen = dataset.counts(dataset.images), np.zeros(len(labels), int)
     for k in np.unique(fold):

@@ -27,6 +27,7 @@ CONFIDENCE = TERMS.index("confidence")
 TOLD = {  # by what the terms are told
     "ensemble": "the mean of several networks",
     "learning curve": "images that folds hold out",
+    "rare classes": "classes with few images",
     "confidence": "confidence on test images",
     "views": "views",
 }
@@ -51,9 +52,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Forecast:
-    """metric: its text · value, low, high: scores · oof: the score out of fold · steps: what leads from there to
-    `value`, in the order of the sum · checked: share of the simulated competitions that an interval
-    like this held, and how many they were"""
+    """metric: its text · value, low, high: scores · oof: the score out of fold · steps: what leads
+    from there to `value`, in the order of the sum · checked: share of the simulated competitions
+    that an interval like this held, and how many they were"""
 
     metric: str
     value: float
@@ -118,5 +119,3 @@ def calibrated(of: str) -> tuple[Model, tuple[float, int]]:
     facts = read_json(CALIBRATED)[of]
     model = Model(np.array([facts["beta"][n] for n in TERMS]), *(facts[n] for n in NUMBERS))
     return model, (facts["coverage"], facts["competitions"])
-
-

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.forecast.curve import log_change
+from src.forecast.curve import fit_curve
 from src.forecast.prior import corrected, prior_of, under_prior
 from src.metrics import LABELS, Metric, metric_of
 
 DRAWS, WIDE_DRAWS = 200, 40  # of the bootstrap; of metrics that need every probability
 BELIEFS = 8  # draws of labels from probabilities
 NUMBERS = 2**23  # probabilities that are looked at, so that it takes seconds
-TERMS = ("ensemble", "learning curve", "confidence")
+TERMS = ("ensemble", "learning curve", "rare classes", "confidence")
 
 
 class Views(NamedTuple):
@@ -55,8 +55,8 @@ class Evidence:
 class Measured:
     """oof: the score out of fold as it is · reweighted: with the classes as often as in the test
     set · center, noise: mean and standard deviation of log(r + ε) over draws of as many test images
-    as there are · terms: by which center would change, [len(TERMS)] · views: change by these, measured · best: score of perfect
-    predictions · epsilon: ε"""
+    as there are · terms: by which center would change, [len(TERMS)] · views: change by these,
+    measured · best: score of perfect predictions · epsilon: ε"""
 
     oof: float
     reweighted: float
@@ -89,12 +89,14 @@ def measure(evidence: Evidence, seed: int = 0) -> Measured:
     else:
         scores = [metric.score(outcome, e.labels, len(e.counts), d) for d in drawn]
     regrets = np.array([log_regret(score) for score in scores])
-    right = answers[0].argmax(1) == e.labels
+    curve = fit_curve(answers[0].argmax(1) == e.labels, e.labels, e.seen)
+    of_class, step = _per_class(e, share)
     p_oof, p_test = (under_prior(z, train, target) for z in (believed_oof, believed_test))
     of = share[oof] / share[oof].sum()
     terms = [
         (1 - 1 / e.networks) / e.experiments,
-        log_change(right, e.labels, e.seen, e.counts, share),
+        curve.more_images(of_class, step),
+        curve.borrowed(of_class),
         log_regret(believed(metric, answers[1][test], p_test, None, rng))
         - log_regret(believed(metric, answers[0][oof], p_oof, of, rng)),
     ]
@@ -106,7 +108,7 @@ def measure(evidence: Evidence, seed: int = 0) -> Measured:
         oof=metric.score(outcome, e.labels, len(e.counts)),
         reweighted=float(np.mean(scores)),
         center=float(regrets.mean()),
-        noise=float(np.hypot(regrets.std(ddof=1), doubt)),
+        noise=float(np.sqrt(regrets.var(ddof=1) + doubt**2 + curve.doubt(of_class))),
         terms=np.array(terms),
         views=views,
         best=best,
@@ -172,6 +174,14 @@ def _some(e: Evidence, rng) -> tuple[np.ndarray, np.ndarray]:
         np.arange(n) if n <= most else np.sort(rng.choice(n, most, replace=False))
         for n in (len(e.oof), len(e.test))
     )
+
+
+def _per_class(e: Evidence, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the classes with an out-of-fold image: their share of the test set, and by how much the
+    logarithm of the images grows that networks saw."""
+    _, which, images = np.unique(e.labels, return_inverse=True, return_counts=True)
+    step = np.log(np.maximum(e.counts[e.labels], 1) / np.maximum(e.seen, 0.5))
+    return np.bincount(which, share), np.bincount(which, step) / images
 
 
 def _smooth(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ correction, Alexandari et al., 2020):
 
     q_c ← 1/M Σ_i  p_ic (q_c / π_c) / Σ_k p_ik (q_k / π_k)
 
-PSEUDO images of the training prior for each class keep a class that nothing predicts from vanishing.
+PSEUDO images for each class, of the training prior, keep one that nothing predicts from vanishing.
 """
 
 import numpy as np
