@@ -206,14 +206,14 @@ def body(rows: list[Row], found: pd.DataFrame, models: dict[str, Model], runs: l
     return "\n\n".join(parts)
 
 
-WHAT = """The 90 % interval of the expected score on {competitions} simulated competitions with known
-truth, {metrics} metrics each, of settings that nothing was fitted on; what the forecast cannot
+WHAT = """The 90 % interval of the expected score on {competitions} simulated competitions with
+known truth, {metrics} metrics each, of settings that nothing was fitted on; what the forecast cannot
 measure was fitted on {fitted} others. `with sampling error alone`: the interval of out-of-fold
 images reweighted to the classes of the test set, with as many test images as there are, and no
 other term. Errors are distances to the truth, in the metric."""
 ACROSS = "The same with everything fitted on the images of one kind alone, all settings:"
-FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/forecast.py); width is in
-standard deviations:"""
+FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/forecast.py);
+width is in standard deviations:"""
 REAL = "Real submissions, on the part of the test images whose solution is known:"
 
 

@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOP = {"cli", "errors", "logits", "runtime"}  # what everyone needs
 STAGES = {"prepare", "training", "rebalance", "posthoc", "inference", "ensemble"}
-WITHOUT_TORCH = ("posthoc", "ensemble", "report", "fusion", "forecast", "plots", "config", "submission")
+WITHOUT_TORCH = (
+    "posthoc",
+    "ensemble",
+    "report",
+    "fusion",
+    "forecast",
+    "plots",
+    "config",
+    "submission",
+)
 
 
 def module_of(path: Path) -> str:
