@@ -207,10 +207,10 @@ def body(rows: list[Row], found: pd.DataFrame, models: dict[str, Model], runs: l
 
 
 WHAT = """The 90 % interval of the expected score on {competitions} simulated competitions with
-known truth, {metrics} metrics each, of settings that nothing was fitted on; what the forecast cannot
-measure was fitted on {fitted} others. `with sampling error alone`: the interval of out-of-fold
-images reweighted to the classes of the test set, with as many test images as there are, and no
-other term. Errors are distances to the truth, in the metric."""
+known truth, {metrics} metrics each, of settings that nothing was fitted on; what the forecast
+cannot measure was fitted on {fitted} others. `with sampling error alone`: the interval of
+out-of-fold images reweighted to the classes of the test set, with as many test images as there are,
+and no other term. Errors are distances to the truth, in the metric."""
 ACROSS = "The same with everything fitted on the images of one kind alone, all settings:"
 FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/forecast.py);
 width is in standard deviations:"""
