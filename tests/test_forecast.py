@@ -1,16 +1,25 @@
 """The expected score: each part against planted truth, and all of it on small competitions."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax
 
+from src.artifacts.dataset import load_dataset
+from src.artifacts.files import read_json, write_json
+from src.ensemble import expected
+from src.ensemble.ensemble import ensemble
+from src.ensemble.members import Member
 from src.forecast import Evidence, Forecast, Views, forecast, read_forecast
 from src.forecast.curve import OVER, PRIOR, fit_curve
 from src.forecast.forecast import Model, interval, score_at
 from src.forecast.measure import TERMS, draw, image_shares, measure
 from src.forecast.prior import corrected, prior_of
+from src.report.context import gather
+from src.report.page import write_report
+from tests.fabricate import config, digits_world, write_dataset, write_experiment, write_predictions
 
 K = 5
 
@@ -250,3 +259,72 @@ def test_told_is_how_it_was_checked():
     value, reach, why = found.lines()
     assert "0.800" in value and "0.700 to 0.900" in reach and "90 % of 205" in reach
     assert "0.750" in why and "views +0.050" in why
+
+
+# ---- 06 ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A submission of three folds' cRT, whose solution is known."""
+    monkeypatch.chdir(tmp_path)
+    world = digits_world()
+    write_dataset(world)
+    for name in ("one", "two"):
+        write_experiment(world, name)
+        write_predictions(world, name)
+    return ensemble([ONE], ["one"])
+
+
+ONE = config(ensemble={"members": ["crt"]})
+
+
+def test_the_manifest_holds_what_was_expected_and_what_it_became(made):
+    facts = read_json(made.submission.with_name("one.manifest.json"))
+    told = read_forecast(facts["expected"])
+    assert told == made.expected and told.metric == "balanced_accuracy"
+    assert told.oof == pytest.approx(facts["metrics"]["oof"]["balanced_accuracy"])
+    assert "balanced_accuracy" in facts["metrics"]["solution"]
+
+
+def test_the_solution_changes_no_forecast(made):
+    Path("data/raw/digits/solution.csv").unlink()
+    assert ensemble([ONE], ["one"], overwrite=True).expected == made.expected
+
+
+def test_what_images_networks_saw_and_how_many_they_are(made, monkeypatch):
+    seen = []
+    monkeypatch.setattr(expected, "forecast", lambda e, seed: seen.append(e) or made.expected)
+    ensemble([ONE], ["one"], overwrite=True)
+    ensemble([ONE, ONE], ["one", "two"])
+    one, two = seen
+    dataset, fold = load_dataset("digits"), load_dataset("digits").images["fold"]
+    for k in dataset.folds:
+        counts = dataset.counts(dataset.training(k))
+        held = (fold[fold >= 0] == k).to_numpy()
+        assert (one.seen[held] == counts[one.labels[held]]).all()
+    assert one.counts.sum() == len(dataset.images) and one.networks == 3
+    assert one.experiments == pytest.approx(1) and 1 <= two.experiments <= 2
+
+
+def test_views_that_05_measured_are_used_for_their_metric_only(made):
+    gain = {"metric": "accuracy", "one_view": 0.7, "all_views": 0.8, "gain_low": 0, "gain_high": 1}
+    a, b = (Member(n, *np.zeros((2, 1, 2)), {}, {"views_gain": gain}) for n in "ab")
+    shares = np.array([0.5, 0.5])
+    found = expected.views_of([a, b], shares, "accuracy")
+    assert found == pytest.approx(Views(0.7, 0.8, 1 / 3.92))
+    assert expected.views_of([a, b], shares, "log_loss") is None
+    assert expected.views_of([a, replace(b, predicted={})], shares, "accuracy") is None
+
+
+def test_the_report_shows_it_and_does_without(made):
+    def page() -> str:
+        return write_report(gather("digits", ["one"], [ONE])).read_text()
+
+    assert "xpected leaderboard score, balanced_accuracy" in page()
+    assert "images of the solution it is" in page()
+    path = made.submission.with_name("one.manifest.json")
+    old = read_json(path)
+    del old["expected"]  # as earlier versions wrote it
+    write_json(path, old)
+    assert "xpected leaderboard score" not in page()
