@@ -309,7 +309,7 @@ def test_what_images_networks_saw_and_how_many_they_are(made, monkeypatch):
 
 def test_views_that_05_measured_are_used_for_their_metric_only(made):
     gain = {"metric": "accuracy", "one_view": 0.7, "all_views": 0.8, "gain_low": 0, "gain_high": 1}
-    a, b = (Member(n, *np.zeros((2, 1, 2)), {}, {"views_gain": gain}) for n in "ab")
+    a, b = (Member(n, *np.zeros((2, 1, 2)), {}, predicted={"views_gain": gain}) for n in "ab")
     shares = np.array([0.5, 0.5])
     found = expected.views_of([a, b], shares, "accuracy")
     assert found == pytest.approx(Views(0.7, 0.8, 1 / 3.92))
