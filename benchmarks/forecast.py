@@ -27,7 +27,7 @@ from benchmarks.forecast_worlds import competitions
 from benchmarks.results import markdown, provenance, write_section
 from src.artifacts.files import read_json, write_json
 from src.artifacts.work import RUNS
-from src.forecast.forecast import CALIBRATED, CONFIDENCE, NUMBERS, Model, interval, score_at
+from src.forecast.expect import CALIBRATED, CONFIDENCE, NUMBERS, Model, interval, score_at
 from src.forecast.measure import TERMS, Measured, measure
 from src.metrics import LABELS, PROBABILITIES, RANKING, metric_of
 
@@ -212,7 +212,7 @@ cannot measure was fitted on {fitted} others. `with sampling error alone`: the i
 out-of-fold images reweighted to the classes of the test set, with as many test images as there are,
 and no other term. Errors are distances to the truth, in the metric."""
 ACROSS = "The same with everything fitted on the images of one kind alone, all settings:"
-FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/forecast.py);
+FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/expect.py);
 width is in standard deviations:"""
 REAL = "Real submissions, on the part of the test images whose solution is known:"
 

@@ -14,7 +14,7 @@ from src.ensemble.ensemble import ensemble
 from src.ensemble.members import Member
 from src.forecast import Evidence, Forecast, Views, forecast, read_forecast
 from src.forecast.curve import OVER, PRIOR, fit_curve
-from src.forecast.forecast import Model, interval, score_at
+from src.forecast.expect import Model, interval, score_at
 from src.forecast.measure import TERMS, draw, image_shares, measure
 from src.forecast.prior import corrected, prior_of
 from src.report.context import gather
@@ -187,7 +187,7 @@ def test_a_class_prior_that_is_given_is_used():
 def planted(monkeypatch):
     """Effects that do not depend on what the benchmark found."""
     model = Model(np.array([-0.3, 0.7, 0.7, 0.7]), 0.1, 0.3, 1.645)
-    monkeypatch.setattr("src.forecast.forecast.calibrated", lambda of: (model, (0.9, 200)))
+    monkeypatch.setattr("src.forecast.expect.calibrated", lambda of: (model, (0.9, 200)))
 
 
 def test_test_images_that_the_networks_are_unsure_of_lower_the_forecast(planted):
