@@ -21,9 +21,11 @@ from src.ensemble.asked import asked_for
 from src.ensemble.choice import Choice
 from src.ensemble.combiner import Pool
 from src.ensemble.decisions import check_fits, written
+from src.ensemble.expected import expected
 from src.ensemble.members import Member, held_out_by_all, load_members
 from src.ensemble.review import Review, combined
 from src.errors import UserError
+from src.forecast import Forecast
 from src.fusion.decision import Decision, decided
 from src.fusion.observations import observations_of
 from src.fusion.store import pack
@@ -43,7 +45,7 @@ class Result:
     the config names one · oof: a row per member and the ensemble, with weights and cross-fitted
     scores · choice: the combiner and why · score: on the solution, where there is one · scored:
     how many of `images` test images that is · review: of several members, what each brings ·
-    decision: how labels were made of it"""
+    decision: how labels were made of it · expected: the score that it can expect"""
 
     submission: Path
     sheet: Sheet
@@ -55,6 +57,7 @@ class Result:
     images: int
     review: Review | None = None
     decision: Decision | None = None
+    expected: Forecast | None = None
 
 
 def ensemble(
@@ -107,6 +110,7 @@ def ensemble(
         lambda: (choice.cross_fitted(pool.members, fold), test),
     )  # fmt: skip
     found, rows = asked.agreed(found), asked.rows
+    foreseen = expected(members, choice, labels, fold, test[rows], decision, dataset, config)
     flagged = found and found.flagged[rows]
     said = found and (keys.unknown.id, flagged)
     by = (test[rows], asked.ids, asked.dataset)
@@ -125,7 +129,7 @@ def ensemble(
         write_arrays(directory / f"{name}.params.npz", **arrays)
     files = [path.name, f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
-    chosen |= {"decision": rule}
+    chosen |= {"decision": rule, "expected": foreseen.facts()}
     chosen |= reviewed.facts() if reviewed else {}
     if config.data.observation is not None:
         strengths = {m.name: m.strength.facts() for m in members}
@@ -136,9 +140,8 @@ def ensemble(
     chosen["submission"] = sheet.facts() | ({"unknown": found.facts()} if found else {})
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
-    return Result(
-        path, sheet, found, table, choice, score, scored, len(asked.ids), reviewed, decision
-    )
+    scores = (table, choice, score, scored, len(asked.ids))
+    return Result(path, sheet, found, *scores, reviewed, decision, foreseen)
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:

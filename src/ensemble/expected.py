@@ -8,6 +8,7 @@ from src.config.schema import Config
 from src.ensemble.choice import Choice
 from src.ensemble.members import Member
 from src.forecast import Evidence, Forecast, Views, forecast
+from src.fusion.decision import Decision
 from src.metrics import NORMAL
 
 
@@ -17,11 +18,12 @@ def expected(
     labels: np.ndarray,
     fold: np.ndarray,
     test: np.ndarray,
+    decision: Decision,
     dataset: Dataset,
     config: Config,
 ) -> Forecast:
     """labels, fold: of the images out of fold, [N] · test: log-probabilities [M, K] of the
-    submission · dataset: with every fold that was trained on"""
+    submission · decision: what the metric is given of them · dataset: with every fold that was trained on"""
     shares = np.array(choice.shares or [1 / len(members)] * len(members))
     names = [member.name.partition("/")[0] for member in members]
     experiments = np.unique(names, return_inverse=True)[1]
@@ -30,8 +32,9 @@ def expected(
     counts, seen = dataset.counts(dataset.images), np.zeros(len(labels), int)
     for k in np.unique(fold):
         seen[fold == k] = dataset.counts(dataset.training(k))[labels[fold == k]]
+    oof = choice.cross_fitted([member.oof for member in members], fold)
     evidence = Evidence(
-        oof=choice.cross_fitted([member.oof for member in members], fold),
+        oof=oof,
         labels=labels,
         seen=seen,
         counts=counts,
@@ -41,6 +44,7 @@ def expected(
         metric=config.metric,
         target=load_target_prior(config, dataset),
         views=views_of(members, shares, config.metric),
+        decided=(decision.cross_fitted(oof, fold), decision.apply(test)),
     )
     return forecast(evidence, config.seed)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from src.forecast.curve import fit_curve
 from src.forecast.prior import corrected, prior_of, under_prior
-from src.metrics import LABELS, Metric, metric_of
+from src.metrics import Metric, metric_of
 
 DRAWS, WIDE_DRAWS = 200, 40  # of the bootstrap; of metrics that need every probability
 BELIEFS = 8  # draws of labels from probabilities
@@ -36,7 +36,7 @@ class Evidence:
     class, [K] · test: log-probabilities [M, K] · networks: of each experiment, whose mean they are
     · experiments: how many are combined, 1 / Σ w² with weights · metric: text of the config ·
     target: prior of the test images, [K], where it is known · views: where they are measured ·
-    decided: scores [N, K] and [M, K] that labels are made of, where those are not oof and test"""
+    decided: [N, K] and [M, K] that the metric is given, where those are not oof and test"""
 
     oof: np.ndarray
     labels: np.ndarray
@@ -70,7 +70,7 @@ class Measured:
 
 def measure(evidence: Evidence, seed: int = 0) -> Measured:
     e, rng, metric = evidence, np.random.default_rng(seed), metric_of(evidence.metric)
-    answers = e.decided if e.decided and metric.of == LABELS else (e.oof, e.test)
+    answers = e.decided or (e.oof, e.test)
     outcome = metric.outcome(answers[0], e.labels)
     best, epsilon = perfect(metric, e), 0.5 / len(e.test)
     oof, test = _some(e, rng)
