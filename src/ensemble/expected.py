@@ -23,7 +23,8 @@ def expected(
     config: Config,
 ) -> Forecast:
     """labels, fold: of the images out of fold, [N] · test: log-probabilities [M, K] of the
-    submission · decision: what the metric is given of them · dataset: with every fold that was trained on"""
+    submission · decision: what the metric is given of them · dataset: with every fold that was
+    trained on"""
     shares = np.array(choice.shares or [1 / len(members)] * len(members))
     names = [member.name.partition("/")[0] for member in members]
     experiments = np.unique(names, return_inverse=True)[1]
