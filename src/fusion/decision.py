@@ -43,6 +43,7 @@ OF_METRIC = {
     "log_loss": "calibration",
     "macro_auc": "calibration",
 }
+ENOUGH = 2**25  # logits from which β and τ are fitted
 BOUNDS = ((1e-3, 1e3), (-3.0, 3.0))  # of β and τ
 
 
@@ -131,8 +132,8 @@ def decide(
     """The rule of a metric, fitted on out-of-fold logits [N, K] and judged on folds it did not see.
 
     labels, fold: [N] · target: [K] class prior of the leaderboard, for which images count by
-    importance, as they do in scores; None: that of the images. The logits count as given:
-    that they were chosen on the same images is the matter of those who chose them.
+    importance, as they do in scores; None: that of the images. The logits count as given: that they
+    were chosen on the same images is the matter of those who chose them.
     """
     name, folds = rule_of(metric), np.unique(fold).tolist()
     if name is None:
@@ -172,7 +173,8 @@ def _fit(
     p, labels = logits[among].astype(np.float32, copy=False), labels[among]
     weights = importance(labels, target)
     weights = np.ones(len(labels)) if weights is None else weights
-    beta, tau = calibrated(p, labels, log_prior, weights)
+    some = slice(None, None, max(1, p.size // ENOUGH))  # two numbers need no more
+    beta, tau = calibrated(p[some], labels[some], log_prior, weights[some])
     params = {"beta": beta, "tau": tau, "log_prior": log_prior}
     for rows in chunks(*p.shape):
         p[rows] = np.exp(_log_posterior(p[rows], params))

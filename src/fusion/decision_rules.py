@@ -11,14 +11,13 @@ from src.metrics import chunks, metric_of
 Params = dict  # numbers and arrays
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STRETCHES = np.geomspace(1, 4, 29)
-ROUNDS = 30
+ROUNDS = 12
 
 
 @dataclass(frozen=True)
 class Rule:
-    """fit: (probabilities [n, K], labels [n], metric, how often each image counts [n]) →
-    parameters · scores: (log-probabilities [n, K], parameters) → [n, K], of which the largest is
-    the decision"""
+    """fit: (probabilities [n, K], labels [n], metric, weights of the images [n]) → parameters ·
+    scores: (log-probabilities [n, K], parameters) → [n, K], of which the largest is the decision"""
 
     fit: Callable[[np.ndarray, np.ndarray, str, np.ndarray], Params]
     scores: Callable[[np.ndarray, Params], np.ndarray]
@@ -66,7 +65,8 @@ def fit_utility(p: np.ndarray, labels: np.ndarray, metric: str, weights: np.ndar
 
 def utility(p: np.ndarray, params: Params) -> np.ndarray:
     strength = params["strength"]
-    return params["weight"] ** strength * (p - strength * params["offset"])
+    weight, offset = params["weight"] ** strength, strength * params["offset"]
+    return weight.astype(p.dtype) * (p - offset.astype(p.dtype))
 
 
 def _decided(p: np.ndarray, params: Params) -> np.ndarray:
