@@ -323,5 +323,6 @@ def test_04_says_what_06_would_decide(world):
     found = read_json(home / "posthoc.json")["decision"]
     oof = load_predictions(home / "oof.npz", 10)
     rule = decide(oof.logits, oof.label, oof.fold, "macro_f1", asked.judge)
-    assert found["says"] == rule.says and found["gain"] == pytest.approx(rule.gain.value)
+    assert found["rule"] == rule.rule and found["gain"] == pytest.approx(rule.gain.value)
+    assert found["after"] == pytest.approx(rule.after)  # the interval goes by the order of images
     assert found["before"] == pytest.approx(metrics.macro_f1(oof.logits, oof.label))
