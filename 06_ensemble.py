@@ -80,6 +80,8 @@ def show(result: Result, names: dict[str, str]) -> None:
     cli.print_table(table, "out-of-fold, the ensemble cross-fitted")
     print(f"combiner: {result.choice.method} ({result.choice.reason})")
     print(result.decision.says)
+    if result.shift is not None:
+        print(f"label shift: {result.shift}")
     if result.review is not None:
         show_review(result.review)
     if result.score is not None:

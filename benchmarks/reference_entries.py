@@ -531,6 +531,27 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/artifacts/target_prior.py",
         ),
         Entry(
+            "label shift",
+            "the test images have other class frequencies, unknown: found from the predictions",
+            "ensemble: {label_shift: em}",
+            "Saerens et al., Neural Computation 2002",
+            "src/ensemble/label_shift.py",
+        ),
+        Entry(
+            "label shift by the confusion matrix",
+            "the same with probabilities that are not to be trusted; few classes",
+            "ensemble: {label_shift: bbse}",
+            "Lipton et al., ICML 2018",
+            "src/ensemble/label_shift.py",
+        ),
+        Entry(
+            "matching a known prior",
+            "the test's class frequencies are known exactly, as with a balanced test set",
+            "{target_prior: balanced, ensemble: {label_shift: match}}",
+            "Sinkhorn, 1967",
+            "src/ensemble/label_shift.py",
+        ),
+        Entry(
             "prior by metadata",
             "country, month or habitat are known of every image, test images included",
             "{data: {columns: [country, month]}, posthoc: {steps: [metadata_prior, temperature]}}",

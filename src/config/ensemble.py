@@ -101,6 +101,14 @@ class Ensemble(Section):
         "for F1 and F-beta, a stretched mean for kappa, calibration for log_loss and AUC); plain: "
         "the most probable class",
     )
+    label_shift: Literal["none", "em", "bbse", "match"] = Field(
+        "none",
+        description="the class prior of the test images. em, bbse: estimated from the predictions "
+        "for them (expectation maximisation, or by the out-of-fold confusion matrix) and put in "
+        "the place of the training images'; match: a bias per class under which the mean "
+        "probabilities of the test images are target_prior. Judged on out-of-fold images drawn "
+        "with such a prior, and done where the diagnostics are good and the section judge keeps it",
+    )
     drop_one: bool = Field(
         True,
         description="also combine the members without each of them, to show what it brings; takes "

@@ -122,6 +122,7 @@ class Config(Section):
                 if head not in ("posthoc", *names):
                     raise ValueError(f"{key} names {head!r}, but there are only {names}")
         _check_device_cache(self)
+        _check_shift(self.ensemble.label_shift, self.target_prior)
         return self
 
     @property
@@ -136,6 +137,19 @@ class Config(Section):
     def dataset(self) -> str:
         """The dataset's directory under runs/."""
         return self.data.name or Path(self.data.root).name
+
+
+def _check_shift(label_shift: str, target_prior: str | None) -> None:
+    if label_shift == "match" and target_prior is None:
+        raise ValueError(
+            "ensemble.label_shift: match imposes target_prior, which is null; say what it is, or "
+            "let em estimate it"
+        )
+    if label_shift in ("em", "bbse") and target_prior is not None:
+        raise ValueError(
+            f"ensemble.label_shift: {label_shift} estimates the test's class prior, which "
+            f"target_prior ({target_prior}) says already; use match, or remove one of them"
+        )
 
 
 def _check_device_cache(config: Config) -> None:

@@ -22,6 +22,7 @@ from src.ensemble.choice import Choice
 from src.ensemble.combiner import Pool
 from src.ensemble.decisions import check_fits, written
 from src.ensemble.expected import expected
+from src.ensemble.label_shift import Shift, label_shift
 from src.ensemble.members import Member, held_out_by_all, load_members
 from src.ensemble.review import Review, combined
 from src.errors import UserError
@@ -45,7 +46,8 @@ class Result:
     the config names one · oof: a row per member and the ensemble, with weights and cross-fitted
     scores · choice: the combiner and why · score: on the solution, where there is one · scored:
     how many of `images` test images that is · review: of several members, what each brings ·
-    decision: how labels were made of it · expected: the score that it can expect"""
+    decision: how labels were made of it · expected: the score that it can expect · shift: what was
+    done about the test's class prior, where that was asked for"""
 
     submission: Path
     sheet: Sheet
@@ -58,6 +60,7 @@ class Result:
     review: Review | None = None
     decision: Decision | None = None
     expected: Forecast | None = None
+    shift: Shift | None = None
 
 
 def ensemble(
@@ -111,6 +114,8 @@ def ensemble(
     )  # fmt: skip
     found, rows = asked.agreed(found), asked.rows
     foreseen = expected(members, choice, labels, fold, test[rows], decision, dataset, config)
+    shift = _shift(choice, pool, fold, test, decision, dataset, config)
+    test = shift.apply(test) if shift else test
     flagged = found and found.flagged[rows]
     said = found and (keys.unknown.id, flagged)
     by = (test[rows], asked.ids, asked.dataset)
@@ -125,12 +130,13 @@ def ensemble(
     arrays: dict[str, np.ndarray] = {}
     params = pack(choice.final, arrays)
     rule = pack(decision.facts(), arrays, "decision")
+    shifted = {"label_shift": pack(shift.facts(), arrays, "label_shift")} if shift else {}
     if arrays:
         write_arrays(directory / f"{name}.params.npz", **arrays)
     files = [path.name, f"{name}.npz", *([f"{name}.params.npz"] if arrays else [])]
     chosen = _chosen(choice, members, config) | {"params": params, "folds": scored_on.folds}
     chosen |= {"decision": rule, "expected": foreseen.facts()}
-    chosen |= reviewed.facts() if reviewed else {}
+    chosen |= shifted | (reviewed.facts() if reviewed else {})
     if config.data.observation is not None:
         strengths = {m.name: m.strength.facts() for m in members}
         chosen["observations"] = {"pool": config.observations.pool, "attention": strengths}
@@ -141,7 +147,28 @@ def ensemble(
     write_json(manifest, _facts(work, began, files, chosen, table, score, scored))
     work.release()
     scores = (table, choice, score, scored, len(asked.ids))
-    return Result(path, sheet, found, *scores, reviewed, decision, foreseen)
+    return Result(path, sheet, found, *scores, reviewed, decision, foreseen, shift)
+
+
+def _shift(
+    choice: Choice,
+    pool: Pool,
+    fold: np.ndarray,
+    test: np.ndarray,
+    decision: Decision,
+    dataset: Dataset,
+    config: Config,
+) -> Shift | None:
+    """What `ensemble.label_shift` asks for, judged; None: nothing is asked for."""
+    asked = config.ensemble.label_shift
+    if asked == "none":
+        return None
+    if decision.rule:
+        why = f"decisions go by a rule ({decision.rule}) that was fitted under training's class "
+        return Shift(asked, False, why + "prior; ensemble.decision: plain goes without it")
+    oof, counts = choice.cross_fitted(pool.members, fold), dataset.counts(dataset.images)
+    how = (counts, config.metric, config.judge, pool.target)
+    return label_shift(asked, oof, pool.labels, fold, test, *how)
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
@@ -156,6 +183,7 @@ def check_together(configs: list[Config], experiments: list[str]) -> None:
         "ensemble.combiner": [plain(c.ensemble.combiner) for c in configs],
         "ensemble.decision": [c.ensemble.decision for c in configs],
         "ensemble.fallback": [c.ensemble.fallback for c in configs],
+        "ensemble.label_shift": [c.ensemble.label_shift for c in configs],
         "ensemble.missing_folds": [c.ensemble.missing_folds for c in configs],
         "judge": [plain(c.judge) for c in configs],
         "submission": [plain(c.submission) for c in configs],
@@ -224,7 +252,7 @@ def _settings(configs: list[Config], experiments: list[str]) -> dict:
     keys = configs[0].ensemble  # what earlier submissions lack is named where it is not the default
     newer = {
         k: getattr(keys, k)
-        for k in ("decision", "fallback", "missing_folds")
+        for k in ("decision", "fallback", "label_shift", "missing_folds")
         if k in keys.changed()
     }
     if configs[0].data.observation is not None:
