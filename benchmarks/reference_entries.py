@@ -639,6 +639,27 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/training/soup.py",
         ),
         Entry(
+            "expected utility (decision)",
+            "macro, weighted F1 or F-beta: rare classes are claimed where that pays; automatic",
+            "metric: macro_f1",
+            "Narasimhan et al., ICML 2015",
+            "src/fusion/decision_rules.py",
+        ),
+        Entry(
+            "stretched mean (decision)",
+            "quadratic kappa of classes that are places on a scale; automatic",
+            "metric: kappa",
+            "ours, over the expected cost",
+            "src/fusion/decision_rules.py",
+        ),
+        Entry(
+            "calibration (decision)",
+            "log-loss, AUC and own metrics of probabilities, after the ensemble; automatic",
+            "metric: log_loss",
+            "Guo et al., ICML 2017; with the prior's power",
+            "src/fusion/decision.py",
+        ),
+        Entry(
             "mean of the last epochs",
             "a learning rate that is still high at the end; costs one pass over the images",
             "train: {average_last: 3}",
