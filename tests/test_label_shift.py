@@ -1,5 +1,7 @@
 """The class prior of unlabelled images: what is planted is found, and else nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -212,9 +214,12 @@ def test_what_contradicts_itself_is_an_error_of_the_config(keys, message):
 
 
 def test_06_adapts_to_the_test_and_says_so(tmp_path, monkeypatch):
-    """The training images have a tail, the test images have none."""
+    """The test images are all of the rarer half of the classes."""
     monkeypatch.chdir(tmp_path)
     found = digits_world()
+    rare = found.test_labels >= 5
+    tests = {n: getattr(found, f"test_{n}")[rare] for n in ("ids", "features", "labels")}
+    found = replace(found, **{f"test_{n}": values for n, values in tests.items()})
     write_dataset(found)
     write_experiment(found, "exp")
     write_predictions(found, "exp", ["stage1"])
@@ -236,6 +241,22 @@ def test_06_adapts_to_the_test_and_says_so(tmp_path, monkeypatch):
     order = np.argsort(found.test_ids)
     saved = read_arrays("runs/digits/submissions/exp.npz")["logits"]
     np.testing.assert_allclose(saved, mine[order], atol=1e-3)
+
+
+def test_06_leaves_alone_what_it_cannot_recover(tmp_path, monkeypatch):
+    """A flat test set, where the rarest classes have three images to learn the shift from."""
+    monkeypatch.chdir(tmp_path)
+    found = digits_world()
+    write_dataset(found)
+    write_experiment(found, "exp")
+    write_predictions(found, "exp", ["stage1"])
+    saved = {}
+    for method in ("none", "em"):
+        keys = {"members": ["stage1"], "label_shift": method}
+        done = ensemble([config(ensemble=keys, metric="accuracy")], ["exp"], overwrite=True)
+        saved[method] = done.submission.read_bytes()
+    assert not done.shift.kept and "not recovered" in done.shift.reason
+    assert saved["em"] == saved["none"]
 
 
 def test_a_rule_for_decisions_and_a_shift_are_not_stacked():
