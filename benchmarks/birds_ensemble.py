@@ -1,0 +1,73 @@
+"""birds_lt: a second round on pseudo-labels, and the ensemble of three, as 06 left them.
+
+    python benchmarks/birds_ensemble.py
+
+Needs 01 … 06 of configs/birds_lt.yaml and of configs/birds_lt_ensemble/plain.yaml and pseudo.yaml,
+each alone in 06 or all three together. Reads the manifests of the submissions and of stage 1;
+nothing is computed and nothing chosen by the public solution.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_ensemble.py`
+
+from benchmarks.results import RESULTS, markdown, provenance, write_section
+from src.artifacts.files import read_json
+from src.artifacts.work import MANIFEST, RUNS
+
+DATASET = "birds_lt"
+COLUMNS = ("accuracy", "balanced_accuracy", "many", "medium", "few")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="MD")
+    args = parser.parse_args()
+    home = RUNS / DATASET
+    found = [read_json(p) for p in sorted((home / "submissions").glob("*.manifest.json"))]
+    found = [m for m in found if m["metrics"].get("solution") and m.get("expected")]
+    single = [row(m) for m in found]
+    body = f"{provenance()}\n\nOut of fold as 04 and 06 saw it, public: the {images(found[0])} "
+    body += "test images of the public solution, looked at once for each submission. Expected is "
+    body += f"what 06 forecast, with its 90 % interval.\n\n{markdown(single)}\n\n"
+    body += "\n\n".join(
+        dict.fromkeys(m["best_member"]["says"] for m in found if m.get("best_member"))
+    )
+    body += f"\n\n{markdown(times(home), 1)}\n\nOne process on one core each, beside other work."
+    title = "birds_lt, pseudo-labels and an ensemble of three"
+    print(write_section("birds_lt ensemble", title, body, args.out))
+
+
+def row(manifest: dict) -> dict:
+    expected, public = manifest["expected"], manifest["metrics"]["solution"]
+    return {
+        "members": " + ".join(sorted(n.split("/")[0] for n in manifest["weights"])),
+        "out of fold": expected["oof"],
+        "expected": f"{expected['value']:.3f} [{expected['low']:.3f}, {expected['high']:.3f}]",
+    } | {f"public {name}": public[name] for name in COLUMNS}
+
+
+def images(manifest: dict) -> int:
+    return manifest["metrics"]["solution"]["images"]
+
+
+def times(home: Path) -> list[dict]:
+    """Minutes of stage 1 by experiment, and the commits it ran at."""
+    rows = []
+    for name in ("birds_lt", "plain", "pseudo"):
+        paths = sorted((home / name / "stage1").glob(f"fold*/{MANIFEST}"))
+        folds = [read_json(path) for path in paths]
+        rows.append(
+            {
+                "stage 1 of": name,
+                "core minutes": sum(m["seconds"] for m in folds) / 60,
+                "commits": ", ".join(sorted({m["git"] for m in folds})),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
