@@ -10,6 +10,7 @@ needs memory of the size of the logits.
 
 from src.config.metric import short_name
 from src.metrics.bins import BINS, bin_names, bin_numbers, need_bins
+from src.metrics.calibration import by_bin, classwise, equal_mass, equal_width
 from src.metrics.gain import DRAWS, NORMAL, Gain, gain_text, paired_gain, rule_text
 from src.metrics.outcomes import CHUNK, among_five, chunks, predicted, probabilities, surprise
 from src.metrics.scores import (
@@ -56,8 +57,12 @@ __all__ = [
     "balanced_accuracy",
     "bin_names",
     "bin_numbers",
+    "by_bin",
     "calibration",
     "chunks",
+    "classwise",
+    "equal_mass",
+    "equal_width",
     "gain_text",
     "importance",
     "left_out",

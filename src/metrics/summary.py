@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from src.metrics.bins import bin_names
+from src.metrics.calibration import equal_width
 from src.metrics.outcomes import among_five, chunks, predicted
 from src.metrics.scores import METRICS, recalls_of
 from src.metrics.table import LABELS, metric_of
@@ -57,14 +58,7 @@ class Outcomes:
 
     def calibration(self, labels: np.ndarray, bins: int = 15):
         """ECE and its diagram, see `calibration`."""
-        right, confidence = self.predicted == labels, self.confidence
-        which = np.minimum((confidence * bins).astype(int), bins - 1)
-        size = np.bincount(which, minlength=bins)
-        mean, share = (
-            np.divide(np.bincount(which, x, bins), size, out=np.full(bins, np.nan), where=size > 0)
-            for x in (confidence, right)
-        )
-        return float(np.nansum(size * np.abs(mean - share)) / size.sum()), mean, share, size
+        return equal_width(self.confidence, self.predicted == labels, bins)
 
     def summary(
         self, labels: np.ndarray, bins: np.ndarray, *also: str, calibrated=None

@@ -1,13 +1,26 @@
 """The page's last figures: how far to trust the confidences, and which classes are mixed up."""
 
+import numpy as np
 import pandas as pd
 
+from src.metrics import bin_names, by_bin
 from src.plots.style import svg
 from src.report.charts import confidence_panel, reliability_panel
 from src.report.confusions import Confusion, thumbnail, worst_pairs
 from src.report.context import Experiment, Report
-from src.report.markup import esc, missing, note, panels, section, swatch
+from src.report.markup import (
+    esc,
+    missing,
+    note,
+    number,
+    panels,
+    section,
+    swatch,
+    table,
+    thousands,
+)
 from src.report.overview import title
+from src.report.stages import Scored
 
 
 def reliability(report: Report) -> str:
@@ -32,9 +45,27 @@ def reliability(report: Report) -> str:
                 ]
             )
         )
+        parts.append(_by_bin(shown, report.data.classes["bin"].to_numpy()))
         if "posthoc" not in shown:
             parts.append(missing("Only before calibration.", "04_posthoc_calibrate.py"))
     return section("reliability", "Reliability", note(text) + "".join(parts))
+
+
+def _by_bin(stages: dict[str, Scored], bins: np.ndarray) -> str:
+    """Calibration of what is predicted as a class of each frequency bin, before and after."""
+    found = {
+        stage: by_bin(o.confidence, o.predicted == oof.label, o.predicted, bins)
+        for stage, oof in stages.items()
+        for o in [oof.outcomes]
+    }
+    header = ["predicted as", "stage", "ECE, equal mass", "confidence", "accuracy", "images"]
+    rows = [
+        [swatch(name), esc(stage), *map(number, facts[name][:3]), thousands(facts[name][3])]
+        for name in bin_names(bins)
+        for stage, facts in found.items()
+        if name in facts
+    ]
+    return table(header, rows)
 
 
 def confusions(report: Report) -> str:
