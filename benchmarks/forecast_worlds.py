@@ -113,11 +113,16 @@ class Competition:
     kind: str
 
 
-def competitions(cache: Path, per_setting: int) -> Iterator[tuple[int, Setting, int, Competition]]:
-    """Number of the setting, the setting, seed and competition; from `cache` what is there."""
+def competitions(
+    cache: Path, seeds: tuple[range, ...]
+) -> Iterator[tuple[int, Setting, int, Competition]]:
+    """Number of the setting, the setting, seed and competition; from `cache` what is there.
+
+    seeds: of every setting, in turn
+    """
     sources = load_sources(cache / "sources.npz")
-    for seed in range(per_setting):
-        for number, setting in enumerate(settings()):
+    for number, setting in enumerate(settings()):
+        for seed in seeds[number % len(seeds)]:
             path = cache / f"{number}-{seed}.npz"
             if not path.is_file():
                 _save(path, compete(setting, sources, seed))

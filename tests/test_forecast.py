@@ -180,13 +180,22 @@ def test_a_class_prior_that_is_given_is_used():
     e = evidence(rng, images=(300, 20, 20, 20, 20))
     rare = replace(e, target=np.array([0.0, 0.25, 0.25, 0.25, 0.25]))
     hits = (e.oof.argmax(1) == e.labels)[e.labels > 0]
-    assert measure(rare).reweighted == pytest.approx(hits.mean(), abs=0.03)
+    found = measure(rare)
+    assert found.reweighted == pytest.approx(hits.mean(), abs=0.03) and found.moved == 0
+
+
+def test_a_class_prior_that_is_estimated_widens_the_interval():
+    e = evidence(np.random.default_rng(2), images=(300, 20, 20, 20, 20))
+    found = measure(e)  # its test images are of all classes alike
+    assert abs(found.moved) > 0.05
+    reach = [Model(np.zeros(len(TERMS)), 0.1, 0.0, d, 1.645).spread(found) for d in (0.0, 1.0)]
+    assert reach[1] == pytest.approx(np.hypot(reach[0], found.moved))
 
 
 @pytest.fixture
 def planted(monkeypatch):
     """Effects that do not depend on what the benchmark found."""
-    model = Model(np.array([-0.3, 0.7, 0.7, 0.7]), 0.1, 0.3, 1.645)
+    model = Model(np.array([-0.3, 0.7, 0.7, 0.7]), 0.1, 0.3, 0.0, 1.645)
     monkeypatch.setattr("src.forecast.expect.calibrated", lambda of: (model, (0.9, 200)))
 
 
@@ -242,7 +251,7 @@ def competition(rng) -> tuple[Evidence, float]:
 def test_coverage_where_nothing_but_sampling_is_uncertain():
     """With neither terms nor widening 90 % is promised: of 60 about 54, within four deviations."""
     rng = np.random.default_rng(0)
-    model, inside, z = Model(np.zeros(len(TERMS)), 0.0, 0.0, 1.645), 0, []
+    model, inside, z = Model(np.zeros(len(TERMS)), 0.0, 0.0, 0.0, 1.645), 0, []
     for _ in range(60):
         e, truth = competition(rng)
         found = measure(e)
@@ -257,7 +266,7 @@ def test_scores_are_on_the_right_side_of_perfect():
     e = evidence(np.random.default_rng(8), metric="log_loss")
     found = measure(e)
     assert score_at(found.center, found, -1) == pytest.approx(found.reweighted, rel=0.05)
-    low, high = interval(Model(np.zeros(len(TERMS)), 0.2, 0.0, 1.645), found, -1)
+    low, high = interval(Model(np.zeros(len(TERMS)), 0.2, 0.0, 0.0, 1.645), found, -1)
     assert 0 <= low < found.oof < high
 
 

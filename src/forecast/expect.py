@@ -1,12 +1,13 @@
 """The expected score and its 90 % interval.
 
-    log(r + ε) ~ N(center + Σ_j β_j x_j,  noise² + τ² + γ² x_conf²)
+    log(r + ε) ~ N(center + Σ_j β_j x_j,  noise² + τ² + γ² x_conf² + δ² moved²)
 
 center and noise are what out-of-fold images say (measure.py), x_j the terms by which test images
 differ: the mean over k networks of E experiments, (1 − 1/k) / E; the learning curve; and the
 confidence, by how much worse the probabilities of the test images expect to score than those of the
-out-of-fold images do. β, what sets differ by that nothing of this explains (τ, γ), and how many
-standard deviations hold nine in ten were fitted on simulated competitions, for metrics of labels,
+out-of-fold images do. moved is by how much the estimated classes of the test set change center. β,
+what sets differ by that nothing of this explains (τ, and the more the more confidence and classes
+have changed), and how many standard deviations hold nine in ten were fitted on simulated competitions, for metrics of labels,
 of rankings and of probabilities each: a random-effects meta-regression. calibrated.json has them
 with their coverage on competitions of other settings; benchmarks/forecast.py writes it.
 """
@@ -22,7 +23,7 @@ from src.forecast.measure import TERMS, Evidence, Measured, measure
 from src.metrics import metric_of, short_name
 
 CALIBRATED = Path(__file__).with_name("calibrated.json")
-NUMBERS = ("tau", "gamma", "width")
+NUMBERS = ("tau", "gamma", "delta", "width")
 CONFIDENCE = TERMS.index("confidence")
 TOLD = {  # by what the terms are told
     "ensemble": "the mean of several networks",
@@ -35,11 +36,12 @@ TOLD = {  # by what the terms are told
 
 @dataclass(frozen=True)
 class Model:
-    """beta: [len(TERMS)] · tau, gamma: see above · width: standard deviations on either side"""
+    """beta: [len(TERMS)] · tau, gamma, delta: see above · width: standard deviations on either side"""
 
     beta: np.ndarray
     tau: float
     gamma: float
+    delta: float
     width: float
 
     def center(self, found: Measured) -> float:
@@ -47,6 +49,7 @@ class Model:
 
     def spread(self, found: Measured) -> float:
         unexplained = self.tau**2 + (self.gamma * found.terms[CONFIDENCE]) ** 2
+        unexplained += (self.delta * found.moved) ** 2
         return float(np.sqrt(found.noise**2 + unexplained))
 
 

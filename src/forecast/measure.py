@@ -56,7 +56,8 @@ class Measured:
     """oof: the score out of fold as it is · reweighted: with the classes as often as in the test
     set · center, noise: mean and standard deviation of log(r + ε) over draws of as many test images
     as there are · terms: by which center would change, [len(TERMS)] · views: change by these,
-    measured · best: score of perfect predictions · epsilon: ε"""
+    measured · moved: of center, by a class prior that is estimated · best: score of perfect
+    predictions · epsilon: ε"""
 
     oof: float
     reweighted: float
@@ -64,6 +65,7 @@ class Measured:
     noise: float
     terms: np.ndarray
     views: float
+    moved: float
     best: float
     epsilon: float
 
@@ -104,13 +106,15 @@ def measure(evidence: Evidence, seed: int = 0) -> Measured:
     if e.views is not None:
         views = log_regret(e.views.all) - log_regret(e.views.one)
         doubt = e.views.noise / float(np.exp(log_regret(e.views.all)))
+    oof_score = metric.score(outcome, e.labels, len(e.counts))
     return Measured(
-        oof=metric.score(outcome, e.labels, len(e.counts)),
+        oof=oof_score,
         reweighted=float(np.mean(scores)),
         center=float(regrets.mean()),
         noise=float(np.sqrt(regrets.var(ddof=1) + doubt**2 + curve.doubt(of_class))),
         terms=np.array(terms),
         views=views,
+        moved=float(regrets.mean()) - log_regret(oof_score) if e.target is None else 0.0,
         best=best,
         epsilon=epsilon,
     )
