@@ -16,7 +16,6 @@ from src.forecast import Evidence, Forecast, Views, forecast, read_forecast
 from src.forecast.curve import OVER, PRIOR, fit_curve
 from src.forecast.expect import Model, interval, score_at
 from src.forecast.measure import TERMS, draw, image_shares, measure
-from src.forecast.prior import corrected, prior_of
 from src.report.context import gather
 from src.report.page import write_report
 from tests.fabricate import config, digits_world, write_dataset, write_experiment, write_predictions
@@ -126,28 +125,6 @@ def test_what_is_known_of_no_class_comes_from_the_rarest():
     assert np.bincount(labels, share) == pytest.approx([0.2, 0.2, 0.6])
 
 
-# ---- prior ---------------------------------------------------------------------------------------
-
-
-def test_a_planted_prior_of_the_test_images_is_recovered():
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(4, 4)) * 1.5
-    labels, oof = world(rng, (800, 400, 200, 100), centers)
-    truth, found = world(rng, (150, 300, 450, 600), centers)
-    train = np.bincount(labels) / len(labels)
-    skewed = 2.5 * oof + [0.0, 0.5, -0.5, 1.0]  # too sure, and biased
-    away = 2.5 * found + [0.0, 0.5, -0.5, 1.0]
-    q = prior_of(corrected(skewed, labels, away)[1], train)
-    assert q == pytest.approx(np.bincount(truth) / len(truth), abs=0.03)
-
-
-def test_probabilities_are_corrected_to_what_the_labels_say():
-    rng = np.random.default_rng(0)
-    labels, oof = world(rng, (300, 200, 100), rng.normal(size=(3, 3)))
-    fixed, _ = corrected(3 * oof + [1.0, 0, 0], labels, oof)
-    assert np.exp(fixed).sum(0) == pytest.approx([300, 200, 100], abs=2)
-
-
 # ---- all of it -----------------------------------------------------------------------------------
 
 
@@ -184,9 +161,21 @@ def test_a_class_prior_that_is_given_is_used():
     assert found.reweighted == pytest.approx(hits.mean(), abs=0.03) and found.moved == 0
 
 
+def test_a_planted_prior_of_the_test_images_is_found():
+    """Classes that are rare out of fold and often wrong are half of the test set."""
+    rng = np.random.default_rng(2)
+    e = evidence(rng, images=(400, 400, 400, 60, 60), test=(40, 40, 40, 150, 150))
+    known = measure(replace(e, target=np.array([40, 40, 40, 150, 150]) / 420))
+    found = measure(e)
+    assert abs(found.oof - known.reweighted) > 0.03
+    assert found.reweighted == pytest.approx(known.reweighted, abs=0.015)
+
+
 def test_a_class_prior_that_is_estimated_widens_the_interval():
-    e = evidence(np.random.default_rng(2), images=(300, 20, 20, 20, 20))
-    found = measure(e)  # its test images are of all classes alike
+    e = evidence(
+        np.random.default_rng(2), images=(400, 400, 400, 60, 60), test=(20, 20, 20, 200, 200)
+    )
+    found = measure(e)
     assert abs(found.moved) > 0.05
     reach = [Model(np.zeros(len(TERMS)), 0.1, 0.0, d, 1.645).spread(found) for d in (0.0, 1.0)]
     assert reach[1] == pytest.approx(np.hypot(reach[0], found.moved))

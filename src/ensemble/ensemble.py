@@ -113,9 +113,10 @@ def ensemble(
         lambda: (choice.cross_fitted(pool.members, fold), test),
     )  # fmt: skip
     found, rows = asked.agreed(found), asked.rows
-    foreseen = expected(members, choice, labels, fold, test[rows], decision, dataset, config)
     shift = _shift(choice, pool, fold, test, decision, dataset, config)
-    test = shift.apply(test) if shift else test
+    unshifted, test = test, shift.apply(test) if shift else test
+    pair = (unshifted[rows], decision.apply(test[rows]))
+    foreseen = expected(members, choice, labels, fold, *pair, decision, dataset, config)
     flagged = found and found.flagged[rows]
     said = found and (keys.unknown.id, flagged)
     by = (test[rows], asked.ids, asked.dataset)

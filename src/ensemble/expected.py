@@ -18,13 +18,14 @@ def expected(
     labels: np.ndarray,
     fold: np.ndarray,
     test: np.ndarray,
+    given: np.ndarray,
     decision: Decision,
     dataset: Dataset,
     config: Config,
 ) -> Forecast:
-    """labels, fold: of the images out of fold, [N] · test: log-probabilities [M, K] of the
-    submission · decision: what the metric is given of them · dataset: with every fold that was
-    trained on"""
+    """labels, fold: of the images out of fold, [N] · test: log-probabilities [M, K] of the test
+    images · given: what the submission makes of them, [M, K] · decision: which does so · dataset:
+    with every fold that was trained on"""
     shares = np.array(choice.shares or [1 / len(members)] * len(members))
     names = [member.name.partition("/")[0] for member in members]
     experiments = np.unique(names, return_inverse=True)[1]
@@ -45,7 +46,7 @@ def expected(
         metric=config.metric,
         target=load_target_prior(config, dataset),
         views=views_of(members, shares, config.metric),
-        decided=(decision.cross_fitted(oof, fold), decision.apply(test)),
+        decided=(decision.cross_fitted(oof, fold), given),
     )
     return forecast(evidence, config.seed)
 

@@ -36,7 +36,7 @@ TOLD = {  # by what the terms are told
 
 @dataclass(frozen=True)
 class Model:
-    """beta: [len(TERMS)] · tau, gamma, delta: see above · width: standard deviations on either side"""
+    """beta: [len(TERMS)] · tau, gamma, delta: see above · width: standard deviations either side"""
 
     beta: np.ndarray
     tau: float

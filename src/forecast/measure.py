@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import softmax
 
 from src.forecast.curve import fit_curve
-from src.forecast.prior import corrected, prior_of, under_prior
+from src.fusion.shift import corrected, em
 from src.metrics import Metric, metric_of
 
 DRAWS, WIDE_DRAWS = 200, 40  # of the bootstrap; of metrics that need every probability
@@ -76,9 +77,12 @@ def measure(evidence: Evidence, seed: int = 0) -> Measured:
     outcome = metric.outcome(answers[0], e.labels)
     best, epsilon = perfect(metric, e), 0.5 / len(e.test)
     oof, test = _some(e, rng)
-    believed_oof, believed_test = corrected(e.oof[oof], e.labels[oof], e.test[test])
     train = _smooth(np.bincount(e.labels, minlength=len(e.counts)))
-    target = prior_of(believed_test, train) if e.target is None else e.target
+    beta, bias = corrected(e.oof[oof], e.labels[oof], train)
+    p_oof, p_test = (softmax(beta * z + bias, axis=1) for z in (e.oof[oof], e.test[test]))
+    target = e.target
+    if target is None:
+        target = em(lambda: [(p_test, np.ones(len(test)))], train)
     share = image_shares(e.labels, target, e.counts)  # [N], sum 1
 
     def log_regret(score: float) -> float:
@@ -93,7 +97,7 @@ def measure(evidence: Evidence, seed: int = 0) -> Measured:
     regrets = np.array([log_regret(score) for score in scores])
     curve = fit_curve(answers[0].argmax(1) == e.labels, e.labels, e.seen)
     of_class, step = _per_class(e, share)
-    p_oof, p_test = (under_prior(z, train, target) for z in (believed_oof, believed_test))
+    p_oof, p_test = (under_prior(p, train, target) for p in (p_oof, p_test))
     of = share[oof] / share[oof].sum()
     terms = [
         (1 - 1 / e.networks) / e.experiments,
@@ -178,6 +182,12 @@ def _some(e: Evidence, rng) -> tuple[np.ndarray, np.ndarray]:
         np.arange(n) if n <= most else np.sort(rng.choice(n, most, replace=False))
         for n in (len(e.oof), len(e.test))
     )
+
+
+def under_prior(p: np.ndarray, train: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Probabilities p [n, K] as they are where classes are as often as q says instead of train."""
+    p = p * (q / train)
+    return p / np.maximum(p.sum(1, keepdims=True), 1e-30)
 
 
 def _per_class(e: Evidence, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
