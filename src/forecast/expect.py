@@ -3,13 +3,14 @@
     log(r + ε) ~ N(center + Σ_j β_j x_j,  noise² + τ² + γ² x_conf² + δ² moved²)
 
 center and noise are what out-of-fold images say (measure.py), x_j the terms by which test images
-differ: the mean over k networks of E experiments, (1 − 1/k) / E; the learning curve; and the
-confidence, by how much worse the probabilities of the test images expect to score than those of the
-out-of-fold images do. moved is by how much the estimated classes of the test set change center. β,
-what sets differ by that nothing of this explains (τ, and the more the more confidence and classes
-have changed), and how many standard deviations hold nine in ten were fitted on simulated competitions, for metrics of labels,
-of rankings and of probabilities each: a random-effects meta-regression. calibrated.json has them
-with their coverage on competitions of other settings; benchmarks/forecast.py writes it.
+differ: the mean over k networks of E experiments, (1 − 1/k) / E; the learning curve; what classes
+with few images learn from the others; and the confidence, by how much worse the probabilities of
+the test images expect to score than those of the out-of-fold images do. moved is by how much the
+estimated classes of the test set change center. β, what sets differ by that nothing of this
+explains (τ, and the more, the more confidence and classes have changed), and how many standard
+deviations hold nine in ten were fitted on simulated competitions, for metrics of labels, of
+rankings and of probabilities each: a random-effects meta-regression. calibrated.json has them with
+their coverage on competitions of other settings; benchmarks/forecast.py writes it.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ TOLD = {  # by what the terms are told
 
 @dataclass(frozen=True)
 class Model:
-    """beta: [len(TERMS)] · tau, gamma, delta: see above · width: standard deviations either side"""
+    """beta: [len(TERMS)] · tau, gamma, delta: see above · width: deviations either side"""
 
     beta: np.ndarray
     tau: float
