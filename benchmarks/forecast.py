@@ -214,9 +214,10 @@ def body(rows: list[Row], found: pd.DataFrame, models: dict[str, Model], runs: l
 WHAT = """The 90 % interval of the expected score on {competitions} simulated competitions with
 known truth, {metrics} metrics each, of settings that nothing was fitted on; what the forecast
 cannot measure was fitted on {fitted} others. Which terms it has was settled on other draws (the
-first five of each setting, of these settings too), which are not in these tables. `with sampling error alone`: the interval of
-out-of-fold images reweighted to the classes of the test set, with as many test images as there are,
-and no other term. Errors are distances to the truth, in the metric."""
+first five of each setting, of these settings too), which are not in these tables. `with sampling
+error alone`: the interval of out-of-fold images reweighted to the classes of the test set, with as
+many test images as there are, and no other term. Errors are distances to the truth, in the
+metric."""
 ACROSS = "Everything fitted on the images of one kind alone, checked on those of the other:"
 FITTED = """Fitted, in logarithms of the distance to a perfect score (src/forecast/expect.py);
 width is in standard deviations:"""
