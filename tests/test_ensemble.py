@@ -29,8 +29,10 @@ from src.config.judge import Judge
 from src.ensemble.choice import Choice, choose
 from src.ensemble.combiner import Combiner, Pool
 from src.ensemble.combiners import COMBINERS
-from src.ensemble.ensemble import ensemble, oof_table, submission_name
+from src.ensemble.ensemble import ensemble
+from src.ensemble.gathered import submission_name
 from src.ensemble.members import Member, log_probabilities
+from src.ensemble.record import oof_table
 from src.errors import UserError
 from src.fusion.decision import Decision
 from src.fusion.pool import average
@@ -162,7 +164,8 @@ def test_the_ensembles_oof_row_uses_what_was_chosen_on_the_other_folds(world):
     shares = [{"shares": s} for s in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5])]
     choice = Choice("greedy", "greedy", "", shares[0], dict(enumerate(shares)))
     plain = Decision("accuracy", "", "")
-    row = oof_table(both, choice, labels, fold, dataset, plain).iloc[-1]
+    oof = choice.cross_fitted(arrays, fold)
+    row = oof_table(both, choice, oof, labels, fold, dataset, plain).iloc[-1]
     parts = {0: arrays[0], 1: arrays[1], 2: (arrays[0] + arrays[1]) / 2}
     right = np.concatenate([parts[k][fold == k].argmax(1) == labels[fold == k] for k in range(3)])
     assert row["member"] == "ensemble" and row["accuracy"] == pytest.approx(right.mean())

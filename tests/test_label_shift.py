@@ -10,7 +10,7 @@ import src.ensemble.label_shift as judge_module
 from src.artifacts.files import read_arrays, read_json
 from src.config.judge import Judge
 from src.config.read import parse_config
-from src.ensemble.ensemble import _shift, ensemble
+from src.ensemble.ensemble import ensemble, shift_of
 from src.ensemble.label_shift import label_shift
 from src.errors import UserError
 from src.fusion.decision import Decision
@@ -260,7 +260,8 @@ def test_06_leaves_alone_what_it_cannot_recover(tmp_path, monkeypatch):
 
 
 def test_a_rule_for_decisions_and_a_shift_are_not_stacked():
-    oof, labels, fold, test, *_ = world(n=60)
+    oof, labels, fold, test, counts, *_ = world(n=60)
     pool, ruled = Pool([oof], labels, "macro_f1"), Decision("macro_f1", "expected_utility", "")
-    shift = _shift(None, pool, fold, test, ruled, None, config(ensemble={"label_shift": "em"}))
+    asked = config(ensemble={"label_shift": "em"})
+    shift = shift_of(asked, pool, oof, fold, test, ruled, counts)
     assert not shift.kept and "ensemble.decision: plain goes without it" in shift.reason

@@ -15,6 +15,7 @@ from src.metrics import NORMAL
 def expected(
     members: list[Member],
     choice: Choice,
+    oof: np.ndarray,
     labels: np.ndarray,
     fold: np.ndarray,
     test: np.ndarray,
@@ -23,9 +24,9 @@ def expected(
     dataset: Dataset,
     config: Config,
 ) -> Forecast:
-    """labels, fold: of the images out of fold, [N] · test: log-probabilities [M, K] of the test
-    images · given: what the submission makes of them, [M, K] · decision: which does so · dataset:
-    with every fold that was trained on"""
+    """oof: the members combined, cross-fitted, [N, K] · labels, fold: of these images, [N] ·
+    test: log-probabilities [M, K] of the test images · given: what the submission makes of them,
+    [M, K] · decision: which does so · dataset: with every fold that was trained on"""
     shares = np.array(choice.shares or [1 / len(members)] * len(members))
     names = [member.name.partition("/")[0] for member in members]
     experiments = np.unique(names, return_inverse=True)[1]
@@ -34,7 +35,6 @@ def expected(
     counts, seen = dataset.counts(dataset.images), np.zeros(len(labels), int)
     for k in np.unique(fold):
         seen[fold == k] = dataset.counts(dataset.training(k))[labels[fold == k]]
-    oof = choice.cross_fitted([member.oof for member in members], fold)
     evidence = Evidence(
         oof=oof,
         labels=labels,
