@@ -23,18 +23,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/fus
 
 from benchmarks.results import RESULTS, Scores, distinct, machine, markdown, write_section
 from src.artifacts.dataset import Dataset, finished_networks, load_dataset
-from src.artifacts.heads import head_path, load_head
 from src.artifacts.oof import load_head_folds
-from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.predictions import load_predictions
 from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, git_state
 from src.config.names import STAGE1
 from src.config.read import load_config, with_values
 from src.config.schema import Config
 from src.errors import UserError
-from src.fusion import STEPS, apply_recipe, build_steps
+from src.fusion import STEPS, build_steps
 from src.fusion.step import Step
-from src.logits import head_logits
+from src.inference.heads import all_logits, trained_heads
+from src.inference.passes import merged_file
 from src.metrics import outcomes_of, pooled
 from src.plots.style import legend_above, png
 from src.posthoc.crossfit import cross_fitted, no_steps, try_step
@@ -105,27 +105,24 @@ def scores_of(start: Start, recipes, bins: np.ndarray) -> dict[str, float]:
     return pooled(found).summary(np.concatenate([start.labels[k] for k in start.states]), bins)
 
 
-def test_of(network: Path, home: Path, config: Config, data: Dataset):
-    """Mean features and logits over the views of one network, and its heads."""
-    found = next((home / "predict" / "cache").glob(f"{network.name}-*.npz"))
-    heads = {n: load_head(head_path(home, n, network.name)) for n in config.head_names}
-    return load_predictions(found, data.num_classes), heads
-
-
 def on_test(head: str, recipe, tests: list, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [M, K], the mean over the networks, and ids [M]."""
+    """Logits [M, K], the mean over the networks, and ids [M]. tests: of each network its passes'
+    predictions and its heads, as 05 has them"""
     steps = [{"step": name, "params": params} for name, params in recipe]
     mean, counts = 0, data.counts(data.images)
-    for found, heads in tests:
-        given = given_of(found, heads)
-        z = apply_recipe({"head": head, "steps": steps}, found.features, heads, given, counts)
-        mean = mean + z / len(tests)
-    return mean, tests[0][0].image_id
+    for found, own, heads in tests:
+        logits = all_logits(found, own, heads, {"head": head, "steps": steps}, counts)
+        mean = mean + logits["posthoc"] / len(tests)
+    return mean, found.image_id
 
 
-def given_of(found: Predictions, heads: dict) -> dict[str, np.ndarray]:
-    others = {n: head_logits(found.features, arrays, kind) for n, (kind, arrays) in heads.items()}
-    return others | {STAGE1: found.logits}
+def test_of(network: Path, home: Path, config: Config, data: Dataset):
+    """What 05 made of the test images by one network: the mean over its views, from the cache."""
+    trained, directory = trained_heads(network, config), home / "predict"
+    found, own = trained.predictions(
+        lambda one: load_predictions(merged_file(config, data, one, directory), data.num_classes)
+    )
+    return found, own, trained.heads()
 
 
 def body(rows: pd.DataFrame, out: Path) -> str:

@@ -25,8 +25,8 @@ from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from src.fusion.pair import check_pair, partner, partners, scaled
-from src.fusion.step import Params, State, Step, Unfit
+from src.fusion.pair import Paired, scaled
+from src.fusion.step import Params, State, Unfit
 from src.logits import unit
 from src.metrics import OUTCOMES, SCORES, chunks, predicted, sign
 
@@ -53,21 +53,16 @@ class Seen(NamedTuple):
         return (self.start != self.labels) & (self.other == self.labels)
 
 
-class ASM(Step):
-    def reads(self):
-        return partners(self.config, None if self.section.head is None else (self.section.head,))
-
+class ASM(Paired):
     def refuses(self, state: State):
-        head = self._other(state)
-        if head is None:
-            return "needs another head, of kind ncm in stage2 or by name in `head`"
-        if self.section.features and state.features is None:
-            return "needs features, none are stored; or set features: false"
-        return check_pair(state, head)
+        reason = super().refuses(state)
+        if reason is None and self.section.features and state.features is None:
+            reason = "needs features, none are stored; or set features: false"
+        return reason
 
     def fit(self, states: list[State], labels: list[np.ndarray]):
         """Errors: Unfit where too few images are such that the other head alone is right."""
-        head = self._other(states[0])
+        head = self.other(states[0])
         inputs = (False, True) if self.section.features else (False,)
         found = {
             with_features: [
@@ -141,9 +136,6 @@ class ASM(Step):
             "b2": b2,
         }
         return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
-
-    def _other(self, state: State) -> str | None:
-        return partner(self.config, self.section.head, state.start)
 
     @staticmethod
     def apply(state: State, params):

@@ -14,24 +14,15 @@ Behind a step `fusion` z is the fused logits, and that is what classes of few im
 import numpy as np
 
 from src.fusion.classwise import Shortlist, fit_classwise, joined, shortlist
-from src.fusion.pair import check_pair, partner, partners, scaled
-from src.fusion.step import State, Step
+from src.fusion.pair import Paired, scaled
+from src.fusion.step import State
 from src.logits import to_range
 from src.metrics import chunks
 
 
-class LLW(Step):
-    def reads(self):
-        return partners(self.config, None if self.section.head is None else (self.section.head,))
-
-    def refuses(self, state: State):
-        head = self._other(state)
-        if head is None:
-            return "needs another head, of kind ncm in stage2 or by name in `head`"
-        return check_pair(state, head)
-
+class LLW(Paired):
     def fit(self, states: list[State], labels: list[np.ndarray]):
-        head, scaler = self._other(states[0]), self.section.scaler
+        head, scaler = self.other(states[0]), self.section.scaler
         found = [
             _shortlisted(state, y, head, scaler) for state, y in zip(states, labels, strict=True)
         ]
@@ -42,9 +33,6 @@ class LLW(Step):
         w1, w2, b = theta.astype(np.float32)
         found = {"head": head, "scaler": scaler, "shrinkage": strength}
         return found | {"w1": w1, "w2": w2, "b": b}
-
-    def _other(self, state: State) -> str | None:
-        return partner(self.config, self.section.head, state.start)
 
     @staticmethod
     def apply(state: State, params):

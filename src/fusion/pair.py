@@ -16,7 +16,7 @@ from src.config.heads import NCM
 from src.config.names import branch_of, matching, title_of
 from src.config.schema import Config
 from src.errors import UserError
-from src.fusion.step import State
+from src.fusion.step import State, Step
 from src.logits import by_eta, to_range
 
 SCALERS = {"none": lambda z, like: z, "minmax": to_range, "eta": by_eta}
@@ -38,6 +38,22 @@ def partner(config: Config, asked: str | None, start: str) -> str | None:
     found = partners(config, None if asked is None else (asked,))
     found = [name for name in found if name != start]
     return min(found, key=lambda name: branch_of(name) != branch_of(start), default=None)
+
+
+class Paired(Step):
+    """A step that sets one other head beside the start head: the key `head` of its section, or the
+    first of kind ncm."""
+
+    def reads(self):
+        return partners(self.config, None if self.section.head is None else (self.section.head,))
+
+    def refuses(self, state: State) -> str | None:
+        if (head := self.other(state)) is None:
+            return "needs another head, of kind ncm in stage2 or by name in `head`"
+        return check_pair(state, head)
+
+    def other(self, state: State) -> str | None:
+        return partner(self.config, self.section.head, state.start)
 
 
 def check_pair(state: State, head: str) -> str | None:

@@ -6,7 +6,9 @@ head with the best cross-fitted metric is what 05 and 06 use as `posthoc`. Choos
 of heads by that number makes it very slightly optimistic; the steps' gains are not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,7 @@ from src.posthoc.results import facts, load_table, numbers, search_log, table_of
 
 ON_TARGET = "on_target"  # the metric under the target prior, where there is one
 TABLES = ("search.csv", "table.csv", "oof.npz")
+Attempt = Callable[[Recipes, Config], Trial]  # something to be put on top of recipes
 
 
 @dataclass(frozen=True)
@@ -116,22 +119,12 @@ def _tune(
     log: list,
     studies: Path,
 ) -> Tuned:
-    """Take one head through the steps; append to the table's rows and to the search's log.
-
-    With posthoc.search, what is scored by the metric is searched at once before what is scored
-    otherwise (temperature), which comes last, is tried."""
+    """Take one head through the steps; append to the table's rows and to the search's log."""
     recipes, trials = no_steps(start), []
     kept = _scores(start, recipes, bins, config.metric)
     rows.append({"start": start.name, "step": ""} | kept)
-    todo: list[Step | None] = list(steps)
-    if config.posthoc.search.trials and steps:
-        searched = [step for step in steps if step.scored_by == "metric"]
-        todo = [*searched, None, *(step for step in steps if step not in searched)]
-    for step in todo:
-        if step is None:
-            trial = try_jointly(start, searched, recipes, config, studies)
-        else:
-            trial = try_step(step, start, recipes, config)
+    for attempt in _attempts(start, steps, config, studies):
+        trial = attempt(recipes, config)
         scores = _scores(start, trial.recipes, bins, config.metric) if trial.recipes else {}
         if trial.kept:
             recipes, kept = trial.recipes, scores
@@ -140,6 +133,19 @@ def _tune(
         log += search_log(start.name, trial)
         print(f"{start.name} + {trial.step}: {'kept' if trial.kept else 'dropped'}, {trial.reason}")
     return Tuned(start.name, trials, recipes, kept)
+
+
+def _attempts(start: Start, steps: list[Step], config: Config, studies: Path) -> list[Attempt]:
+    """One step after the other. With posthoc.search, what is scored by the metric is also searched
+    at once, before what is scored otherwise (temperature) is tried."""
+    searched = [step for step in steps if step.scored_by == "metric"]
+    if not (config.posthoc.search.trials and searched):
+        return [partial(try_step, step, start) for step in steps]
+    return [
+        *(partial(try_step, step, start) for step in searched),
+        partial(try_jointly, start, searched, directory=studies),
+        *(partial(try_step, step, start) for step in steps if step not in searched),
+    ]
 
 
 def _scores(start: Start, recipes: Recipes, bins: np.ndarray, metric: str) -> dict[str, float]:

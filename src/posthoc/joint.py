@@ -8,8 +8,8 @@ there. Optuna's TPE (Bergstra et al., NeurIPS 2011) proposes trials; the chain's
 Nested: for each fold left out there is a study of its own, which sees the other folds and nothing
 else, and whose winner is applied to the fold left out; the pooled result is what the judge compares
 with the chain's. Inside a study, what fits itself is fitted on the study's folds but one and scored
-on that one. Studies lie in posthoc/search/, and what one that was
-stopped had scored is not scored again.
+on that one. Studies lie in posthoc/search/, and what one that was stopped had scored is not scored
+again.
 """
 
 import json
