@@ -1,6 +1,9 @@
 """The one exception that a user is meant to read, and what its messages are made of."""
 
+from importlib.util import find_spec
 from pathlib import Path
+
+TEXT_PACKAGES = "requirements-text.txt"  # sentence-transformers, transformers, open_clip, peft
 
 
 class UserError(Exception):
@@ -34,3 +37,12 @@ def read_text(path: str | Path, expected: str = "a text file") -> str:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+
+
+def needs(package: str, key: str) -> None:
+    """Errors: UserError where a package that only `key` asks for is missing."""
+    if find_spec(package) is None:
+        raise UserError(
+            f"{key}: needs the package {package}, which is not installed; run `pip install -r "
+            f"{TEXT_PACKAGES}`"
+        )

@@ -18,6 +18,7 @@ from src.config.model import Model, Pooling
 from src.config.networks import Network
 from src.config.posthoc import PosthocStep
 from src.config.section import Section, named
+from src.config.text import Encoder
 from src.config.walk import choices_in, sections_in, tags_of
 from src.data.policies import POLICIES
 from src.data.samplers import SAMPLERS
@@ -25,6 +26,7 @@ from src.data.transforms import INTERPOLATION, RESIZES
 from src.ensemble.combiners import COMBINERS
 from src.fusion import STEPS
 from src.initialisers import INITIALISERS
+from src.language import ENCODERS
 from src.losses import CRITERIA
 from src.metrics import table as metrics
 from src.networks import NETWORKS
@@ -43,6 +45,7 @@ UNIONS = {
     "initialisers": (HeadInit, INITIALISERS),
     "steps": (PosthocStep, STEPS),
     "combiners": (Combiner, COMBINERS),
+    "text encoders": (Encoder, ENCODERS),
 }
 
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 import src.training.stage1 as stage1
 from src.artifacts.dataset import Dataset, load_dataset
-from src.artifacts.files import write_table
+from src.artifacts.files import write_arrays, write_table
 from src.artifacts.work import RUNS
 from src.config.read import parse_config
+from src.language.text import with_text
 from src.runtime import start
 from tests.fabricate import seal
 
@@ -46,7 +47,15 @@ def tiny_dataset() -> Dataset:
     return load_dataset(DATASET)
 
 
-def tiny_config(model: dict | None = None, train: dict | None = None):
+def tiny_text(width: int = 5, file: str = "class_text.npz") -> dict:
+    """Writes vectors of the classes' names, [K, E], as if made elsewhere; returns the section text
+    of a config that takes them."""
+    rows = np.random.default_rng(1).normal(size=(len(COUNTS), width)).astype(np.float32)
+    write_arrays(file, class_id=np.arange(len(COUNTS)).astype(str), embeddings=rows)
+    return {"encoder": {"name": "npz", "file": file}}
+
+
+def tiny_config(model: dict | None = None, train: dict | None = None, **sections):
     return parse_config(
         {
             "data": {"root": DATASET, "workers": 0},
@@ -58,13 +67,16 @@ def tiny_config(model: dict | None = None, train: dict | None = None):
             }
             | (train or {}),
         }
+        | sections
     )  # fmt: skip
 
 
 def train_tiny(config, experiment: str, stop_after: int | None = None, monkeypatch=None) -> Path:
     """Train fold 0; returns its directory. stop_after: epochs after which the run is killed."""
     directory = RUNS / DATASET / experiment / "stage1" / "fold0"
-    job = stage1.Fold(config, load_dataset(DATASET), 0, directory, start("fp32"))
+    accelerator = start("fp32")
+    data = with_text(load_dataset(DATASET), config, (config.model, config.train), accelerator)
+    job = stage1.Fold(config, data, 0, directory, accelerator)
     if stop_after is None:
         stage1.train_fold(job, overwrite=False)
         return directory

@@ -8,6 +8,7 @@ test.csv     image_id, path, … in submission order
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,27 +30,39 @@ class Classes:
     """What is known about the labels, for networks, losses and heads.
 
     num: K · bins: number of each label's bin, [K], 0 the most frequent · names: of the classes, [K]
-    · counts: training images per label, [K], of the subset that is trained on
+    · counts: training images per label, [K], of the subset that is trained on · text: unit vectors
+    of what the classes are called, [K, E] float32, where a section of the config has the trait
+    `text` (src/language)
     """
 
     num: int
     bins: np.ndarray
     names: tuple[str, ...]
     counts: np.ndarray
+    text: np.ndarray | None = None
 
     @property
     def num_bins(self) -> int:
         return int(self.bins.max()) + 1
 
 
+class LabelText(NamedTuple):
+    """rows: `Classes.text` · path: the file that they are from"""
+
+    rows: np.ndarray
+    path: Path
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """The tables that 01 wrote. `images` is sorted by image_id, `classes` by label."""
+    """The tables that 01 wrote. `images` is sorted by image_id, `classes` by label. text: made of
+    the names by src/language, where it is needed"""
 
     directory: Path
     images: pd.DataFrame
     classes: pd.DataFrame
     test: pd.DataFrame
+    text: LabelText | None = None
 
     @property
     def num_classes(self) -> int:
@@ -74,7 +87,12 @@ class Dataset:
     def classes_of(self, images: pd.DataFrame) -> Classes:
         """What is known about the labels when these images are trained on."""
         bins, names = bin_numbers(self.classes["bin"]), tuple(self.classes["class_name"])
-        return Classes(self.num_classes, bins, names, self.counts(images))
+        text = None if self.text is None else self.text.rows
+        return Classes(self.num_classes, bins, names, self.counts(images), text)
+
+    def text_input(self) -> dict[str, Path]:
+        """For `Work`: the file of the label text, if there is one."""
+        return {} if self.text is None else {"text": self.text.path}
 
 
 def own_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:

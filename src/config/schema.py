@@ -25,6 +25,7 @@ from src.config.section import Section
 from src.config.soup import Soup
 from src.config.submission import Submission
 from src.config.target import TargetPrior
+from src.config.text import Text
 from src.config.training import Train
 from src.errors import some
 
@@ -55,6 +56,11 @@ class Config(Section):
     )
     model: Model = Field(default_factory=Model, description="stage 1: the network")
     train: Train = Field(default_factory=Train, description="stage 1: its training")
+    text: Text = Field(
+        default_factory=Text,
+        description="what the classes are called, as vectors: made once, by 02 or 03, if something "
+        "looks at them, and kept in runs/<dataset>/folds/text-<key>.npz",
+    )
     soup: Soup | None = Field(
         None,
         description="02 averages the weights of finished experiments, fold by fold, instead of "

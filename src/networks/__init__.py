@@ -45,6 +45,7 @@ def build_network(
         blank_network(model, classes)  # for what it has to say of its backbone
     backbone = build_backbone(model, pretrained=pretrained)
     network: Network = NETWORKS[model.network.name](model, backbone, classes)
+    network.text_width = 0 if classes.text is None else classes.text.shape[1]
     return network, preprocessing(model, backbone)
 
 

@@ -68,6 +68,7 @@ class Network(nn.Module):
 
     backbone: nn.Module
     classifier: nn.Module
+    text_width: int = 0  # E of `Classes.text` that it was built with; 0: without
 
     def forward(self, images: torch.Tensor) -> Output:
         raise NotImplementedError

@@ -6,9 +6,11 @@ frozen network it holds what was trained, and the header names where the rest is
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import save
@@ -56,6 +58,8 @@ def save_network(
         "classes_sha256": sha256(data.directory / "classes.csv"),
         "num_classes": data.num_classes,
     }
+    if network.text_width:
+        about["text_width"] = network.text_width
     if rest is not None:
         about["frozen"] = rest.facts()
     state = trained(network.state_dict(), rest)
@@ -64,7 +68,8 @@ def save_network(
 
 
 def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
-    """Rebuild a network that 02 saved, in eval mode.
+    """Rebuild a network that 02 saved, in eval mode. What it needs of the label text is among its
+    tensors, so that it is built on zeros of the same width.
 
     Errors: UserError when the file is damaged or was trained on other classes, or when what was
     frozen is not where it came from any more.
@@ -79,7 +84,10 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
     try:
         model = Model(**upgraded_model(about["model"]))
         prep = preprocessing_from(about["preprocessing"])
-        build = partial(build_network, model, data.classes_of(data.images))
+        classes = data.classes_of(data.images)
+        if width := about.get("text_width"):
+            classes = replace(classes, text=np.zeros((data.num_classes, width), np.float32))
+        build = partial(build_network, model, classes)
         if rest is None:
             network, _ = build()
             network.load_state_dict(tensors)

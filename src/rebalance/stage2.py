@@ -16,9 +16,11 @@ from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
 from src.config.names import at
 from src.config.schema import Config
+from src.config.text import needs_text
 from src.data.resizing import check_augment
 from src.data.transforms import EvalTransform
 from src.errors import UserError
+from src.language.text import with_text
 from src.logits import head_distance, head_logits
 from src.metrics import summary
 from src.networks.batchnorm import FILE as STATISTICS
@@ -77,7 +79,9 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     config = trained_config(config, home)  # views are augmented as in stage 1
     check_augment(config)
     config, searched = with_head_winners(config, home, data)
-    work = Experiment(config, data, home, start(config.train.precision), searched)
+    accelerator = start(config.train.precision)
+    data = with_text(data, config, config.stage2, accelerator)
+    work = Experiment(config, data, home, accelerator, searched)
     notes = [describe(asked, values, home)]
     notes += [describe_head(asked, name, found, home) for name, found in searched.items()]
     for note in filter(None, notes):
@@ -116,6 +120,7 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
         "folds.csv": work.data.directory / "folds.csv",
         "weights.safetensors": stage1 / "weights.safetensors",
     }
+    inputs |= work.data.text_input() if needs_text(spec) else {}
     settings = head_settings(work.config, spec)
     directory = work.home / "stage2" / name / stage1.name
     main = work.accelerator.is_main_process

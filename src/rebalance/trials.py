@@ -31,8 +31,10 @@ from src.config.heads import Head
 from src.config.read import with_values
 from src.config.schema import Config
 from src.config.search import Range, Search
+from src.config.text import needs_text
 from src.config.tree import dump_config, flatten
 from src.errors import UserError
+from src.language.text import with_text
 from src.logits import head_logits
 from src.metrics import OUTCOMES, SCORES, paired_gain, short_name
 from src.rebalance.stage2 import Experiment, Fold, fit, head_settings, load_fold
@@ -59,7 +61,9 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
     asked = config
     config, values = with_winner(asked, home, data)
     config = trained_config(config, home)
-    work = Experiment(config, data, home, start(config.train.precision))
+    accelerator = start(config.train.precision)
+    data = with_text(data, config, config.stage2, accelerator)
+    work = Experiment(config, data, home, accelerator)
     check_alone(work.accelerator)
     if note := describe(asked, values, home):
         print(note)
@@ -142,6 +146,7 @@ class Searched:
         spec = {"keys": self.ranges, "fold": search.fold, "seed": search.seed}
         own = flatten(dump_config(config))
         files = {"folds.csv": self.work.data.directory / "folds.csv"}
+        files |= self.work.data.text_input() if needs_text(self.spec({})) else {}
         for path in networks:
             files[f"{path.name}/weights.safetensors"] = path / "weights.safetensors"
         return Plan(

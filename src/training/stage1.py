@@ -24,6 +24,7 @@ from src.data.dataset import Epochs
 from src.data.resizing import check_augment
 from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError
+from src.language.text import with_text
 from src.metrics import METRICS, short_name, sign, summary
 from src.networks.average import Average, refresh_statistics
 from src.networks.base import Network
@@ -66,6 +67,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         values = flatten(dump_config(config))  # trackers take numbers and text alone
         simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
         accelerator.init_trackers(config.dataset, simple)
+    data = with_text(data, config, (config.model, config.train), accelerator)
     names = [fold_name(fold) for fold in wanted]
     check_other_folds(config, home / "stage1", set(names))
     left = [n for n in names if overwrite or not (home / "stage1" / n / MANIFEST).is_file()]
@@ -108,6 +110,7 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     inputs = {name: job.data.directory / name for name in ("folds.csv", "classes.csv")}
     if isinstance(config.model.pretrained, str) and Path(config.model.pretrained).is_file():
         inputs["pretrained"] = Path(config.model.pretrained)
+    inputs |= job.data.text_input()
     labelled = pseudo_files(config, job.directory.parents[1].name, job.data, job.fold)
     inputs |= {f"pseudo/{name}": path for name, path in labelled.items()}
     main = accelerator.is_main_process

@@ -25,6 +25,7 @@ from src.config.section import EPOCHS, Section
 from src.config.tree import dump_config, flatten
 from src.data.resizing import check_augment
 from src.errors import UserError
+from src.language.text import with_text
 from src.metrics import sign
 from src.runtime import start
 from src.search.run import Plan, check_alone, run_search
@@ -49,6 +50,7 @@ def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     _check(config, data)
     accelerator = start(config.train.precision)
     check_alone(accelerator)
+    data = with_text(data, config, (config.model, config.train), accelerator)
     left_out = ("trials", "use", "stage2")
     spec = {k: v for k, v in dump_config(config.search).items() if k not in left_out}
     plan = Plan(
@@ -57,7 +59,7 @@ def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
         flatten(dump_config(config)),
         config.search.metric or config.metric,
         {"search": spec} | {key: getattr(config, key) for key in SETTINGS},
-        {name: data.directory / name for name in ("folds.csv", "classes.csv")},
+        {n: data.directory / n for n in ("folds.csv", "classes.csv")} | data.text_input(),
     )
     inner = inner_split(data, config.search)
 
