@@ -397,6 +397,55 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "multi_task",
         ),
     ),
+    "Tuning: a frozen body, and little that is trained": (
+        Entry(
+            "AdaptFormer",
+            "a foundation model and few images per class: the first choice, as LIFT found; with a "
+            "cosine head of scale 25 and logit adjustment",
+            "{model: {tuning: adaptformer, head: cosine, cosine_scale: 25}, "
+            "train: {criterion: {name: logit_adjusted}}}",
+            "Chen et al., NeurIPS 2022; Shi et al., ICML 2024",
+            "src/networks/tuning/adaptformer.py",
+        ),
+        Entry(
+            "LoRA",
+            "as AdaptFormer; what is learned can be added to the weights afterwards, so that a "
+            "network that starts from it costs nothing more",
+            "model: {tuning: {name: lora, rank: 8, alpha: 16}}",
+            "Hu et al., ICLR 2022",
+            "src/networks/tuning/lora.py",
+        ),
+        Entry(
+            "visual prompts",
+            "fewest weights beside a body of which nothing may change; the longer sequence costs "
+            "time in every block",
+            "model: {tuning: {name: prompts, number: 10, deep: true}}",
+            "Jia et al., ECCV 2022",
+            "src/networks/tuning/prompts.py",
+        ),
+        Entry(
+            "biases alone (BitFit)",
+            "a body that nearly fits the data already; no new hyper-parameter",
+            "model: {tuning: bias}",
+            "Ben Zaken et al., ACL 2022",
+            "src/networks/tuning/parts.py",
+        ),
+        Entry(
+            "layer norms alone",
+            "as biases alone, with fewer weights; also ConvNeXts",
+            "model: {tuning: layer_norm}",
+            "Basu et al., AAAI 2024",
+            "src/networks/tuning/parts.py",
+        ),
+        Entry(
+            "last blocks",
+            "many images per class, or a CPU: what comes before keeps no activations, and is "
+            "computed once where augmentation is off",
+            "model: {tuning: {name: last_blocks, blocks: 1}}",
+            "–",
+            "src/networks/tuning/parts.py",
+        ),
+    ),
     "Stage 2: heads on frozen features": (
         Entry(
             "cRT",

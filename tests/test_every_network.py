@@ -47,6 +47,15 @@ METHODS = {
         },
         {},
     ),
+    "adaptformer": (
+        {
+            "backbone": "vit_tiny_patch16_224",
+            "kwargs": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+            "network": {"name": "transfg", "stride": 8},
+            "tuning": "adaptformer",
+        },
+        {"ema": 0.9},
+    ),
     "fbsd": (
         {"network": {"name": "fbsd", "widths": [16, 32, 16], "diversity_gradient": True}},
         {"mixing": {"manifold": 1.0}},

@@ -19,6 +19,7 @@ from src.config.networks import Network
 from src.config.posthoc import PosthocStep
 from src.config.section import Section, named
 from src.config.text import Encoder
+from src.config.tuning import Tuning
 from src.config.walk import choices_in, sections_in, tags_of
 from src.data.policies import POLICIES
 from src.data.samplers import SAMPLERS
@@ -31,12 +32,14 @@ from src.losses import CRITERIA
 from src.metrics import table as metrics
 from src.networks import NETWORKS
 from src.networks.pooling import POOLINGS
+from src.networks.tuning import TUNINGS
 from src.prepare.read import READERS
 from src.rebalance import HEADS
 from src.rebalance.maxnorm import LOSSES
 
 UNIONS = {
     "networks": (Network, NETWORKS),
+    "tunings": (Tuning, TUNINGS),
     "poolings": (Pooling, POOLINGS),
     "criteria": (Criterion, CRITERIA),
     "auxiliaries": (Auxiliary, AUXILIARIES),

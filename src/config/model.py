@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from src.config.initialisers import HeadInit, RandomInit
 from src.config.networks import Network, Plain
 from src.config.section import Section, named
+from src.config.tuning import Tuning
 from src.config.upgrade import NETWORKS
 
 
@@ -83,6 +84,14 @@ class Model(Section):
         None,
         description="a linear layer between pooled features and the head, whose output are then "
         "the features; plain networks, kt, paco, task_separator, transfg and mmal; null: none",
+    )
+    tuning: Tuning | None = Field(
+        None,
+        description="train little of the body, or little beside it, and leave the rest frozen: "
+        "files then hold what was trained and name the body's hash. adaptformer: a bottleneck "
+        "beside the FFN of every block (LIFT); lora: matrices of low rank beside those of "
+        "attention; prompts: learned tokens; bias: biases alone; last_blocks: the last of them; "
+        "layer_norm: layer norms alone. plain networks, kt, paco, transfg; null: train all of it",
     )
     anti_alias: bool = Field(
         False,

@@ -26,6 +26,8 @@ def check_network(model, train) -> None:
             f"train.compile compiles a network's forward pass, and {asked} trains its parts one by "
             "one; set train.compile=false"
         )
+    if model.tuning is not None:
+        _check_tuning(model.tuning, network, asked)
     if model.neck is not None:
         _check_neck(model.neck, network, train, asked)
     if train.mixing.alphas and network.unmixed:
@@ -35,6 +37,16 @@ def check_network(model, train) -> None:
         raise ValueError(f"train.resizing does not go with {asked}: {network.one_size}; remove it")
     for size in (model.image_size, *(step.size for step in train.resizing)):
         network.check(model.model_copy(update={"image_size": size}), train)
+
+
+def _check_tuning(tuning, network: NetworkSection, asked: str) -> None:
+    why = network.untuned
+    if tuning.name == "prompts" and network.name == "transfg":
+        why = "it chooses patches by their places among the tokens, which prompts would shift"
+    if why is not None:
+        raise ValueError(
+            f"model.tuning={tuning.name} does not go with {asked}: {why}; remove one of them"
+        )
 
 
 def _check_neck(neck, network: NetworkSection, train, asked: str) -> None:

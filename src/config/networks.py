@@ -26,6 +26,7 @@ class NetworkSection(Section):
     prior: ClassVar[str | None] = None  # how it makes classes count equally, whatever the criterion
     one_size: ClassVar[str | None] = None  # why training images have the size of evaluation
     necks: ClassVar[bool] = False  # between pooled features and one head there is place for a neck
+    untuned: ClassVar[str | None] = None  # why model.tuning can do nothing with its body
     branches: ClassVar[tuple[str, ...]] = ()  # names of its heads, where it has several
 
     def check(self, model, train) -> None:
@@ -40,6 +41,7 @@ class Plain(NetworkSection):
 
 
 class BBN(NetworkSection):
+    untuned = "its two branches are copies of the body's last blocks, which are to differ"
     unmixed = "it mixes the losses of two images already"
     weighs = False
     second = "needed"
@@ -153,6 +155,7 @@ class PaCo(NetworkSection):
 
 
 class TaskSeparator(NetworkSection):
+    untuned = "each expert is a copy of the body, which is to learn its own images"
     necks = True
     unmixed = "an expert is trained on images that belong to one bin"
     weighs = False
@@ -169,6 +172,7 @@ class TaskSeparator(NetworkSection):
 
 
 class RIDE(NetworkSection):
+    untuned = "its experts are copies of the body's last stages, which are to differ"
     compiles = False
 
     name: Literal["ride"] = "ride"
@@ -250,6 +254,7 @@ class TransFG(NetworkSection):
 
 
 class FBSD(NetworkSection):
+    untuned = "it changes the maps between the stages of a CNN, which must learn from them"
     branches = ("stage3", "stage4", "stage5", "concat")
 
     name: Literal["fbsd"] = "fbsd"
@@ -290,6 +295,7 @@ class FBSD(NetworkSection):
 
 
 class MMAL(NetworkSection):
+    untuned = "it looks for objects in the map of a CNN, which is trained for that"
     one_size = "its windows are those of one map"
     necks = True
     compiles = False

@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 import torch
+from torch import nn
 
 from src.artifacts.dataset import Classes
 from src.config.model import Model
@@ -20,6 +21,7 @@ from src.networks.plain import Plain
 from src.networks.ride import RIDE
 from src.networks.task_separator import TaskSeparator
 from src.networks.transfg import TransFG
+from src.networks.tuning import tune
 
 NETWORKS = {
     "plain": Plain,
@@ -44,9 +46,16 @@ def build_network(
     if pretrained:
         blank_network(model, classes)  # for what it has to say of its backbone
     backbone = build_backbone(model, pretrained=pretrained)
+    return _made(model, backbone, classes), preprocessing(model, backbone)
+
+
+def _made(model: Model, backbone: nn.Module, classes: Classes) -> Network:
+    """Tuned last: a network may make parameters of its body anew."""
     network: Network = NETWORKS[model.network.name](model, backbone, classes)
     network.text_width = 0 if classes.text is None else classes.text.shape[1]
-    return network, preprocessing(model, backbone)
+    if model.tuning is not None:
+        tune(model.tuning, network.backbone, classes)
+    return network
 
 
 def blank_network(model: Model, classes: Classes) -> Network | None:
@@ -54,7 +63,7 @@ def blank_network(model: Model, classes: Classes) -> Network | None:
     what is wrong with it, the network itself says later. Errors: as `build_network`."""
     with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
         backbone = build_backbone(model, pretrained=False)
-        return NETWORKS[model.network.name](model, backbone, classes)
+        return _made(model, backbone, classes)
     return None
 
 

@@ -41,6 +41,8 @@ def no_rollout(backbone: nn.Module) -> str | None:
         return f"{name} is none of timm's VisionTransformer"
     if not backbone.has_class_token:
         return "it has no class token"
+    if any(hasattr(block, "prompts") for block in backbone.blocks):
+        return "prompts stand among its tokens"
     for block in backbone.blocks:
         for part, kind in ((block, Block), (getattr(block, "attn", None), Attention)):
             if type(part) is not kind:

@@ -18,6 +18,7 @@ from src.config.tree import dump_config, flatten
 from src.config.upgrade import upgraded_model
 from src.errors import UserError, shortened, some
 from src.networks.transfer import Rows, matched
+from src.networks.tuning import added
 
 EXPERIMENT = "experiment:"
 NEEDED = {"model": dict, "preprocessing": dict, "classes_sha256": str}
@@ -131,7 +132,8 @@ def check_backbone(model: Model, own: dict[str, torch.Tensor], path: Path) -> No
     """
     about, theirs = read_shapes(path, AGAIN)
     there = model_of(_about(about, path), path)
-    own = {k: tuple(v.shape) for k, v in own.items() if k.startswith("backbone.")}
+    _check_tuning(model, there, path)
+    own = {k: tuple(v.shape) for k, v in own.items() if k.startswith("backbone.") and not added(k)}
     unlike = [] if "frozen" in about else [  # what was frozen is not in the file
         k for k, shape in own.items()
         if theirs.get(k) != shape and not any(part in k for part in RESAMPLED)
@@ -150,6 +152,19 @@ def check_backbone(model: Model, own: dict[str, torch.Tensor], path: Path) -> No
             f"model.pretrained={model.pretrained}: {path} has {model.backbone} with other shapes "
             f"({fit}; {some(unlike)} do not). {_difference(model, there)}"
         )
+
+
+def _check_tuning(model: Model, there: Model, path: Path) -> None:
+    """Errors: UserError where what was added to the body there would be lost; LoRA becomes part of
+    the weights (`merged`)."""
+    theirs = there.tuning
+    if theirs is None or not theirs.adds or theirs == model.tuning or theirs.name == "lora":
+        return
+    raise UserError(
+        f"model.pretrained={model.pretrained}: {path} was trained with model.tuning={theirs.name}, "
+        f"and what that adds to the body has no place here; set model.tuning={theirs!r} as there, "
+        "or start from what it started from"
+    )
 
 
 def _difference(model: Model, there: Model) -> str:

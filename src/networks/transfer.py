@@ -17,6 +17,7 @@ import torch
 from src.errors import UserError, some
 from src.networks.base import PLAIN, Network
 from src.networks.heads import Cosine, Linear
+from src.networks.tuning import added
 
 State = dict[str, torch.Tensor]
 SHOWN = 8  # groups of names of one sort, in the line printed
@@ -139,7 +140,7 @@ def take(
 
 
 def _check_body(own: State, usable: State, found: State, source: str) -> None:
-    body = [k for k in own if k.startswith("backbone.")]
+    body = [k for k in own if k.startswith("backbone.") and not added(k)]
     if sum(k in usable for k in body) >= len(body) / 2:
         return
     missing, other = sorted(own.keys() - found.keys()), own.keys() & found.keys() - usable.keys()

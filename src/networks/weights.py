@@ -39,6 +39,7 @@ from src.networks.origins import (
     source_of,
 )
 from src.networks.transfer import WarmStart, take, translated
+from src.networks.tuning.lora import merged
 
 HUB = "timm's hub"
 
@@ -173,7 +174,10 @@ def _start(network: Network, model: Model, path: Path, folds: Path) -> WarmStart
         if "frozen" in about:
             state = load_network(path, load_dataset(path.parents[3].name))[0].state_dict()
         rows = rows_of(folds / "classes.csv", about, path)
-        kind = NETWORKS[model_of(about, path).network.name]
+        there = model_of(about, path)
+        if there.tuning not in (None, model.tuning) and there.tuning.name == "lora":
+            state = merged(state, there.tuning)
+        kind = NETWORKS[there.network.name]
         state, rest = translated(network, state, kind)
     else:
         theirs = read_theirs(path)

@@ -79,7 +79,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
         network.to(memory_format=torch.channels_last)
     if fresh:
         initialise_heads(network, prep, images, known, config, accelerator)
-    ema = ModelEmaV3(network, decay=train.ema, use_warmup=True) if train.ema else None
+    ema = moving_average(network, train.ema) if train.ema else None
     if train.compile:
         network.compile()
     auxiliaries = build_auxiliaries(train.auxiliaries, network.width, classes)
@@ -103,6 +103,18 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
         keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
     loader = training_loader(config.data, rows, transform, epochs, accelerator.device)
     return trainer, loader, epochs
+
+
+def moving_average(network: Network, decay: float) -> ModelEmaV3:
+    """A copy of the network that shares with it what never trains, of which there may be much more
+    than of the rest."""
+    ema = ModelEmaV3(network, decay=decay, use_warmup=True)
+    copies = dict(ema.module.named_modules())
+    for name, module in network.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                setattr(copies[name], key, parameter)
+    return ema
 
 
 def hold(job: Fold, network: Network, build: Callable[[], Network]) -> Rest | None:
