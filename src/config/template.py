@@ -39,9 +39,10 @@ def _template_field(key: str, field: FieldInfo, owner: BaseModel, depth: int) ->
     if others and value == ():
         shown = [f"{pad}  # {line}" for m in others for line in _item(m, 1)]
         return [*comment, f"{pad}{key}: []", *shown]
-    absent = [m for m in get_args(field.annotation) if sections_in(m) == [m]] or others
-    if value is None and absent:
-        shown = [f"{pad}# {line}" for m in absent for line in [f"{key}:", *_keys(m(), 1)]]
+    absent = [m for m in get_args(field.annotation) if sections_in(m) == [m]]
+    if value is None and (absent or others):
+        optional = others or [m() for m in absent]
+        shown = [f"{pad}# {line}" for m in optional for line in [f"{key}:", *_keys(m, 1)]]
         return [*comment, f"{pad}{key}: null", *shown]
     text = yaml.safe_dump(plain(value), default_flow_style=True, width=1000)
     return [*comment, f"{pad}{key}: {text.replace('...', '').strip()}"]
