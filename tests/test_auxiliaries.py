@@ -1,5 +1,7 @@
 """The frequency auxiliary, and knowledge transfer from class means."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -44,10 +46,12 @@ def test_bins_are_numbered_from_the_most_frequent_one_that_is_there():
 # ---- frequency ---------------------------------------------------------------------------------
 
 
+def built(section, classes):
+    return build_auxiliaries((section,), SimpleNamespace(width=2), classes)[section.name]
+
+
 def frequency(weight=1.0):
-    loss = build_auxiliaries((Frequency(weight=weight),), width=2, classes=some_classes(K, BINS))[
-        "frequency"
-    ]
+    loss = built(Frequency(weight=weight), some_classes(K, BINS))
     with torch.no_grad():
         loss.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     return loss
@@ -88,7 +92,7 @@ def test_frequency_of_mixed_images_is_mixed():
 
 def test_the_objective_runs_the_network_once_and_trains_all_its_parts():
     network, _ = build_network(Model(backbone="cifar_resnet20", pretrained=False), some_classes(K))
-    auxiliaries = build_auxiliaries((Frequency(),), width=64, classes=some_classes(K, BINS))
+    auxiliaries = build_auxiliaries((Frequency(),), network, classes=some_classes(K, BINS))
     objective, calls = Objective(network, PlainCE(), auxiliaries), []
     network.register_forward_hook(lambda *_: calls.append(1))
     terms = objective(Batch(*random_batch()), FIRST)
@@ -100,7 +104,7 @@ def test_the_objective_runs_the_network_once_and_trains_all_its_parts():
 
 def test_one_bin_is_refused():
     with pytest.raises(UserError, match="frequency needs classes in two bins or more, found 1"):
-        build_auxiliaries((Frequency(),), width=2, classes=some_classes(K))
+        built(Frequency(), some_classes(K))
 
 
 def test_an_auxiliary_is_there_once():

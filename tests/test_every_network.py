@@ -79,7 +79,7 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     data = tiny_dataset()
     classes = data.classes_of(data.images)
     network, _ = build_network(config.model, classes)
-    auxiliaries = build_auxiliaries(config.train.auxiliaries, network.width, classes)
+    auxiliaries = build_auxiliaries(config.train.auxiliaries, network, classes)
     criterion = build_criterion(config, classes)
     freeze(network, config.train.frozen, config.train.freeze_batchnorm)
     objective = Objective(network, criterion, auxiliaries).train()

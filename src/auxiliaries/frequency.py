@@ -6,29 +6,29 @@ has the same on frozen features.
 """
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from src.artifacts.dataset import Classes
+from src.auxiliaries.base import Auxiliary
 from src.config.auxiliaries import Frequency
 from src.data.dataset import Batch
 from src.metrics import need_bins
-from src.networks.base import Output, Progress, mixed
+from src.networks.base import Network, Output, Progress, mixed
 from src.networks.heads import build_head
 
 
-class FrequencyLoss(nn.Module):
+class FrequencyLoss(Auxiliary):
     """Mixed images have the bins of both labels.
 
     Errors: UserError when all classes are in one bin.
     """
 
-    def __init__(self, config: Frequency, width: int, classes: Classes):
+    def __init__(self, config: Frequency, network: Network, classes: Classes):
         super().__init__()
         self.weight = config.weight
         count = classes.num_bins
         need_bins(count, "train.auxiliaries: frequency")
-        self.head = build_head("linear", width, count, scale=1.0)
+        self.head = build_head("linear", network.width, count, scale=1.0)
         self.register_buffer("bins", torch.from_numpy(classes.bins), persistent=False)
 
     def forward(self, output: Output, batch: Batch, progress: Progress) -> torch.Tensor:

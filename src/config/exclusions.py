@@ -19,6 +19,8 @@ def check_training(train, model) -> None:
     _check_balance(train)
     _check_deferred(train)
     _check_mixing(train)
+    for auxiliary in train.auxiliaries:
+        auxiliary.check(model, train)
     if train.pseudo.rounds:
         check_pseudo(train.pseudo, model, train)
 

@@ -27,6 +27,7 @@ class NetworkSection(Section):
     one_size: ClassVar[str | None] = None  # why training images have the size of evaluation
     necks: ClassVar[bool] = False  # between pooled features and one head there is place for a neck
     untuned: ClassVar[str | None] = None  # why model.tuning can do nothing with its body
+    guests: ClassVar[bool] = False  # one pass through one transformer, whose class token is f
     branches: ClassVar[tuple[str, ...]] = ()  # names of its heads, where it has several
 
     def check(self, model, train) -> None:
@@ -36,6 +37,7 @@ class NetworkSection(Section):
 
 class Plain(NetworkSection):
     necks = True
+    guests = True
 
     name: Literal["plain"] = "plain"
 
@@ -215,6 +217,7 @@ class RIDE(NetworkSection):
 class TransFG(NetworkSection):
     one_size = "its position embedding is of one grid of patches"
     necks = True
+    guests = True
     unmixed = "it pulls images of one class together, and a mixed image has two"
     weighs = False
 

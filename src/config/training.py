@@ -92,7 +92,8 @@ class Train(Section):
     auxiliaries: tuple[Auxiliary, ...] = Field(
         (),
         description="losses beside the criterion; frequency: a second head learns the bin of the "
-        "image's class",
+        "image's class; semantic_cls: its name goes through the transformer beside the image, as a "
+        "second class token",
     )
     mixing: Mixing = Field(default_factory=Mixing, description="of images within a batch")
     augment: Augment = Field(default_factory=Augment, description="of single images")

@@ -76,6 +76,13 @@ def taken(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
     return q, k
 
 
+def forget_last(block: nn.Module) -> None:
+    """Of what a watched block keeps, the last token; one that is not watched keeps nothing."""
+    for part in (getattr(block.attn, name, None) for name in ("q_norm", "k_norm")):
+        if hasattr(part, "kept"):
+            part.kept = part.kept[:, :, :-1]
+
+
 def class_rollout(backbone: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     """r of images [N, 3, H, W] over all blocks, patches alone: [N, heads, patches]."""
     handles, looked = watch(backbone.blocks), []

@@ -97,12 +97,18 @@ class TransFG(Plain):
         return tokens, class_row(looked)[..., self.backbone.num_prefix_tokens :]
 
 
-def contrast(features: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-    """Mean over all pairs of features [B, D], labels [B], each image with itself included; in
-    float32, as cosines near 1 cancel."""
+def contrast(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    margin: float,
+    others: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean over all pairs of features [B, D], labels [B], with `others` [B, D] of the same labels,
+    None: with themselves, each image with itself included; in float32, as cosines near 1 cancel."""
     with torch.autocast(features.device.type, enabled=False):
         directions = F.normalize(features.float(), dim=1)
-        cosines = directions @ directions.T  # [B, B]
+        others = directions if others is None else F.normalize(others.float(), dim=1)
+        cosines = directions @ others.T  # [B, B]
         same = labels[:, None] == labels
         return torch.where(same, 1 - cosines, (cosines - margin).clamp(min=0)).mean()
 

@@ -20,7 +20,7 @@ from src.data.resizing import training_transform
 from src.data.samplers import epoch_order
 from src.errors import some
 from src.losses import build_criterion
-from src.networks import build_network, check_image_size, check_resizing
+from src.networks import blank_network, build_network, check_image_size, check_resizing
 from src.networks.base import Network
 from src.networks.freeze import Rest, freeze, thawing
 from src.networks.weights import frozen_rest, load_pretrained
@@ -63,6 +63,8 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     if job.pseudo is not None:
         rows, targets = job.pseudo.added(images), job.pseudo.targets(images)
         classes = replace(known, counts=job.pseudo.counted(known))
+    if train.auxiliaries and (blank := blank_network(config.model, classes)) is not None:
+        build_auxiliaries(train.auxiliaries, blank, classes)  # refusals, before weights are fetched
     seed = seed_all(config.seed, job.name)
     hub = config.model.pretrained is True
     build = partial(build_network, config.model, classes, pretrained=hub)
@@ -82,7 +84,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     ema = moving_average(network, train.ema) if train.ema else None
     if train.compile:
         network.compile()
-    auxiliaries = build_auxiliaries(train.auxiliaries, network.width, classes)
+    auxiliaries = build_auxiliaries(train.auxiliaries, network, classes)
     objective = Objective(network, build_criterion(config, classes), auxiliaries)
     epochs = build_epochs(job, rows["label"].to_numpy())
     optimizer = build_optimizer(train, objective, network.bodies())

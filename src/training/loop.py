@@ -1,7 +1,7 @@
 """The training loop: it sums the terms of `Network.loss`, and methods are added elsewhere."""
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         self.criterion.set_progress(progress)
-        with hidden_mixing(self.network, batch):
+        with ExitStack() as stack:
+            stack.enter_context(hidden_mixing(self.network, batch))
+            for auxiliary in self.auxiliaries.values():
+                stack.enter_context(auxiliary.beside(batch))
             terms, output = self.network.loss(batch, self.criterion, progress)
         for name, auxiliary in self.auxiliaries.items():
             terms[name] = auxiliary(output, batch, progress)
