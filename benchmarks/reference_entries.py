@@ -396,6 +396,15 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/auxiliaries/frequency.py",
             "multi_task",
         ),
+        Entry(
+            "semantic CLS token",
+            "a vision transformer (plain or transfg) and classes whose names say what they look "
+            "like; predicting needs no names",
+            "{model: {backbone: vit_base_patch16_224}, "
+            "train: {auxiliaries: [{name: semantic_cls, beta: 0.001, margin: 0.4}]}}",
+            "report on TransFG for long-tailed food",
+            "src/auxiliaries/semantic_cls.py",
+        ),
     ),
     "Tuning: a frozen body, and little that is trained": (
         Entry(

@@ -14,7 +14,7 @@ from src.config.read import load_config
 from src.posthoc.calibrate import posthoc
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
-from tests.training_kit import DATASET, SIZE, tiny_dataset, train_tiny
+from tests.training_kit import DATASET, SIZE, tiny_dataset, tiny_text, train_tiny
 
 CONFIGS_DIR = Path(__file__).parents[1] / "configs"
 CNN = ["model.backbone=cifar_resnet20"]
@@ -24,6 +24,8 @@ VIT = [
 ]
 CONFIGS = {  # name → what stands in for its backbone; image_size too where 16 pixels are too few
     "food_transfg": [*VIT, "model.network.stride=3"],
+    "food_multitask": [*VIT, "model.network.stride=3"],
+    "food_semantic_cls": [*VIT, "model.network.stride=3", "text.encoder=npz"],
     "cub_mmal": CNN,
     "aircraft_mmal": CNN,
     "inat_bbn": CNN,
@@ -43,7 +45,7 @@ TINY = [
 def test_a_source_config_trains_on_tiny_images(name, tmp_path, monkeypatch):
     """Steps of two epochs; everything that the overrides leave alone is as shipped."""
     monkeypatch.chdir(tmp_path)
-    data = tiny_dataset()
+    data, _ = tiny_dataset(), tiny_text()
     config = load_config(CONFIGS_DIR / f"{name}.yaml", [*TINY, *CONFIGS[name]])
     directory = train_tiny(config, name)
     history = read_table(directory / "metrics.csv", ["loss"])

@@ -12,12 +12,14 @@ from src.artifacts.files import read_json
 from src.artifacts.predictions import load_predictions
 from src.auxiliaries import build_auxiliaries
 from src.data.dataset import Batch
+from src.language.text import with_text
 from src.losses import build_criterion
 from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.freeze import freeze
+from src.runtime import start
 from src.training.loop import Objective
-from tests.training_kit import random_batch, tiny_config, tiny_dataset, train_tiny
+from tests.training_kit import random_batch, tiny_config, tiny_dataset, tiny_text, train_tiny
 
 ROOT = Path(__file__).parents[1]
 TWO = {"second_sampler": "class_balanced"}
@@ -56,6 +58,14 @@ METHODS = {
         },
         {"ema": 0.9},
     ),
+    "semantic_cls": (
+        {
+            "backbone": "vit_tiny_patch16_224",
+            "kwargs": {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2},
+            "network": {"name": "transfg", "stride": 3},
+        },
+        {"auxiliaries": ["frequency", "semantic_cls"]},
+    ),
     "fbsd": (
         {"network": {"name": "fbsd", "widths": [16, 32, 16], "diversity_gradient": True}},
         {"mixing": {"manifold": 1.0}},
@@ -74,9 +84,11 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = tiny_config(*METHODS[name])
+    config = tiny_config(*METHODS[name], text=tiny_text())
     torch.manual_seed(0)
     data = tiny_dataset()
+    parts = (config.model, config.train)
+    data = with_text(data, config, parts, start("fp32"))
     classes = data.classes_of(data.images)
     network, _ = build_network(config.model, classes)
     auxiliaries = build_auxiliaries(config.train.auxiliaries, network, classes)
@@ -98,7 +110,7 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
 def test_two_processes_train_every_network_together(tmp_path, monkeypatch):
     """One launch trains them all; every held-out image is there once."""
     monkeypatch.chdir(tmp_path)
-    data = tiny_dataset()
+    data, _ = tiny_dataset(), tiny_text()
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__]
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(launch, capture_output=True, text=True, env=os.environ | paths)
@@ -113,7 +125,8 @@ def test_two_processes_train_every_network_together(tmp_path, monkeypatch):
 def main() -> None:
     """What each of the two processes runs."""
     for name, (model, train) in METHODS.items():
-        train_tiny(tiny_config(model, train | {"epochs": 2}), name)
+        config = tiny_config(model, train | {"epochs": 2}, text={"encoder": {"name": "npz"}})
+        train_tiny(config, name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The semantic CLS token: who reads it, what it is contrasted with, and what it leaves behind."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from src.artifacts.dataset import Dataset
 from src.auxiliaries import build_auxiliaries
 from src.config.auxiliaries import SemanticCLS
 from src.config.model import Model
@@ -28,6 +28,7 @@ from tests.training_kit import (
     resumes_exactly,
     tiny_config,
     tiny_dataset,
+    tiny_text,
     train_tiny,
 )
 
@@ -174,9 +175,8 @@ def test_the_gradient_of_the_criterion_does_not_know_the_text_and_that_of_the_lo
 )
 def test_on_transformers_of_every_family_the_image_does_not_notice_the_guest(name, kwargs):
     torch.manual_seed(0)
-    vit = timm.create_model(
-        name, num_classes=0, img_size=SIZE, patch_size=4, embed_dim=32, depth=2, num_heads=2, **kwargs
-    ).eval()  # fmt: skip
+    size = {"img_size": SIZE, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    vit = timm.create_model(name, num_classes=0, **size, **kwargs).eval()
     images, token = torch.randn(2, 3, SIZE, SIZE), torch.randn(2, 32, requires_grad=True)
     want, guest = vit(images), Guest(vit)
     assert torch.equal(vit(images), want)
@@ -186,6 +186,24 @@ def test_on_transformers_of_every_family_the_image_does_not_notice_the_guest(nam
     assert left.shape == want.shape
     (left * torch.randn_like(left)).sum().backward()
     assert token.grad.abs().amin(1).gt(0).any() and torch.equal(vit(images), want)
+
+
+@pytest.mark.parametrize("tuning", ["adaptformer", "lora", {"name": "prompts", "deep": True}])
+def test_it_reads_prompts_and_passes_adapters_of_a_frozen_body(tuning):
+    torch.manual_seed(0)
+    classes = replace(some_classes(K), text=unit_rows())
+    network, _ = build_network(Model(**PLAIN, pretrained=False, tuning=tuning), classes)
+    objective = Objective(
+        network.eval(), PlainCE(), build_auxiliaries((SemanticCLS(),), network, classes)
+    )
+    images, labels = random_batch()
+    want = network(images).logits
+    terms = objective(Batch(images, labels), FIRST)
+    sum(terms.values()).backward()
+    torch.testing.assert_close(network(images).logits, want)
+    torch.testing.assert_close(terms["criterion"], F.cross_entropy(want, labels))
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    assert len(trained) > 3 and all(p.grad is not None for p in trained)
 
 
 def test_rotary_embeddings_turn_the_image_and_not_the_guest():
@@ -210,26 +228,22 @@ def test_rotary_embeddings_turn_the_image_and_not_the_guest():
 
 def test_a_compiled_network_has_the_same_terms_and_is_not_traced_again():
     images, labels = random_batch()
-    batch, graphs = Batch(images, labels), []
-    for body in BODIES:
-        objective = objective_on(body)
-        want = {name: term.item() for name, term in objective(batch, FIRST).items()}
+    batch, graphs, objective = Batch(images, labels), [], objective_on("transfg")
+    want = {name: term.item() for name, term in objective(batch, FIRST).items()}
 
-        def traced(graph, inputs):
-            graphs.append(graph)
-            return graph.forward
+    def traced(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
 
-        torch._dynamo.reset()
-        objective.network.compile(backend=traced)
-        for _ in range(3):
-            found = {name: term.item() for name, term in objective(batch, FIRST).items()}
-            assert found == pytest.approx(want, rel=1e-5)
-            first = len(graphs)
-        objective(batch, FIRST)["semantic_cls"].backward()
-        assert (
-            len(graphs) == first
-            and objective.auxiliaries["semantic_cls"].projection.weight.grad.any()
-        )
+    objective.network.compile(backend=traced)
+    traces = []
+    for _ in range(3):
+        found = objective(batch, FIRST)
+        assert {name: term.item() for name, term in found.items()} == pytest.approx(want, rel=1e-5)
+        traces.append(len(graphs))
+    found["semantic_cls"].backward()
+    assert objective.auxiliaries["semantic_cls"].projection.weight.grad.any()
+    assert traces[0] == traces[2] > 0
 
 
 def test_a_pass_that_failed_leaves_no_guest_behind():
@@ -245,15 +259,6 @@ def test_a_pass_that_failed_leaves_no_guest_behind():
 # ---- whole trainings -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def with_text(monkeypatch):
-    """Every dataset's classes have text, as the section `text` gives it."""
-    plain = Dataset.classes_of
-    monkeypatch.setattr(
-        Dataset, "classes_of", lambda self, images: replace(plain(self, images), text=unit_rows())
-    )
-
-
 @pytest.mark.parametrize(
     "body, train",
     [
@@ -262,23 +267,21 @@ def with_text(monkeypatch):
     ],
     ids=["accumulated", "bf16"],
 )
-def test_a_killed_run_writes_the_same_bytes(body, train, with_text, tmp_path, monkeypatch):
+def test_a_killed_run_writes_the_same_bytes(body, train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_dataset()
-    whole = resumes_exactly(tiny_config(BODIES[body], SEMANTIC | train), monkeypatch)
+    config = tiny_config(BODIES[body], SEMANTIC | train, text=tiny_text())
+    whole = resumes_exactly(config, monkeypatch)
     assert "loss_semantic_cls" in (whole / "metrics.csv").read_text().splitlines()[0]
 
 
 def test_what_is_saved_is_the_network_without_it_and_loads_without_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = tiny_dataset()
-    with monkeypatch.context() as patch:
-        plain = Dataset.classes_of
-        patch.setattr(
-            Dataset, "classes_of", lambda s, images: replace(plain(s, images), text=unit_rows())
-        )
-        config = tiny_config(TINY, SEMANTIC | {"epochs": 1, "warmup_epochs": 0})
-        directory = train_tiny(config, "semantic")
+    data, text = tiny_dataset(), tiny_text()
+    config = tiny_config(TINY, SEMANTIC | {"epochs": 1, "warmup_epochs": 0}, text=text)
+    directory = train_tiny(config, "semantic")
+    for path in (Path("class_text.npz"), *data.directory.glob("text-*.npz")):
+        path.unlink()
     network, _ = load_network(directory / "weights.safetensors", data)
     fresh, _ = build_network(config.model, some_classes(K))
     assert network.state_dict().keys() == fresh.state_dict().keys()
@@ -300,22 +303,17 @@ def test_config_refuses_what_makes_no_sense(model, train, words):
         tiny_config(PLAIN | model, SEMANTIC | train)
 
 
-@pytest.mark.parametrize(
-    "model, text, words",
-    [
-        ({"backbone": "cifar_resnet20"}, True, "CifarResNet is neither .* vit_base_patch16_224"),
-        ({"backbone": "resnet18", "kwargs": {}}, True, "ResNet is neither"),
-        (PLAIN, False, "text embeddings of the class names"),
-    ],
-)
-def test_refused_before_weights_are_fetched(model, text, words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backbone", ["cifar_resnet20", "resnet18", "beit_base_patch16_224"])
+def test_other_backbones_are_refused_before_weights_are_fetched(backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_dataset()
-    plain = Dataset.classes_of
-    if text:
-        monkeypatch.setattr(
-            Dataset, "classes_of", lambda s, images: replace(plain(s, images), text=unit_rows())
-        )
-    config = tiny_config(model | {"pretrained": "missing.pt"}, SEMANTIC)
-    with pytest.raises(UserError, match=words):
+    config = tiny_config({"backbone": backbone, "pretrained": "missing.pt"}, SEMANTIC,
+                         text=tiny_text())  # fmt: skip
+    with pytest.raises(UserError, match="neither timm's .* for example vit_base_patch16_224"):
         train_tiny(config, "refused")
+
+
+def test_classes_without_text_are_refused():
+    network, _ = build_network(Model(**PLAIN, pretrained=False), some_classes(K))
+    with pytest.raises(UserError, match="text embeddings of the class names"):
+        build_auxiliaries((SemanticCLS(),), network, some_classes(K))
