@@ -17,12 +17,29 @@ def check_training(train, model) -> None:
             f"{model.head}"
         )
     _check_balance(train)
+    if not train.epochs:
+        _check_untrained(train, model)
+        return
     _check_deferred(train)
     _check_mixing(train)
     for auxiliary in train.auxiliaries:
         auxiliary.check(model, train)
     if train.pseudo.rounds:
         check_pseudo(train.pseudo, model, train)
+
+
+def _check_untrained(train, model) -> None:
+    """Errors: ValueError for a head that would stay at chance, and for rows to train on."""
+    warm = isinstance(model.pretrained, str) and model.pretrained.startswith("experiment:")
+    if model.head_init.name == "random" and not warm:
+        raise ValueError(
+            "train.epochs=0 trains nothing, and a random head knows no class: set "
+            "model.head_init=class_means, which needs no training, or train.epochs=1 or more"
+        )
+    if train.pseudo.rounds:
+        raise ValueError(
+            "train.pseudo adds images to train on, and train.epochs=0 trains nothing; remove one"
+        )
 
 
 def _check_balance(train) -> None:

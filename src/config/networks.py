@@ -351,7 +351,7 @@ class MMAL(NetworkSection):
                 "model.network=mmal cuts objects and parts out of mixed images, and the share of a "
                 "label must hold for each of them: train.mixing.mixup alone does that"
             )
-        if self.raw_epochs >= train.epochs:
+        if self.raw_epochs >= train.epochs > 0:
             raise ValueError(
                 f"model.network.raw_epochs ({self.raw_epochs}) must be below train.epochs "
                 f"({train.epochs}): the object, by which mmal predicts, is looked at after them"

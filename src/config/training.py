@@ -13,7 +13,12 @@ from src.config.section import EPOCHS, VOLATILE, Section, named
 
 
 class Train(Section):
-    epochs: int = Field(30, ge=1, description="passes of N images, for every sampler")
+    epochs: int = Field(
+        30,
+        ge=0,
+        description="passes of N images, for every sampler; 0: the weights as loaded are the "
+        "result, and 03 fits heads on their features, a probe",
+    )
     batch_size: int = Field(
         64, ge=2, description="images per optimizer step, over all processes and micro-batches"
     )
@@ -76,7 +81,8 @@ class Train(Section):
         1.0,
         ge=0,
         json_schema_extra=EPOCHS,
-        description="epochs of linear warm-up from lr / 100",
+        description="epochs of linear warm-up from lr / 100; where that is the whole training, "
+        "half of it",
     )
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
     freeze: tuple[named(Frozen), ...] = Field(
@@ -157,17 +163,14 @@ class Train(Section):
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batch "
                 f"({self.micro_batch})"
             )
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})"
-            )
         if not self.nesterov and self.optimizer != "sgd":
             raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
         if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
-        check_resizing(self.resizing, self.epochs)
-        check_frozen(self.freeze, self.epochs)
-        if self.average_last > self.epochs:
+        if self.epochs:
+            check_resizing(self.resizing, self.epochs)
+            check_frozen(self.freeze, self.epochs)
+        if self.average_last > max(self.epochs, 1):
             raise ValueError(
                 f"average_last ({self.average_last}) must not be above epochs ({self.epochs})"
             )
@@ -187,6 +190,11 @@ class Train(Section):
                 f"found {list(self.milestones)}"
             )
         return self
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of it."""
+        return self.warmup_epochs if self.warmup_epochs < self.epochs else self.epochs / 2
 
     def resized(self, epoch: int) -> int | None:
         """Pixels of the training images of an epoch, from 0; None: those of model.image_size."""

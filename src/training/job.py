@@ -75,7 +75,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     more = f" and {len(rows) - len(images)} pseudo-labelled" if job.pseudo else ""
     accelerator.print(f"{job.directory}: {len(images)} images{more}, {origin}")
     rest = hold(job, network, lambda: build()[0])
-    thaws = thawing(network, train.thaws)
+    thaws = thawing(network, train.thaws if train.epochs else [])
     network.to(accelerator.device)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -120,16 +120,28 @@ def moving_average(network: Network, decay: float) -> ModelEmaV3:
 
 
 def hold(job: Fold, network: Network, build: Callable[[], Network]) -> Rest | None:
-    """Freeze what the config says; returns what of it the files will leave out. build: another
-    network as this one was at first"""
+    """Freeze what the config says; returns what of it the files will leave out, after no epoch
+    all but the heads. build: another network as this one was at first"""
     config, train = job.config, job.config.train
-    frozen = freeze(network, train.frozen, train.freeze_batchnorm)
-    rest = frozen_rest(network, build, frozen, config.model, config.dataset, job.name)
+    frozen, still = set(), _all_but_heads(network)
+    if train.epochs:
+        frozen = still = freeze(network, train.frozen, train.freeze_batchnorm)
+    rest = frozen_rest(network, build, still, config.model, config.dataset, job.name)
     if frozen:
         own = sorted(frozen - rest.names) if rest else sorted(frozen)
         note = f", {len(own)} of them from nowhere else and saved: {some(own)}" if own else ""
         job.accelerator.print(f"{job.directory}: {len(frozen)} tensors frozen{note}")
     return rest
+
+
+def _all_but_heads(network: Network) -> set[str]:
+    """Names of tensors, without those of the heads, which `model.head_init` fills."""
+
+    def tensors(module):
+        return module.state_dict(keep_vars=True).items()  # the tensors themselves, not views
+
+    heads = {id(v) for module, _ in network.classifiers().values() for _, v in tensors(module)}
+    return {name for name, v in tensors(network) if id(v) not in heads}
 
 
 def build_epochs(job: Fold, labels: np.ndarray) -> Epochs:

@@ -61,8 +61,8 @@ def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -
     Cosine from `lr` to `min_lr`, or multi-step; linear warm-up from lr / 100 comes first. `steps`:
     optimizer steps per epoch. Call `step_update(step)` before each step.
     """
-    warmup = round(train.warmup_epochs * steps)
-    total = train.epochs * steps
+    warmup = round(train.warmup * steps)
+    total = max(train.epochs, 1) * steps  # timm wants some, also where none is taken
     common = {
         "warmup_t": warmup,
         "warmup_lr_init": train.lr / 100,

@@ -79,7 +79,8 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         rows.append({"fold": name} | train_fold(job, overwrite))
         if accelerator.is_main_process:
             with locked(home / "stage1"):  # other folds may be trained by another command
-                draw_curves(load_curves(home / "stage1"), home / "stage1" / "curves.png")
+                if curves := load_curves(home / "stage1"):  # none of what was not trained
+                    draw_curves(curves, home / "stage1" / "curves.png")
     accelerator.end_training()
     return pd.DataFrame(rows)
 
@@ -103,7 +104,8 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     """Train, or continue, or skip one fold; returns its metrics (none for `full`).
 
     Writes config.yaml of the experiment, and last.pt, metrics.csv, weights.safetensors,
-    head.safetensors, oof.npz and manifest.json of the fold.
+    head.safetensors, oof.npz and manifest.json of the fold; after no epoch no last.pt nor
+    metrics.csv.
     """
     accelerator, config = job.accelerator, job.config
     settings = settings_of(config)
@@ -215,15 +217,15 @@ def finish(
     if job.fold is not None:
         found = found or evaluate(job, network, trainer.prep)
         metrics = scores(job, found)
-    if job.accelerator.is_main_process:
+    outputs = ["metrics.csv"] if history else []
+    if history and job.accelerator.is_main_process:
         write_table(job.directory / "metrics.csv", pd.DataFrame(history))
-    outputs = ["metrics.csv"]
     if job.pseudo is not None:
         outputs.append(PSEUDO)
         if job.accelerator.is_main_process:
             write_table(job.directory / PSEUDO, job.pseudo.table)
     facts = {
-        "select": job.config.train.select,
+        "select": job.config.train.select if history else "last",  # no choice of one
         "searched": job.searched,
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         **({"warm_start": trainer.began.facts()} if trainer.began.total else {}),

@@ -73,6 +73,12 @@ def _check(config: Config, data: Dataset) -> None:
     spec, pretrained = config.search, config.model.pretrained
     if spec.fold not in data.folds:
         raise UserError(f"search.fold: {spec.fold} is none of the folds {data.folds}")
+    epochs = spec.keys.get("train.epochs")
+    if config.train.epochs == 0 or (epochs is not None and 0 in epochs.ends):
+        raise UserError(
+            "train.epochs=0 trains nothing, so no setting of stage 1 matters; search the heads on "
+            "its features with 03_train_stage2.py --search, or train for 1 epoch or more"
+        )
     if spec.epochs is not None and "train.epochs" in spec.keys:
         raise UserError("search.keys: train.epochs is set by search.epochs; remove one of them")
     if config.train.pseudo.rounds:
