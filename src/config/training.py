@@ -191,11 +191,6 @@ class Train(Section):
             )
         return self
 
-    @property
-    def warmup(self) -> float:
-        """Epochs of it."""
-        return self.warmup_epochs if self.warmup_epochs < self.epochs else self.epochs / 2
-
     def resized(self, epoch: int) -> int | None:
         """Pixels of the training images of an epoch, from 0; None: those of model.image_size."""
         ends = boundaries(self.resizing, self.epochs)

@@ -58,10 +58,11 @@ def _body_groups(train: Train, body: Body) -> list[dict]:
 def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
     """lr as a function of the step alone, so that a resumed run needs no state of it.
 
-    Cosine from `lr` to `min_lr`, or multi-step; linear warm-up from lr / 100 comes first. `steps`:
-    optimizer steps per epoch. Call `step_update(step)` before each step.
+    Cosine from `lr` to `min_lr`, or multi-step; linear warm-up from lr / 100 comes first, of half
+    the training where it would be all of it. `steps`: optimizer steps per epoch. Call `step_update(step)` before each step.
     """
-    warmup = round(train.warmup * steps)
+    shorter = train.warmup_epochs < train.epochs
+    warmup = round((train.warmup_epochs if shorter else train.epochs / 2) * steps)
     total = max(train.epochs, 1) * steps  # timm wants some, also where none is taken
     common = {
         "warmup_t": warmup,
