@@ -59,7 +59,8 @@ def build_schedule(train: Train, optimizer: torch.optim.Optimizer, steps: int) -
     """lr as a function of the step alone, so that a resumed run needs no state of it.
 
     Cosine from `lr` to `min_lr`, or multi-step; linear warm-up from lr / 100 comes first, of half
-    the training where it would be all of it. `steps`: optimizer steps per epoch. Call `step_update(step)` before each step.
+    the training where it would be all of it. `steps`: optimizer steps per epoch. Call
+    `step_update(step)` before each step.
     """
     shorter = train.warmup_epochs < train.epochs
     warmup = round((train.warmup_epochs if shorter else train.epochs / 2) * steps)
