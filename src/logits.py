@@ -17,6 +17,11 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(norm, 1e-12)
 
 
+def centred(rows: np.ndarray) -> np.ndarray:
+    """Unit vectors of rows − their mean: of texts, whose mean says only that all are birds."""
+    return unit(rows - rows.mean(0))
+
+
 def linear_logits(f: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """z = f Wᵀ + b, [N, K]."""
     z = f @ weight.T
@@ -79,6 +84,14 @@ def class_means(f: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarr
     return means_by_class(unit(f), labels, num_classes)
 
 
+def label_embedding_logits(f: np.ndarray, head: dict[str, np.ndarray]) -> np.ndarray:
+    """z = scale · cos(P f / ‖f‖ + b, t_c), [N, K]; head: projection P [E, D], bias b [E], text t
+    [K, E], scale."""
+    return cosine_logits(
+        linear_logits(unit(f), head["projection"], head["bias"]), head["text"], float(head["scale"])
+    )
+
+
 def means_by_class(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Mean over each class of the rows [N, D] as they are, [K, D]. A class without rows is an
     error: its mean would be zero and nothing would ever be assigned to it."""
@@ -104,8 +117,9 @@ def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.nda
     """Logits of a head that 02 or 03 saved.
 
     kind: linear (weight [K, D], bias [K]), cosine (weight, scale []), subcentre (weight [K, n, D],
-    scale), centred (weight, bias, center [D]), which is linear in the unit vector of f − center, or
-    knn, see `knn_logits`. A head of one branch of a network also has `columns`, see `seen`.
+    scale), centred (weight, bias, center [D]), which is linear in the unit vector of f − center,
+    label_embedding, see `label_embedding_logits`, or knn, see `knn_logits`. A head of one branch of
+    a network also has `columns`, see `seen`.
     """
     f = seen(f, head)
     if kind == "linear":
@@ -116,6 +130,8 @@ def head_logits(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.nda
         return nearest_centre_logits(f, head["weight"], float(head["scale"]))
     if kind == "centred":
         return linear_logits(unit(f - head["center"]), head["weight"], head["bias"])
+    if kind == "label_embedding":
+        return label_embedding_logits(f, head)
     if kind == "knn":
         return knn_logits(f, head)
     raise ValueError(f"unknown kind of head {kind!r}")
@@ -132,6 +148,8 @@ def head_distance(f: np.ndarray, head: dict[str, np.ndarray], kind: str) -> np.n
         return 1 - nearest_centre_logits(f, head["weight"]).max(1)
     if kind == "centred":
         return 1 - cosine_logits(f - head["center"], head["weight"]).max(1)
+    if kind == "label_embedding":
+        return 1 - label_embedding_logits(f, head | {"scale": 1.0}).max(1)
     if kind == "knn":
         return 1 - nearest(f, head["bank"], 1)[0][:, 0]
     return None

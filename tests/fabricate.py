@@ -244,8 +244,8 @@ def folds_input() -> dict[str, str]:
     return {"folds.csv": sha256(RUNS / DATASET / "folds" / "folds.csv")}
 
 
-def some_classes(num: int, bins=None, counts=None) -> Classes:
+def some_classes(num: int, bins=None, counts=None, text=None) -> Classes:
     """K classes of which nothing else matters: without bins all are in one."""
     bins = np.zeros(num, dtype=np.int64) if bins is None else np.asarray(bins)
     counts = np.full(num, 10) if counts is None else np.asarray(counts)
-    return Classes(num, bins, tuple(map(str, range(num))), counts)
+    return Classes(num, bins, tuple(map(str, range(num))), counts, text)

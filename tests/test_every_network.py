@@ -77,6 +77,10 @@ METHODS = {
         {},
         {"freeze": [{"name": "backbone.*", "until": 1}], "resizing": [{"size": 8, "share": 0.5}]},
     ),
+    "label embedding": (
+        {"head": "label_embedding", "correct_text": True, "head_init": "text"},
+        {},
+    ),
     "blur": ({"anti_alias": True}, {"criterion": {"name": "seesaw"}}),
 }
 

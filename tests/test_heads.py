@@ -8,7 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from src.artifacts.heads import load_head, save_head
-from src.config.heads import CRT, KNN, LWS, NCM, CosineHead, MaxNorm
+from src.config.heads import (
+    CRT,
+    KNN,
+    LWS,
+    NCM,
+    CosineHead,
+    LabelEmbedding,
+    MaxNorm,
+    TextSimilarity,
+)
 from src.config.read import parse_config
 from src.errors import UserError
 from src.fusion import STEPS
@@ -24,7 +33,8 @@ from tests.fabricate import some_classes
 
 CPU = torch.device("cpu")
 COUNTS = [240, 120, 60, 30, 12, 6]
-CLASSES = some_classes(6, [0, 0, 1, 1, 2, 2])
+NAMES = np.random.default_rng(7).normal(size=(6, 5)).astype(np.float32)
+CLASSES = some_classes(6, [0, 0, 1, 1, 2, 2], text=NAMES)
 MANY, FEW = CLASSES.bins == 0, CLASSES.bins == 2
 
 
@@ -70,6 +80,10 @@ SPECS = [
     MaxNorm(epochs=3),
     MaxNorm(epochs=3, loss="cb_softmax_bce"),
     CosineHead(epochs=3, views=1),
+    CRT(epochs=3, init={"name": "text"}),
+    LabelEmbedding(epochs=3, init="random"),
+    LabelEmbedding(epochs=3, correct=True, views=1),
+    TextSimilarity(views=2),
     NCM(),
     NCM(features="cl2n", distance="l2", views=2),
     KNN(k=5, views=2),

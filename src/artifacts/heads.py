@@ -19,11 +19,12 @@ from src.errors import UserError
 WHOLE = dict.fromkeys(("columns", "labels", "k"), np.int64)
 TYPES = WHOLE | {"bank": np.float16}  # all others are float32
 SHAPES = {  # a letter is one number throughout a head: K classes, D features, n centres of a class,
-    # N neighbours
+    # N neighbours, E of text
     "linear": {"weight": "KD", "bias": "K"},
     "cosine": {"weight": "KD", "scale": ""},
     "subcentre": {"weight": "KnD", "scale": ""},
     "centred": {"weight": "KD", "bias": "K", "center": "D"},
+    "label_embedding": {"projection": "ED", "bias": "E", "text": "KE", "scale": ""},
     "knn": {
         "bank": "ND",
         "labels": "N",

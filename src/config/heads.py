@@ -4,14 +4,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from src.config.initialisers import ClassMeans, HeadInit, RandomInit
+from src.config.initialisers import ClassMeans, HeadInit, RandomInit, TextInit
 from src.config.losses import Sampler
 from src.config.section import Section, named
 
 NAME = "directory under stage2/; null: the head's kind"
 PASSES = 30  # where epochs are null, at least
 LR = "peak learning rate of SGD, cosine to 0"
-INIT = "where the head starts: random, near zero, or at the means of each class's features"
+INIT = "where the head starts: random, near zero; class_means, at the means of each class's "
+INIT += "features; or text, where the names of the classes say"
 SCALE = "logits lie in [-scale, scale]"
 
 
@@ -179,6 +180,34 @@ class CosineHead(Trained):
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 
 
+class LabelEmbedding(Trained):
+    text: ClassVar[bool] = True
+
+    head: Literal["label_embedding"] = "label_embedding"
+    scale: float = Field(16.0, gt=0, description=SCALE)
+    init: named(RandomInit, TextInit) = Field(
+        default_factory=TextInit,
+        description="where the projection starts: random, or text: at the regression of the head "
+        "`text`",
+    )
+    correct: bool = Field(False, description="train also what is added to the names' vectors")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class TextSimilarity(AnyHead):
+    text: ClassVar[bool] = True
+
+    head: Literal["text"] = "text"
+    views: int = Field(0, ge=0, le=64, description="augmented views to regress; 0: the plain one")
+    ridge: float = Field(
+        1.0,
+        gt=0,
+        description="of the regression from features to the names' vectors, in units of the "
+        "features' mean variance",
+    )
+    scale: float = Field(16.0, gt=0, description=SCALE)
+
+
 class NCM(AnyHead):
     head: Literal["ncm"] = "ncm"
     views: int = Field(0, ge=0, le=64, description="augmented views to average; 0: the plain one")
@@ -209,4 +238,4 @@ class KNN(AnyHead):
     )
 
 
-Head = named(CRT, LWS, MaxNorm, CosineHead, NCM, KNN, by="head")
+Head = named(CRT, LWS, MaxNorm, CosineHead, LabelEmbedding, TextSimilarity, NCM, KNN, by="head")

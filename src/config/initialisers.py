@@ -1,6 +1,6 @@
 """Keys of the head initialisers: what a classifier knows of its classes before it is trained."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,4 +21,18 @@ class ClassMeans(Section):
     )
 
 
-HeadInit = named(RandomInit, ClassMeans)
+class TextInit(Section):
+    text: ClassVar[bool] = True
+
+    name: Literal["text"] = "text"
+    scale: float = Field(16.0, gt=0, description="linear head: as of class_means")
+    projection: Literal["auto", "clip", "fitted"] = Field(
+        "auto",
+        description="between names and features. clip: the image projection that timm's CLIP "
+        "towers were trained with, for names by the same CLIP; fitted: by ridge regression on the "
+        "class means of the training images; auto: clip where text.encoder is open_clip and the "
+        "backbone has one of that width, otherwise fitted",
+    )
+
+
+HeadInit = named(RandomInit, ClassMeans, TextInit)

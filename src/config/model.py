@@ -59,21 +59,28 @@ class Model(Section):
         "network from any other on the same backbone, at any image_size; rows of the head go by "
         "class_id. What was copied, resized and left new is printed",
     )
-    head: Literal["linear", "cosine", "subcentre"] = Field(
+    head: Literal["linear", "cosine", "subcentre", "label_embedding"] = Field(
         "linear",
         description="features to logits. cosine: between features and one centre per class; "
-        "subcentre: and the nearest of several, for classes that look several ways",
+        "subcentre: and the nearest of several, for classes that look several ways; "
+        "label_embedding: between projected features, which is what is trained, and the vector of "
+        "the class's name (section text)",
     )
     cosine_scale: float = Field(
         16.0,
         gt=0,
-        description="cosine and subcentre: logits lie in [-scale, scale]; LDAM's paper has 30",
+        description="all heads but linear: logits lie in [-scale, scale]; LDAM's paper has 30",
     )
     centres: int = Field(3, ge=2, le=64, description="subcentre: per class")
+    correct_text: bool = Field(
+        False,
+        description="label_embedding: train also what is added to the vectors of the names",
+    )
     head_init: HeadInit = Field(
         default_factory=RandomInit,
         description="where the head starts; random: near zero, all classes equal; class_means: at "
-        "the means of the pretrained features of each class's training images",
+        "the means of the pretrained features of each class's training images; text: where the "
+        "names of the classes say, projected to the features",
     )
     pooling: Pooling = Field(
         default_factory=BackbonePooling,
@@ -137,11 +144,25 @@ class Model(Section):
         if "blur_kernel" in changed and not self.anti_alias:
             raise ValueError("blur_kernel is of anti_alias, which is off; set anti_alias=true")
         if "cosine_scale" in changed and self.head == "linear":
-            raise ValueError("cosine_scale is of cosine heads; set head=cosine or subcentre")
+            raise ValueError(
+                "cosine_scale is of cosine heads; set head=cosine, subcentre or label_embedding"
+            )
         if "centres" in changed and self.head != "subcentre":
             raise ValueError("centres are of the subcentre head; set head=subcentre")
+        if self.correct_text and self.head != "label_embedding":
+            raise ValueError("correct_text is of the label_embedding head; set head to it")
+        if self.head == "label_embedding" and self.head_init.name == "class_means":
+            raise ValueError(
+                "head_init: class_means is a direction in the features for each class, and the "
+                "label_embedding head trains a projection; set head_init=text or random"
+            )
         if "aa_layer" in self.kwargs:
             raise ValueError("kwargs.aa_layer: set anti_alias=true instead")
         if self.drop_path and "drop_path_rate" in self.kwargs:
             raise ValueError("kwargs.drop_path_rate is what drop_path sets; remove one of them")
         return self
+
+    @property
+    def text(self) -> bool:
+        """Whether the head looks at the label text (src/config/text.py)."""
+        return self.head == "label_embedding"

@@ -198,10 +198,10 @@ class RIDE(NetworkSection):
     )
 
     def check(self, model, train) -> None:
-        if model.head == "subcentre":
+        if model.head in ("subcentre", "label_embedding"):
             raise ValueError(
-                "model.network=ride predicts by the mean of linear heads, and the nearest of "
-                "several centres is none; set model.head=cosine"
+                "model.network=ride predicts by the mean of linear heads, and "
+                f"{model.head} is none; set model.head=cosine"
             )
 
     @model_validator(mode="after")

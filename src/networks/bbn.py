@@ -45,7 +45,7 @@ class BBN(Network):
         self.backbone = backbone
         own = [backbone.get_submodule(name) for name in before_last_block(backbone).branch]
         self.rebalancing = deepcopy(nn.Sequential(*own))
-        self.classifier = class_head(model, 2 * backbone.num_features, classes.num)
+        self.classifier = class_head(model, 2 * backbone.num_features, classes)
 
     def forward(self, images: torch.Tensor) -> Output:
         """features: [N, 2D], those of both branches."""
@@ -81,6 +81,8 @@ class BBN(Network):
     @staticmethod
     def plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The conventional branch and the classifier as it is at α = 1, z = 2 W_c f_c + b."""
+        if "classifier.weight" not in state:  # a head of another kind is no sum of two halves
+            return {k: v for k, v in state.items() if not k.startswith("classifier.")}
         weight = state["classifier.weight"]
         return state | {"classifier.weight": 2 * weight[..., : weight.shape[-1] // 2]}
 

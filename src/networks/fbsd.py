@@ -69,7 +69,7 @@ class FBSD(Network):
         inputs = [wide] * len(channels) + [wide * len(channels)]
         self.embed = nn.ModuleList(embedding(width, hidden) for width in inputs)
         self.classifier = nn.ModuleDict(
-            (name, class_head(model, hidden, classes.num)) for name in settings.branches
+            (name, class_head(model, hidden, classes)) for name in settings.branches
         )
 
     def forward(self, images: torch.Tensor) -> Output:

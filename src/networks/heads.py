@@ -1,10 +1,13 @@
 """Classifiers: features [N, D] → logits [N, K]."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.artifacts.dataset import Classes
 from src.config.model import Model
+from src.logits import centred
 
 
 class Linear(nn.Linear):
@@ -77,6 +80,52 @@ class SubCentre(Cosine):
         self.weight.copy_(first + beside)
 
 
+class LabelEmbedding(nn.Module):
+    """z_c = s · cos(P f / ‖f‖ + b, t_c): features are projected to where the names of the classes
+    are, and the nearest name is the answer (cf. Frome et al., NeurIPS 2013, "DeViSE", and Akata et
+    al., TPAMI 2016, "Label-embedding for image classification"). A rare class has its place there
+    from the beginning, and P is learned by all classes together.
+
+    t_c: the unit vector of what `Classes.text` has of the class, minus the mean over all classes.
+    It stays; with `correct`, a trained δ_c [E] that begins at 0 is added.
+    """
+
+    kind = "label_embedding"
+
+    def __init__(self, width: int, text: np.ndarray, scale: float, correct: bool = False):
+        super().__init__()
+        self.projection = nn.Linear(width, text.shape[1])
+        nn.init.zeros_(self.projection.bias)
+        self.register_buffer("text", torch.tensor(centred(text), dtype=torch.float32))
+        self.correction = nn.Parameter(torch.zeros(text.shape)) if correct else None
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """P, [E, D]."""
+        return self.projection.weight
+
+    @property
+    def places(self) -> torch.Tensor:
+        """Of the classes among the names, [K, E]."""
+        return self.text if self.correction is None else self.text + self.correction
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # cosines need float32
+            g = self.projection(F.normalize(features.float(), dim=1))  # [N, E]
+            return self.scale * F.linear(F.normalize(g, dim=1), F.normalize(self.places, dim=1))
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        own = {"projection": self.weight.detach(), "bias": self.projection.bias.detach()}
+        return own | {"text": self.places.detach(), "scale": self.scale}
+
+    @torch.no_grad()
+    def start_from(self, arrays: dict[str, torch.Tensor]) -> None:
+        """projection [E, D] and bias [E] of an initialiser."""
+        self.weight.copy_(arrays["projection"])
+        self.projection.bias.copy_(arrays["bias"])
+
+
 def build_head(
     kind: str, width: int, num_classes: int, scale: float, centres: int | None = None
 ) -> Linear | Cosine:
@@ -92,6 +141,8 @@ def build_head(
     return head
 
 
-def class_head(model: Model, width: int, num_classes: int) -> Linear | Cosine:
+def class_head(model: Model, width: int, classes: Classes) -> Linear | Cosine | LabelEmbedding:
     """The fresh head that `model.head` asks for: what a network ends in."""
-    return build_head(model.head, width, num_classes, model.cosine_scale, model.centres)
+    if model.head == "label_embedding":
+        return LabelEmbedding(width, classes.text, model.cosine_scale, model.correct_text)
+    return build_head(model.head, width, classes.num, model.cosine_scale, model.centres)

@@ -44,7 +44,7 @@ class KnowledgeTransfer(Plain):
         super().__init__(model, backbone, classes)
         self.settings = model.network
         width = self.width
-        self.first = class_head(model, width, classes.num)
+        self.first = class_head(model, width, classes)
         self.register_buffer("memory", torch.zeros(classes.num, width))
         self.register_buffer("met", torch.zeros(classes.num))  # images, see `remember`
         self.gathering = -1  # the epoch whose images are averaged

@@ -21,7 +21,7 @@ class Plain(Network):
         self.backbone = backbone
         self.dropout = model.dropout
         self.neck, width = build_neck(model.neck, backbone.num_features)
-        self.classifier = class_head(model, width, classes.num)
+        self.classifier = class_head(model, width, classes)
 
     def mix_points(self) -> list[nn.Module]:
         return stages(self.backbone)

@@ -65,8 +65,7 @@ class RIDE(Network):
             own = [fresh.get_submodule(name) for name in branch]
             self.branches.append(deepcopy(nn.Sequential(*own)))
         self.classifier = MeanOfHeads(
-            class_head(model, backbone.num_features, classes.num)
-            for _ in range(model.network.experts)
+            class_head(model, backbone.num_features, classes) for _ in range(model.network.experts)
         )
 
     def forward(self, images: torch.Tensor) -> Output:

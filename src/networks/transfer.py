@@ -16,7 +16,7 @@ import torch
 
 from src.errors import UserError, some
 from src.networks.base import PLAIN, Network
-from src.networks.heads import Cosine, Linear
+from src.networks.heads import Cosine, LabelEmbedding, Linear
 from src.networks.tuning import added
 
 State = dict[str, torch.Tensor]
@@ -104,11 +104,14 @@ def take(
     """Fill the network from `state`, under its own names.
 
     rows: of which classes, None: the same · convert: to this network's grids · without_place: names
-    in the source, to be reported. The scale of a cosine head is the config's, and is not copied.
+    in the source, to be reported. The scale of a cosine head and the vectors of the names are the
+    config's, and are not copied.
     """
-    heads = {n for n, module in network.named_modules() if isinstance(module, Linear | Cosine)}
+    kinds = Linear | Cosine | LabelEmbedding
+    heads = {n for n, module in network.named_modules() if isinstance(module, kinds)}
     tensors = network.state_dict()
-    scales = {k for k in tensors if _layer(k) in heads and not tensors[k].ndim}
+    scales = {k for k in tensors if _layer(k) in heads}
+    scales = {k for k in scales if not tensors[k].ndim or k.endswith(".text")}
     own = {k: v for k, v in tensors.items() if k not in scales}
     given = {k: v for k, v in state.items() if k not in scales}
     found = convert(given)

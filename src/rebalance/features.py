@@ -4,7 +4,9 @@
 a file that is there is right, and a killed run goes on with the next one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,9 @@ from src.data.transforms import EvalTransform, TrainTransform
 from src.errors import UserError
 from src.initialisers import Known, initial_arrays
 from src.logits import seen
+from src.networks.clip_projection import image_projection
 from src.networks.forward import run_network
-from src.networks.heads import Cosine, Linear
+from src.networks.heads import Cosine, LabelEmbedding, Linear
 from src.networks.weights import load_network
 from src.rebalance.sgd import Batches, plan, rows_of_epoch
 
@@ -35,7 +38,8 @@ class FeatureSet:
 
     plain: [N, D] of the evaluation view · views: augmented views, each [N, D] · labels: [N] ·
     classes: counts are of these images · classifier: kind and arrays of stage 1's head · columns:
-    of the network's features that these are, where it has several heads
+    of the network's features that these are, where it has several heads · to_text: as `Known` has
+    it, by the initialiser's `projection`
     """
 
     plain: np.ndarray
@@ -44,13 +48,18 @@ class FeatureSet:
     classes: Classes
     classifier: tuple[str, dict[str, np.ndarray]] | None = None
     columns: np.ndarray | None = None
+    to_text: Callable[[str], np.ndarray | None] = lambda asked: None
 
     def seen_by(self, head: tuple[str, dict[str, np.ndarray]]) -> "FeatureSet":
         """What one of the network's heads acts on, and this head as the classifier."""
         kind, arrays = head[0], dict(head[1])
         columns = arrays.pop("columns", None)
         plain, *views = (seen(f, head[1]) for f in (self.plain, *self.views))
-        return FeatureSet(plain, views, self.labels, self.classes, (kind, arrays), columns)
+        whole = columns is None
+        return replace(
+            self, plain=plain, views=views, classifier=(kind, arrays), columns=columns,
+            to_text=self.to_text if whole else lambda asked: None,
+        )  # fmt: skip
 
     @property
     def num_classes(self) -> int:
@@ -65,11 +74,12 @@ class FeatureSet:
         """The first augmented views, or the plain one for 0."""
         return self.views[:views] if views else [self.plain]
 
-    def known(self, views: int) -> Known:
-        """What an initialiser may look at."""
+    def known(self, views: int, init) -> Known:
+        """What an initialiser may look at. init: its section"""
         found = self.some_views(views)
         labels = np.tile(self.labels, len(found))
-        return Known(lambda: np.concatenate(found), labels, self.classes)
+        to_text = partial(self.to_text, getattr(init, "projection", "fitted"))
+        return Known(lambda: np.concatenate(found), labels, self.classes, to_text)
 
     def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
         """Epochs by `spec.sampler`; each draw of an image takes one of its views at random."""
@@ -88,10 +98,10 @@ class FeatureSet:
         return epoch_batches
 
 
-def initialise(head: Linear | Cosine, spec, data: FeatureSet) -> None:
+def initialise(head: Linear | Cosine | LabelEmbedding, spec, data: FeatureSet) -> None:
     """Let a fresh head start where the section's `init` says."""
     if spec.init.name != "random":
-        arrays = initial_arrays(spec.init, data.known(spec.views), head.kind)
+        arrays = initial_arrays(spec.init, data.known(spec.views, spec.init), head.kind)
         head.start_from({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
@@ -158,4 +168,5 @@ def feature_set(
         [f for _, f in loaded[1:]],
         images["label"].to_numpy(),
         data.classes_of(images),
+        to_text=partial(image_projection, config.model, config.text),
     )

@@ -1,5 +1,7 @@
 """`model.head_init`: the heads of a network that is about to be trained begin where it says."""
 
+from functools import partial
+
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -9,6 +11,7 @@ from src.config.schema import Config
 from src.data.transforms import EvalTransform, Preprocessing
 from src.initialisers import Known, initial_arrays
 from src.networks.base import Network
+from src.networks.clip_projection import image_projection
 from src.networks.forward import run_network
 
 
@@ -36,11 +39,13 @@ def initialise_heads(
             label="features for model.head_init",
         ).features
 
-    ordered = images.sort_values("image_id")
-    known = Known(features, ordered["label"].to_numpy(), classes)
+    ordered, init = images.sort_values("image_id"), config.model.head_init
+    asked = getattr(init, "projection", "fitted")
+    to_text = partial(image_projection, config.model, config.text, asked)
+    known = Known(features, ordered["label"].to_numpy(), classes, to_text)
     for module, columns in network.classifiers().values():
         part = known if columns is None else known.only(columns)
-        arrays = initial_arrays(config.model.head_init, part, module.kind)
+        arrays = initial_arrays(init, part, module.kind)
         if arrays is not None:
             device = module.weight.device
             module.start_from({k: torch.from_numpy(v).to(device) for k, v in arrays.items()})

@@ -17,8 +17,8 @@ class TwoLooks(Network):
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
         self.backbone, width = backbone, backbone.num_features
-        self.whole = class_head(model, width, classes.num)
-        self.centre = class_head(model, width, classes.num)
+        self.whole = class_head(model, width, classes)
+        self.centre = class_head(model, width, classes)
 
     def classifiers(self):
         width = self.backbone.num_features
