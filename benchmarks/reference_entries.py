@@ -527,6 +527,58 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/rebalance/cosine.py",
             "ce/cosine",
         ),
+        Entry(
+            "label embedding",
+            "names of the classes that say something of their looks; a class with next to no image",
+            "stage2: [{head: label_embedding}]",
+            "Frome et al., NeurIPS 2013; Akata et al., TPAMI 2016",
+            "src/rebalance/label_embedding.py",
+        ),
+        Entry(
+            "text similarity",
+            "one more head for 04 to fuse: in closed form, and wrong on other images than cRT",
+            "{stage2: [{head: crt}, {head: text}], "
+            "posthoc: {steps: [{name: fusion, heads: [text]}]}}",
+            "Palatucci et al., NeurIPS 2009",
+            "src/rebalance/text_similarity.py",
+        ),
+    ),
+    "Label text: what the classes are called": (
+        Entry(
+            "sentence embeddings",
+            "names in words, in the language of the model; folder names or class_names.csv",
+            "{text: {encoder: sentence_transformers}, stage2: [{head: text}]}",
+            "Reimers & Gurevych, EMNLP 2019",
+            "src/language/sentences.py",
+        ),
+        Entry(
+            "mean hidden state",
+            "any text transformer, as BERT for the semantic CLS token",
+            "{text: {encoder: huggingface}, stage2: [{head: text}]}",
+            "Devlin et al., NAACL 2019",
+            "src/language/hidden_mean.py",
+        ),
+        Entry(
+            "CLIP's text tower",
+            "backbones that are the image tower of the same CLIP",
+            "{text: {encoder: open_clip}, model: {head: cosine, head_init: text}}",
+            "Radford et al., ICML 2021",
+            "src/language/clip_text.py",
+        ),
+        Entry(
+            "precomputed",
+            "no text package on this machine, or vectors of attributes instead of names",
+            "{text: {encoder: npz}, stage2: [{head: text}]}",
+            "–",
+            "src/language/precomputed.py",
+        ),
+        Entry(
+            "text-initialised head",
+            "a foundation model's features, rare classes; shuffle the names to see what they give",
+            "model: {head: cosine, cosine_scale: 25, head_init: text}",
+            "Shi et al., ICML 2024",
+            "src/initialisers/text.py",
+        ),
     ),
     "After training": (
         Entry(
