@@ -529,14 +529,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
         ),
         Entry(
             "label embedding",
-            "names of the classes that say something of their looks; a class with next to no image",
+            "names of the classes that say something of their looks",
             "stage2: [{head: label_embedding}]",
             "Frome et al., NeurIPS 2013; Akata et al., TPAMI 2016",
             "src/rebalance/label_embedding.py",
         ),
         Entry(
             "text similarity",
-            "one more head for 04 to fuse: in closed form, and wrong on other images than cRT",
+            "one more head for 04 to fuse; nothing is trained",
             "{stage2: [{head: crt}, {head: text}], "
             "posthoc: {steps: [{name: fusion, heads: [text]}]}}",
             "Palatucci et al., NeurIPS 2009",
