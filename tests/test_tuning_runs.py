@@ -191,3 +191,82 @@ def test_a_tuned_network_starts_from_a_plain_one(tiny):
     images, _ = random_batch()
     with torch.inference_mode():
         torch.testing.assert_close(other(images).logits, network(images).logits)
+
+
+# ---- tokens of the frozen prefix that are kept -------------------------------------------------
+
+STILL = {"crop": "none", "hflip": False, "color_jitter": 0}
+FAMILIES = {"augreg": "vit_tiny_patch16_224", "dinov3": "vit_small_patch16_dinov3"}
+
+
+def kept_run(name: str, family: str, cache: float, **train):
+    model = {"backbone": FAMILIES[family], "pretrained": False, "kwargs": VIT | {"img_size": SIZE}}
+    model["kwargs"] = model["kwargs"] | {"depth": 3}
+    train = {"augment": STILL, "prefix_cache": cache, "epochs": 3} | train
+    return train_tiny(config({"name": "last_blocks", "blocks": 2}, model, **train), name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("more", [{}, {"micro_batch": 4, "ema": 0.5}], ids=str)
+def test_kept_tokens_change_nothing_but_the_time(family, more, tiny, capsys):
+    """In float32 to the last bits, which depend on how many images pass at once."""
+    with_tokens, without = (kept_run(f"run{gib}", family, gib, **more) for gib in (4, 0))
+    says = "1 of 3 blocks are frozen and ran once; the tokens of 20 images take 0.00 GiB"
+    assert capsys.readouterr().out.count(says) == 1
+    own, other = (load_file(d / "weights.safetensors") for d in (with_tokens, without))
+    for name, tensor in own.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
+    assert own["backbone.blocks.1.mlp.fc1.bias"].any()  # it starts at zero
+
+
+def test_a_run_on_kept_tokens_reads_no_image_but_of_validation(tiny, monkeypatch):
+    settings = config("last_blocks", augment=STILL)
+    trainer, loader, epochs = trainer_of(settings)
+    monkeypatch.setattr("src.data.dataset.read_image", None)
+    monkeypatch.setattr(type(trainer.network.backbone), "forward_features", None)
+    batches = list(loader)
+    assert [tuple(b.images.shape) for b in batches] == 2 * [(8, 5, 32)]
+    labels = tiny.training(0)["label"].to_numpy()
+    assert all((b.labels.numpy() == labels[b.rows.numpy()]).all() for b in batches)
+    trainer.train_epoch(loader, 0)
+
+
+def test_a_run_on_kept_tokens_resumes_exactly(tiny, monkeypatch):
+    resumes_exactly(config("last_blocks", augment=STILL, epochs=3), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "tuning, model, train, says",
+    [
+        ("last_blocks", {}, {}, "train.augment changes images at random (crop padded, hflip, co"),
+        ("adaptformer", {}, {"augment": STILL}, "training begins in the first block"),
+        (
+            "last_blocks",
+            {"kwargs": VIT | {"img_size": SIZE, "pos_drop_rate": 0.1}},
+            {"augment": STILL},
+            "something is dropped at random before the first block that trains",
+        ),
+        (
+            "last_blocks",
+            {},
+            {"augment": STILL, "mixing": {"mixup": 1.0}},
+            "train.mixing, train.second_sampler and train.resizing need the images",
+        ),
+        (
+            "last_blocks",
+            {"network": {"name": "transfg", "stride": 4}, "kwargs": VIT},
+            {"augment": STILL},
+            "model.network=transfg runs the blocks in its own way",
+        ),
+        (
+            "last_blocks",
+            {},
+            {"augment": STILL, "prefix_cache": 1e-6},
+            "their tokens need more than train.prefix_cache=1e-06 GiB",
+        ),
+    ],
+)
+def test_why_tokens_are_not_kept_is_said(tuning, model, train, says, tiny, capsys):
+    trainer_of(config(tuning, model, **train))
+    out = capsys.readouterr().out
+    assert f"the frozen prefix runs anew for each image, as {says}" in out

@@ -113,8 +113,18 @@ class Augment(Section):
     @property
     def beyond_moves(self) -> list[str]:
         """What it does to an image beside shifting and mirroring it, in the keys' words."""
+        others = self._others
+        return others if self.crop == "padded" else [f"crop {self.crop}", *others]
+
+    @property
+    def chance(self) -> list[str]:
+        """What may be done to an image in one epoch and not in another, in the keys' words."""
+        found = [] if self.crop == "none" else [f"crop {self.crop}"]
+        return [*found, *(key for key in ("hflip", "vflip") if getattr(self, key)), *self._others]
+
+    @property
+    def _others(self) -> list[str]:
         others = [key for key in ("rotate", "erase") if getattr(self, key)]
         others += ["color_jitter"] if self.color_jitter.on else []
         others += ["policy"] if self.policy.name != "none" else []
-        others += ["extra"] if self.extra else []
-        return others if self.crop == "padded" else [f"crop {self.crop}", *others]
+        return others + (["extra"] if self.extra else [])

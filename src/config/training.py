@@ -95,6 +95,13 @@ class Train(Section):
     freeze_batchnorm: bool = Field(
         False, description="every batch norm layer keeps its statistics and normalises by them"
     )
+    prefix_cache: float = Field(
+        4.0,
+        ge=0,
+        description="GiB at most: with model.tuning, tokens before the first block that trains are "
+        "made once and kept, where images look the same in every epoch; 0: never",
+        json_schema_extra=VOLATILE,
+    )
     auxiliaries: tuple[Auxiliary, ...] = Field(
         (),
         description="losses beside the criterion; frequency: a second head learns the bin of the "

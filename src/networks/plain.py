@@ -10,11 +10,14 @@ from src.networks.backbone import stages
 from src.networks.base import Network, Output
 from src.networks.heads import class_head
 from src.networks.neck import build_neck
+from src.networks.tuning.prefix import Prefix
 
 
 class Plain(Network):
     """images → pooled features, or what a neck makes of them, [N, D] → dropout → head → logits
     [N, K]"""
+
+    prefix: Prefix | None = None  # where tokens are kept in the place of images
 
     def __init__(self, model: Model, backbone: nn.Module, classes: Classes):
         super().__init__()
@@ -31,7 +34,9 @@ class Plain(Network):
         return Output(self.classifier(self.dropped(features)), features)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """images [N, 3, H, W] → features [N, D]"""
+        """images [N, 3, H, W], or the tokens [N, T, D] of a frozen prefix → features [N, D]"""
+        if images.ndim == 3:
+            return self.neck(self.prefix.rest(self.backbone, images))
         return self.neck(self.backbone(images))
 
     def dropped(self, features: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from src.training.initial import initialise_heads
 from src.training.loop import Objective, Trainer
 from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
+from src.training.prefix import keep_tokens
 from src.training.pseudo import PseudoRows
 
 
@@ -103,7 +104,9 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:
         keep_images(job.data.held_out(job.fold)["path"], config.data.workers)
-    loader = training_loader(config.data, rows, transform, epochs, accelerator.device)
+    loader = keep_tokens(config, network, prep, rows, epochs, accelerator, str(job.directory))
+    if loader is None:
+        loader = training_loader(config.data, rows, transform, epochs, accelerator.device)
     return trainer, loader, epochs
 
 

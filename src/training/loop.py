@@ -149,6 +149,8 @@ class Trainer:
         if self.targets is not None:
             batch = batch.with_targets(self.targets)
         for stream in (batch,) if batch.other is None else (batch, batch.other):
+            if stream.images.ndim == 3:  # tokens (src/training/prefix.py)
+                continue
             stream.images = self.prep.normalise(stream.images)
             if self.config.channels_last:
                 stream.images = stream.images.contiguous(memory_format=torch.channels_last)
