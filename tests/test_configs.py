@@ -22,6 +22,11 @@ VIT = [
     "model.backbone=vit_tiny_patch16_224",
     "model.kwargs={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}",
 ]
+BODY = "model.kwargs={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2, img_size: 16}"
+LIFT = [
+    "model.backbone=vit_base_patch16_clip_quickgelu_224", BODY,
+    "model.head_init=class_means",  # the text encoder has a test of its own
+]  # fmt: skip
 CONFIGS = {  # name → what stands in for its backbone; image_size too where 16 pixels are too few
     "food_transfg": [*VIT, "model.network.stride=3"],
     "food_multitask": [*VIT, "model.network.stride=3"],
@@ -32,6 +37,11 @@ CONFIGS = {  # name → what stands in for its backbone; image_size too where 16
     "imagenet_lt_decoupling": CNN,
     "cub_fbsd": [*CNN, "model.network.widths=[16,32,16]"],
     "aircraft_fbsd": [*CNN, "model.network.widths=[16,32,16]"],
+    "lift_cifar100_lt": LIFT,
+    "lift_places_lt": LIFT,
+    "lift_inat2018": LIFT,
+    "dinov3_adaptformer": ["model.backbone=vit_small_patch16_dinov3", BODY],
+    "siglip_lora": ["model.backbone=vit_base_patch16_siglip_224", BODY],
 }
 TINY = [
     f"data.root={DATASET}", f"data.name={DATASET}", "data.workers=0", "data.cache=none",
