@@ -13,6 +13,7 @@ from src.config.tuning import LoRA
 from src.errors import UserError
 from src.networks import build_network
 from src.networks.evidence import maps_of
+from src.networks.guest import Guest
 from src.networks.tuning import added, tune
 from src.networks.tuning.adaptformer import default_bottleneck
 from src.networks.tuning.lora import merged
@@ -265,6 +266,20 @@ def test_a_frozen_prefix_keeps_no_graph(family):
         backbone(images().float())
     assert [x.grad_fn is None for x, _ in entered] == [True, True, True]
     assert [count for _, count in entered] == [0, 0, 0] and len(saved) > 5
+
+
+@pytest.mark.parametrize("family", ["augreg", "dinov3", "siglip"])
+@pytest.mark.parametrize("method", ["adaptformer", "lora", "shallow", "deep"])
+def test_a_guest_goes_along_and_changes_nothing(family, method):
+    """The semantic CLS token of src/networks/guest.py: added, and taken out, around what is added
+    here."""
+    backbone = moved(tuned(family, method))
+    expected, guest = backbone(images()), Guest(backbone)
+    with guest.visits(torch.randn(3, 32, dtype=torch.float64)):
+        found = backbone(images())
+        left = guest.left()
+    torch.testing.assert_close(found, expected)
+    assert left.shape == (3, 32) and left.isfinite().all()
 
 
 # ---- what it refuses ---------------------------------------------------------------------------

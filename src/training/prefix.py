@@ -50,6 +50,8 @@ def why_not(config: Config, network: Network) -> str | None:
         return f"train.augment changes images at random ({', '.join(train.augment.chance)})"
     if train.mixing.alphas or train.second_sampler or train.resizing:
         return "train.mixing, train.second_sampler and train.resizing need the images"
+    if any(auxiliary.name == "semantic_cls" for auxiliary in train.auxiliaries):
+        return "the semantic CLS token goes with the image through every block"
     return "train.freeze lets parts of it train later" if train.thaws else None
 
 
@@ -68,7 +70,7 @@ def keep_tokens(
     table: rows that are trained on · home: whose line is printed
     """
     limit = config.train.prefix_cache
-    if config.model.tuning is None or not limit:
+    if config.model.tuning is None or not limit or not config.train.epochs:
         return None
     reason = why_not(config, network)
     loader = None if reason else _tokens(config, network, prep, table, epochs, accelerator)
