@@ -15,6 +15,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from benchmarks.cifar_methods import BUDGETS, HEADS, METHODS
+from benchmarks.label_text import text_settings, write_shuffled
 from benchmarks.results import machine
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import read_json, write_json
@@ -80,12 +81,14 @@ def job_config(job: Job) -> Config:
     dataset = load_config(job.base).dataset
     profile = job.split.rstrip("0123456789.")
     heads = [HEADS[name][1] | {"name": name} for name in method.heads]
+    named = f"{dataset}_{job.split}"
     settings = {
         **budget.settings,
         **(budget.search if method.search else {}),
         **method.settings,
         **budget.adapted.get(method.name, {}),
-        "data.name": f"{dataset}_{job.split}",
+        "data.name": named,
+        **(text_settings(method.names, named, job.seed) if method.names else {}),
         "longtail.profile": profile,
         "longtail.ratio": float(job.split.removeprefix(profile)),
         "stage2": [] if job.selected else heads,
@@ -109,6 +112,8 @@ def run_job(job: Job) -> dict[str, str]:
     data = load_dataset(config.dataset)
     if config.data.cache != "none":  # one process runs many jobs
         keep_images([*data.images["path"], *data.test["path"]], config.data.workers)
+    if METHODS[job.method].names == "shuffled":
+        write_shuffled(data, config)
     if METHODS[job.method].search:
         from src.training.trials import search  # Optuna is needed by these methods alone
 

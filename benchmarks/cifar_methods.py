@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.label_text import Names
+
 SPLITS = ("exp100", "exp50", "exp10")  # of the published triples
 
 
@@ -73,7 +75,8 @@ class Method:
     """One network to train.
 
     heads: names in HEADS, fitted on its features · posthoc: names in POSTHOC · search: its weight
-    decay is searched first, on folds of the training set · ablation: not part of the default run ·
+    decay is searched first, on folds of the training set · names: where it looks at the label text,
+    whose · ablation: not part of the default run ·
     same_as: trained once, under that name; its figures stand in both rows
     """
 
@@ -83,6 +86,7 @@ class Method:
     heads: tuple[str, ...] = ()
     posthoc: tuple[str, ...] = ()
     search: bool = False
+    names: Names | None = None
     ablation: bool = False
     same_as: str | None = None
 
@@ -138,6 +142,8 @@ TRANSFG = VIT | {
     "model.network": {"name": "transfg", "stride": 4},
     "model.kwargs": {k: v for k, v in VIT["model.kwargs"].items() if k != "img_size"},
 }
+SEMANTIC = TRANSFG | {"train.auxiliaries": [{"name": "semantic_cls"}]}
+SEMANTIC_STRONG = TRANSFG | {"train.auxiliaries": [{"name": "semantic_cls", "beta": 1.0}]}
 SEPARATOR = {"model.network": "task_separator", "train.second_sampler": "class_balanced"}
 BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
 ADJUSTED = {"train.criterion": {"name": "logit_adjusted"}}
@@ -216,6 +222,14 @@ METHODS = {
         Method("transfg", "TransFG on that ViT", TRANSFG, ablation=True),
         Method("transfg_plain_loss", "TransFG without its contrast",
                TRANSFG | {"model.network.contrast": 0.0}, ablation=True),
+        Method("semantic_cls", "semantic CLS token on that TransFG", SEMANTIC, names="own",
+               ablation=True),
+        Method("semantic_cls_shuffled", "the same, names shuffled", SEMANTIC, names="shuffled",
+               ablation=True),
+        Method("semantic_cls_strong", "semantic CLS token, β = 1", SEMANTIC_STRONG, names="own",
+               ablation=True),
+        Method("semantic_cls_strong_shuffled", "semantic CLS token, β = 1, names shuffled",
+               SEMANTIC_STRONG, names="shuffled", ablation=True),
     )
 }  # fmt: skip
 
@@ -245,6 +259,13 @@ ABLATIONS = {  # title → rows of the score files, as method or method/head
         "vit",
         "transfg",
         "transfg_plain_loss",
+    ),
+    "semantic CLS token, by MiniLM on the names, on that TransFG": (
+        "transfg",
+        "semantic_cls",
+        "semantic_cls_shuffled",
+        "semantic_cls_strong",
+        "semantic_cls_strong_shuffled",
     ),
 }
 

@@ -404,6 +404,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "train: {auxiliaries: [{name: semantic_cls, beta: 0.001, margin: 0.4}]}}",
             "report on TransFG for long-tailed food",
             "src/auxiliaries/semantic_cls.py",
+            "semantic_cls",
         ),
     ),
     "Tuning: a frozen body, and little that is trained": (

@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import cifar_lt, cifar_methods
+from benchmarks import cifar_lt, cifar_methods, label_text
 from benchmarks.cifar_jobs import Job, job_config
 from benchmarks.cifar_methods import ABLATIONS, BUDGETS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
-from src.artifacts.files import read_json
+from benchmarks.label_text import others, text_settings, write_shuffled
+from src.artifacts.files import read_arrays, read_json
+from src.config.read import parse_config
+from src.config.text import Precomputed, Text
 from src.errors import UserError
+from src.language.text import text_file
 from tests.benchmark_kit import row, tiny
+from tests.training_kit import tiny_dataset, tiny_text
 
 TINY = ["train.epochs=2", "train.batch_size=8", "train.milestones=[0.5]", "train.precision=fp32"]
 CIFAR = Path(__file__).parents[1] / "configs" / "cifar10_lt.yaml"
@@ -112,6 +118,25 @@ def test_every_method_is_one_that_the_product_takes():
             assert (config.longtail.profile, config.longtail.ratio, config.seed) == ("exp", 100, 1)
             assert config.dataset == "cifar10_lt_exp100"
     assert job_config(Job(str(CIFAR), "gpu", "ce", "step100", 0)).longtail.profile == "step"
+
+
+def test_shuffled_names_are_those_of_other_classes(tmp_path, monkeypatch):
+    """The same vectors, none at its own class; where an encoder has made them once, or not yet."""
+    for seed in range(50):
+        count = 2 + seed % 9
+        found = others(count, seed)
+        assert sorted(found) == list(range(count)) and (found != np.arange(count)).all()
+    monkeypatch.chdir(tmp_path)
+    data, encoder = tiny_dataset(), tiny_text()["encoder"]
+    monkeypatch.setattr(label_text, "minilm", lambda: Precomputed(**encoder))
+    settings = text_settings("shuffled", "tiny", 3)
+    config = parse_config(
+        {"data": {"root": "tiny"}, "seed": 3, "text": {"encoder": settings["text.encoder"]}}
+    )
+    own = read_arrays(text_file(data, config.model_copy(update={"text": Text(encoder=encoder)})))
+    write_shuffled(data, config)
+    found = read_arrays(text_file(data, config))["embeddings"]
+    np.testing.assert_allclose(found, own["embeddings"][others(6, 3)], rtol=1e-6)
 
 
 def test_the_published_schedule_is_that_of_the_config():
