@@ -46,7 +46,7 @@ class SemanticCLS(Auxiliary):
             raise UserError(
                 "train.auxiliaries: semantic_cls puts a token into a vision transformer, and "
                 f"{reason}. Choose another model.backbone, for example vit_base_patch16_224, or, "
-                "for a CNN, let label text start the head"
+                "for a CNN, model.head_init=text"
             )
         if classes.text is None:
             raise UserError(
