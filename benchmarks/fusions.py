@@ -32,8 +32,9 @@ from src.config.read import load_config, with_values
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion import STEPS, build_steps
+from src.fusion.network import all_logits
 from src.fusion.step import Step
-from src.inference.heads import all_logits, trained_heads
+from src.inference.heads import trained_heads
 from src.inference.passes import merged_file
 from src.metrics import outcomes_of, pooled
 from src.plots.style import legend_above, png

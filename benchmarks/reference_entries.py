@@ -171,6 +171,22 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "Lee, ICML workshops 2013; Zou et al., ECCV 2018; Wei et al., CVPR 2021",
             "src/training/pseudo.py",
         ),
+        Entry(
+            "distillation",
+            "one network in the place of an ensemble, or of a larger one: it learns what teachers "
+            "of the same fold say of its training images",
+            "train: {distill: {experiment: [birds_lt, plain]}}",
+            "Hinton et al., 2015; Beyer et al., CVPR 2022 (views: same)",
+            "src/losses/distillation.py",
+        ),
+        Entry(
+            "balanced distillation",
+            "a teacher that was trained plainly on a long tail: its targets without the class "
+            "prior, or weighed by effective number (balance: weights)",
+            "train: {distill: {experiment: plain, balance: prior}}",
+            "Zhang et al., 2021; Menon et al., ICLR 2021",
+            "src/losses/distillation.py",
+        ),
     ),
     "Mixing": (
         Entry(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+import src.fusion.network as network_module
 import src.fusion.step as step_module
-import src.inference.heads as heads_module
 import src.inference.passes as passes_module
 import src.rebalance.features as features_module
 from src.artifacts.dataset import load_dataset
@@ -26,6 +26,7 @@ from src.config.heads import CRT
 from src.config.predict import TTA
 from src.errors import UserError
 from src.fusion import STEPS
+from src.fusion.network import all_logits
 from src.fusion.step import Step
 from src.fusion.store import save_recipe
 from src.inference.passes import Pass
@@ -204,10 +205,10 @@ def test_05_computes_the_logits_of_each_head_once(monkeypatch):
     heads = {n: ("linear", {"weight": w, "bias": w[:, 0]}) for n in ("stage1", "crt", "ncm")}
     z, blank = np.ones((20, 10), np.float32), np.full(20, -1)
     found = Predictions(np.arange(20).astype(str), z, blank, blank, f)
-    calls = [count(monkeypatch, m, "head_logits") for m in (heads_module, step_module)]
+    calls = [count(monkeypatch, m, "head_logits") for m in (network_module, step_module)]
     steps = [{"step": "ncm_fusion", "params": {"w": 0.5, "head": "ncm"}}]
     recipe, counts = {"head": "crt", "steps": steps}, np.arange(10) + 1
-    logits = heads_module.all_logits(found, {}, heads, recipe, counts)
+    logits = all_logits(found, {}, heads, recipe, counts)
     assert set(logits) == {"stage1", "crt", "ncm", "posthoc"} and sum(map(len, calls)) == 2
     assert not np.array_equal(logits["posthoc"], logits["crt"])
 

@@ -89,11 +89,12 @@ def optimism(stages: Iterable[Path]) -> list[str]:
                 "Out-of-fold scores are optimistic: stage 1 kept the epoch of each fold that was "
                 "best on its held-out images (train.select: best)."
             )
-        pseudo = [manifest.get("pseudo", {}).get("optimistic", []) for manifest in found]
-        reasons += [
-            f"The same holds for the networks that made its pseudo-labels: {reason}"
-            for reason in sorted({reason for of_fold in pseudo for reason in of_fold})
-        ]
+        for key, did in (("pseudo", "made its pseudo-labels"), ("distill", "taught it")):
+            others = [manifest.get(key, {}).get("optimistic", []) for manifest in found]
+            reasons += [
+                f"The same holds for the networks that {did}: {reason}"
+                for reason in sorted({reason for of_fold in others for reason in of_fold})
+            ]
         if keys := sorted({key for manifest in found for key in manifest.get("searched", {})}):
             reasons.append(_searched(directory, ", ".join(keys)))
     return reasons

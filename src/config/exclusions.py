@@ -1,5 +1,6 @@
 """Which choices of stage 1's training exclude each other, and which views it excludes."""
 
+from src.config.distill import check_distill
 from src.config.losses import AS_THEY_ARE, BETWEEN_COSINES, WEIGHTS, balancing
 from src.config.pseudo import check_pseudo
 
@@ -26,6 +27,8 @@ def check_training(train, model) -> None:
         auxiliary.check(model, train)
     if train.pseudo.rounds:
         check_pseudo(train.pseudo, model, train)
+    if train.distill.teachers:
+        check_distill(train.distill, model, train)
 
 
 def _check_untrained(train, model) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from src.config.augment import Augment
 from src.config.auxiliaries import Auxiliary
+from src.config.distill import Distill
 from src.config.losses import Criterion, CrossEntropy, Deferred, Mixing, Sampler, SecondSampler
 from src.config.pseudo import Pseudo
 from src.config.schedules import Frozen, Resizing, boundaries, check_frozen, check_resizing
@@ -121,6 +122,11 @@ class Train(Section):
         description="a second round: confident predictions of another experiment on test images as "
         "further rows of training, never of validation nor of stage 2. A fold takes those of the "
         "same fold's network alone, which has not seen what it holds out; full the mean of all",
+    )
+    distill: Distill = Field(
+        default_factory=Distill,
+        description="teachers: other experiments whose networks say of each training image how "
+        "likely every class is, as a second target beside its label",
     )
     ema: float | None = Field(
         None,

@@ -49,7 +49,8 @@ class Batch:
     share of the first image, one number or [N]: the loss is share · L(labels) + (1 − share) ·
     L(partner) · other: as many images that `train.second_sampler` drew · hidden: images are mixed
     inside the network; without an order they are [2N, 3, H, W] · rows: of the table of training
-    images, [N] · targets: what counts in the place of labels, [N, …], and of partner"""
+    images, [N] · targets: what counts in the place of labels, [N, …], and of partner · teacher:
+    logits [N, K] of teachers for the images, or those that were mixed in"""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -60,21 +61,36 @@ class Batch:
     rows: torch.Tensor | None = None
     targets: Targets | None = None
     partner_targets: Targets | None = None
+    teacher: torch.Tensor | None = None
+    partner_teacher: torch.Tensor | None = None
 
     def parts(self) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
         """Labels [N], and by how much of the loss each image counts for them, one number or [N]:
         the loss is the sum over these of share · L(labels)."""
-        sides = [(self.labels, self.targets, self.share)]
-        if self.partner is not None:
-            sides.append((self.partner, self.partner_targets, 1 - self.share))
         found = []
-        for labels, targets, share in sides:
+        for labels, targets, share in self._sides():
             if targets is None:
                 found.append((labels, share))
                 continue
             columns = zip(targets.labels.unbind(1), targets.shares.unbind(1), strict=True)
             found += [(column, share * shares) for column, shares in columns]
         return found
+
+    def taught(self) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
+        """Logits of teachers, [N, K], and by how much of the loss each image counts for them, one
+        number or [N]: as much as for its labels together. Teachers that looked at the mixture say
+        one thing of it."""
+        masses = [s if t is None else s * t.shares.sum(1) for _, t, s in self._sides()]
+        if self.partner_teacher is None:
+            return [(self.teacher, sum(masses))]
+        return list(zip((self.teacher, self.partner_teacher), masses, strict=True))
+
+    def _sides(self) -> list[tuple[torch.Tensor, Targets | None, float | torch.Tensor]]:
+        """Labels, targets and share of the images, and of those that were mixed in."""
+        sides = [(self.labels, self.targets, self.share)]
+        if self.partner is not None:
+            sides.append((self.partner, self.partner_targets, 1 - self.share))
+        return sides
 
     def with_labels(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """All labels, of whatever shape, replaced by what `change` makes of them."""
@@ -94,6 +110,12 @@ class Batch:
         """The batch, and its second stream, with the targets of its rows of the table."""
         other = None if self.other is None else self.other.with_targets(targets)
         return replace(self, other=other, targets=targets.take(self.rows))
+
+    def with_teacher(self, logits: torch.Tensor) -> "Batch":
+        """The batch, and its second stream, with what teachers say of its rows; logits: of every
+        row of the table."""
+        other = None if self.other is None else self.other.with_teacher(logits)
+        return replace(self, other=other, teacher=logits[self.rows])
 
     def to(self, device: torch.device) -> "Batch":
         return replace(

@@ -57,10 +57,14 @@ def check_recipe(recipe: dict, heads: Iterable[str], origin: Path) -> None:
     again = "Run `python 04_posthoc_calibrate.py` with the same --config again."
     if unknown := [step["step"] for step in recipe["steps"] if step["step"] not in STEPS]:
         raise UserError(f"{origin}: there are no steps {unknown}, only {sorted(STEPS)}. {again}")
-    params = [step["params"] for step in recipe["steps"]]
-    needed = {recipe["head"], *(str(p["head"]) for p in params if "head" in p)}
-    if lacking := sorted(needed - set(heads)):
+    if lacking := sorted(heads_of(recipe) - set(heads)):
         raise UserError(f"{origin}: needs the heads {lacking}, there are {sorted(heads)}. {again}")
+
+
+def heads_of(recipe: dict) -> set[str]:
+    """Names of the heads that a recipe needs."""
+    params = [step["params"] for step in recipe["steps"]]
+    return {recipe["head"], *(str(p["head"]) for p in params if "head" in p)}
 
 
 def apply_recipe(

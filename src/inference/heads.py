@@ -1,4 +1,4 @@
-"""The heads of a trained network: features of a pass over images → logits of each."""
+"""The heads of a trained network, and how far images are from what they compare with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,9 @@ from src.artifacts.predictions import Predictions
 from src.artifacts.work import MANIFEST, require
 from src.config.names import STAGE1
 from src.config.schema import Config
-from src.fusion import apply_recipe
 from src.fusion.step import Head
 from src.inference.passes import Pass
-from src.logits import head_distance, head_logits
+from src.logits import head_distance
 from src.networks.batchnorm import FILE as STATISTICS
 
 
@@ -75,30 +74,11 @@ def trained_heads(stage1: Path, config: Config) -> Trained:
     return Trained(stage1, found)
 
 
-def all_logits(
-    found: Predictions,
-    own: dict[str, Predictions],
-    loaded: dict[str, Head],
-    recipe: dict,
-    counts: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Logits [N, K] of stage1, every head and posthoc, of one network.
-
-    own: predictions of heads that changed the backbone's batch norm · loaded: heads by name ·
-    counts: [K] images of each class, of all folds
-    """
-    logits = {STAGE1: found.logits}
-    for name, (kind, arrays) in loaded.items():
-        if name != STAGE1:
-            logits[name] = head_logits(own.get(name, found).features, arrays, kind)
-    f, columns = found.features, found.columns
-    return logits | {"posthoc": apply_recipe(recipe, f, loaded, logits, counts, columns)}
-
-
 def all_distances(
     found: Predictions, own: dict[str, Predictions], loaded: dict[str, Head]
 ) -> dict[str, np.ndarray]:
-    """Distance [N] of each head that compares features with something; arguments as above."""
+    """Distance [N] of each head that compares features with something; arguments
+    as in src/fusion/network.py."""
     distances = {
         name: head_distance(own.get(name, found).features, arrays, kind)
         for name, (kind, arrays) in loaded.items()

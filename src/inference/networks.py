@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from src.artifacts.predictions import UNKNOWN, Predictions, network_file
-from src.errors import UserError
 from src.fusion import apply_recipe
+from src.fusion.network import without_fold
 from src.fusion.step import Head
 from src.fusion.store import RECIPE
 
@@ -43,15 +43,3 @@ def keep_network(
     for head in asked:
         one = replace(found.with_logits(logits[head]), fold=of_fold)
         one.save(directory / network_file(name, head))
-
-
-def without_fold(recipe: dict, fold: int, origin: Path) -> dict:
-    """The recipe that 04 chose on the other folds. Errors: UserError when `origin`, its file, does
-    not say."""
-    per_fold = recipe.get("per_fold", {})
-    if recipe["steps"] and str(fold) not in per_fold:
-        raise UserError(
-            f"{origin}: does not say what was chosen without fold {fold}, which "
-            "predict.keep_networks and predict.tta.measure need; run 04 again with --overwrite"
-        )
-    return recipe | {"steps": per_fold.get(str(fold), [])}

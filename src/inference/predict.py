@@ -19,8 +19,9 @@ from src.artifacts.work import RUNS, Work, require
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion import check_recipe
+from src.fusion.network import all_logits
 from src.fusion.store import ARRAYS, RECIPE, load_recipe
-from src.inference.heads import Trained, all_distances, all_logits, trained_heads
+from src.inference.heads import Trained, all_distances, trained_heads
 from src.inference.networks import keep_network
 from src.inference.passes import network_predictions
 from src.inference.views import tta_views, view_files

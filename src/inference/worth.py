@@ -24,10 +24,10 @@ from src.artifacts.work import require
 from src.config.ensemble import ByLikelihood
 from src.config.schema import Config
 from src.fusion.likelihood import grouped_weights
+from src.fusion.network import all_logits, without_fold
 from src.fusion.pool import Members, Pool
 from src.fusion.store import RECIPE
-from src.inference.heads import Trained, all_logits
-from src.inference.networks import without_fold
+from src.inference.heads import Trained
 from src.inference.passes import (
     Pass,
     mean_of,

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from timm.utils import ModelEmaV3
@@ -20,6 +21,7 @@ from src.data.resizing import training_transform
 from src.data.samplers import epoch_order
 from src.errors import some
 from src.losses import build_criterion
+from src.losses.distillation import Distillation
 from src.networks import blank_network, build_network, check_image_size, check_resizing
 from src.networks.base import Network
 from src.networks.freeze import Rest, freeze, thawing
@@ -31,6 +33,8 @@ from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
 from src.training.prefix import keep_tokens
 from src.training.pseudo import PseudoRows
+from src.training.taught import Taught, taught
+from src.training.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Fold:
     """One network to train. fold None means `full`: every image, nothing held out.
 
     searched: values by key that the config has from a search · pseudo: test images that are
-    trained on as well
+    trained on as well · taught: what teachers say
     """
 
     config: Config
@@ -48,10 +52,23 @@ class Fold:
     accelerator: Accelerator
     searched: dict = field(default_factory=dict)
     pseudo: PseudoRows | None = None
+    taught: Taught | None = None
 
     @property
     def name(self) -> str:
         return fold_name(self.fold)
+
+
+def listening(job: Fold, teachers: Teachers) -> Fold:
+    """The job with what teachers say of the images that it trains on, pseudo-labelled ones, too."""
+    table = job.data.training(job.fold)
+    if job.pseudo is not None:
+        test = job.data.test.set_index("image_id").loc[job.pseudo.table["image_id"]].reset_index()
+        table = pd.concat([table, test], ignore_index=True)
+    table = table.drop(columns=["label", "fold"])
+    cache = job.directory.parents[1] / "teachers"
+    said = taught(teachers, table, job.data, job.config, job.fold, cache, job.accelerator)
+    return replace(job, taught=said)
 
 
 def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Epochs]:
@@ -86,7 +103,8 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     if train.compile:
         network.compile()
     auxiliaries = build_auxiliaries(train.auxiliaries, network, classes)
-    objective = Objective(network, build_criterion(config, classes), auxiliaries)
+    distillation = Distillation(train.distill, known) if job.taught else None
+    objective = Objective(network, build_criterion(config, classes), auxiliaries, distillation)
     epochs = build_epochs(job, rows["label"].to_numpy())
     optimizer = build_optimizer(train, objective, network.bodies())
     schedule = build_schedule(train, optimizer, len(epochs))
@@ -100,6 +118,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
         rest=rest, thaws=thaws, began=origin,
         targets=targets and targets.to(accelerator.device),
+        teachers=job.taught and job.taught.views,
     )  # fmt: skip
     transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:

@@ -16,10 +16,12 @@ from src.data.dataset import Batch, Targets
 from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.losses.base import Criterion
+from src.losses.distillation import Distillation
 from src.networks.base import Network, Progress
 from src.networks.freeze import Rest, thaw, training_mode
 from src.networks.transfer import WarmStart
 from src.training.mixing import Mixer, hidden_mixing
+from src.training.taught import FixedViews, SameViews
 
 
 class Objective(nn.Module):
@@ -28,9 +30,16 @@ class Objective(nn.Module):
     Returns the named terms of the loss: the network's own and those of the auxiliaries.
     """
 
-    def __init__(self, network: Network, criterion: Criterion, auxiliaries: nn.ModuleDict):
+    def __init__(
+        self,
+        network: Network,
+        criterion: Criterion,
+        auxiliaries: nn.ModuleDict,
+        distillation: Distillation | None = None,
+    ):
         super().__init__()
         self.network, self.criterion, self.auxiliaries = network, criterion, auxiliaries
+        self.distillation = distillation
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         self.criterion.set_progress(progress)
@@ -39,6 +48,8 @@ class Objective(nn.Module):
             for auxiliary in self.auxiliaries.values():
                 stack.enter_context(auxiliary.beside(batch))
             terms, output = self.network.loss(batch, self.criterion, progress)
+        if self.distillation is not None:
+            terms = self.distillation.combined(terms, output.logits, batch)
         for name, auxiliary in self.auxiliaries.items():
             terms[name] = auxiliary(output, batch, progress)
         return terms
@@ -52,7 +63,7 @@ class Trainer:
     micro_batches: forward passes per optimizer step and process. rest: of the network, what
     files leave out. thaws: parameters of the network that train from an epoch on.
     began: where its weights are from. targets: of every row of the training table, where labels
-    do not say it all.
+    do not say it all. teachers: who says more of images.
     """
 
     config: Train
@@ -71,6 +82,7 @@ class Trainer:
     thaws: dict[str, int] = field(default_factory=dict)
     began: WarmStart = WarmStart("random weights")
     targets: Targets | None = None
+    teachers: FixedViews | SameViews | None = None
 
     @property
     def evaluated(self) -> Network:
@@ -148,6 +160,8 @@ class Trainer:
         batch = batch.to(self.accelerator.device)
         if self.targets is not None:
             batch = batch.with_targets(self.targets)
+        if self.teachers is not None:
+            batch = self.teachers.before_mixing(batch)
         for stream in (batch,) if batch.other is None else (batch, batch.other):
             if stream.images.ndim == 3:  # tokens (src/training/prefix.py)
                 continue
@@ -158,6 +172,8 @@ class Trainer:
             rank = self.accelerator.process_index
             rng = np.random.default_rng((self.seed, progress.step, part, rank))
             batch = self.mixer(batch, rng)
+        if self.teachers is not None:
+            batch = self.teachers.after_mixing(batch, self.prep)
         return batch
 
     def _shrink(self, batch: Batch, progress: Progress) -> None:

@@ -56,6 +56,9 @@ class Mixer:
                 images = torch.lerp(others, batch.images, share)
         label_share = self._label_share(batch.labels, partner, share)
         mixed = replace(batch, images=images, partner=partner, share=label_share, hidden=hidden)
+        if batch.teacher is not None:
+            said = batch.teacher[order] if other is None else other.teacher
+            mixed = replace(mixed, partner_teacher=said)
         if batch.targets is None:
             return mixed
         theirs = batch.targets.take(order) if other is None else other.targets

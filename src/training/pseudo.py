@@ -37,16 +37,14 @@ from scipy.special import log_softmax, softmax
 from src.artifacts.dataset import INPUTS, Classes, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
-from src.artifacts.oof import head_dir, optimism
 from src.artifacts.predictions import load_predictions, network_file
 from src.artifacts.work import MANIFEST, RUNS
-from src.config.names import STAGE1, of_stage1
 from src.config.pseudo import Pseudo
 from src.config.schema import Config
 from src.data.dataset import Targets
 from src.errors import UserError, some
-from src.fusion.store import RECIPE
 from src.metrics import outcomes_of
+from src.training.earlier import flatters
 
 FILE = "pseudo.csv"  # in the fold's directory: what was chosen
 
@@ -227,7 +225,7 @@ def _facts(config: Config, table: pd.DataFrame, data: Dataset, fold: int | None)
     flatters those of the second."""
     spec = config.train.pseudo
     homes = [RUNS / config.dataset / name for name in spec.rounds]
-    reasons = sorted({reason for home in homes for reason in _optimism(home, spec.head)})
+    reasons = flatters([(home, spec.head) for home in homes])
     bins = data.classes["bin"].to_numpy()[table["label"].to_numpy()]
     return {
         "experiment": " + ".join(spec.rounds),
@@ -240,12 +238,3 @@ def _facts(config: Config, table: pd.DataFrame, data: Dataset, fold: int | None)
         "confidence": round(float(table["confidence"].mean()), 4),
         "optimistic": [] if fold is None else reasons,
     }
-
-
-def _optimism(home: Path, head: str) -> list[str]:
-    """Why a first round's scores flatter."""
-    if head == "posthoc":
-        why = read_json(home / "posthoc" / RECIPE).get("optimistic")
-        return [why] if why else []
-    own = [] if of_stage1(head) else [head_dir(home, head)]
-    return optimism([home / STAGE1, *own])

@@ -35,11 +35,12 @@ from src.plots.curves import draw_curves, load_curves
 from src.runtime import seed_all, start
 from src.search.winner import describe, with_winner
 from src.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot
-from src.training.job import Fold, build_trainer
+from src.training.job import Fold, build_trainer, listening
 from src.training.keep import Made, keep
 from src.training.loop import Trainer
 from src.training.pseudo import FILE as PSEUDO
 from src.training.pseudo import pseudo_files, pseudo_rows
+from src.training.teachers import teachers_of
 
 
 def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -> pd.DataFrame:
@@ -72,6 +73,8 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
     check_other_folds(config, home / "stage1", set(names))
     left = [n for n in names if overwrite or not (home / "stage1" / n / MANIFEST).is_file()]
     check_warm_start(config.model, data, left)
+    for fold in (k for k in wanted if fold_name(k) in left):
+        teachers_of(config, experiment, data, fold)
     rows = []
     for fold in wanted:
         name = fold_name(fold)
@@ -115,6 +118,9 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     inputs |= job.data.text_input()
     labelled = pseudo_files(config, job.directory.parents[1].name, job.data, job.fold)
     inputs |= {f"pseudo/{name}": path for name, path in labelled.items()}
+    teachers = teachers_of(config, job.directory.parents[1].name, job.data, job.fold)
+    for one in (one for networks in teachers for one in networks):
+        inputs |= one.inputs()
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # the main process clears the directory on --overwrite
         work = Work(
@@ -137,6 +143,8 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
             write_config(job.directory.parents[1], config, job.searched)
     if labelled:
         job = replace(job, pseudo=pseudo_rows(config, labelled, job.data, job.fold))
+    if teachers:
+        job = listening(job, teachers)
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
     state = {"settings": work.settings, "inputs": work.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
@@ -230,6 +238,7 @@ def finish(
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
         **({"warm_start": trainer.began.facts()} if trainer.began.total else {}),
         **({"pseudo": job.pseudo.facts} if job.pseudo else {}),
+        **({"distill": job.taught.facts} if job.taught else {}),
     }
     made = Made(network, trainer.prep, trainer.rest)
     keep(job, made, found, metrics, work, outputs, facts)

@@ -86,6 +86,11 @@ def _check(config: Config, data: Dataset) -> None:
             "train.pseudo: the networks that label the test images have seen the images on which "
             "trials are scored. Search in the first round, without train.pseudo"
         )
+    if config.train.distill.teachers:
+        raise UserError(
+            "train.distill: the teachers' networks have seen the images on which trials are "
+            "scored. Search without train.distill"
+        )
     if isinstance(pretrained, str) and pretrained.startswith("experiment:"):
         name = pretrained.removeprefix("experiment:")
         if name.rpartition("/")[0] in ("", config.dataset):
