@@ -89,7 +89,9 @@ def test_the_terms_by_their_formulae(balance, temperature, double):
     expected = np.mean([slowly(a, b, spec, counts) for a, b in zip(z, v, strict=True)])
     logits = torch.tensor(z, requires_grad=True)
     found = loss(logits, batch)
-    assert found.dtype == torch.float64 and found.item() == pytest.approx(expected, rel=1e-7)  # shift is float32
+    assert found.dtype == torch.float64 and found.item() == pytest.approx(
+        expected, rel=1e-7
+    )  # shift is float32
     assert torch.autograd.gradcheck(lambda one: loss(one, batch), (logits,))
     terms = loss.combined(
         {"criterion": logits.new_tensor(2.0), "b": logits.new_tensor(1.0)}, logits, batch
