@@ -89,9 +89,7 @@ def test_the_terms_by_their_formulae(balance, temperature, double):
     expected = np.mean([slowly(a, b, spec, counts) for a, b in zip(z, v, strict=True)])
     logits = torch.tensor(z, requires_grad=True)
     found = loss(logits, batch)
-    assert found.dtype == torch.float64 and found.item() == pytest.approx(
-        expected, rel=1e-7
-    )  # shift is float32
+    assert found.dtype == torch.float64 and found.item() == pytest.approx(expected, rel=1e-7)
     assert torch.autograd.gradcheck(lambda one: loss(one, batch), (logits,))
     terms = loss.combined(
         {"criterion": logits.new_tensor(2.0), "b": logits.new_tensor(1.0)}, logits, batch
@@ -145,7 +143,7 @@ def test_what_teachers_say_is_mixed_as_labels_are(kind, pseudo, double):
         + (1 - share) * weights[j] * slowly(z[i].numpy(), v[j], spec, counts)
         for i, j in enumerate(order)
     ])  # fmt: skip
-    assert loss(z, mixed).item() == pytest.approx(expected, rel=1e-7)  # shift is float32
+    assert loss(z, mixed).item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_partners_of_a_second_sampler_bring_their_teacher():
@@ -499,6 +497,7 @@ def test_a_search_is_refused(data):
 
 BBN = {"network": "bbn"}
 CASES = {
+    "no epoch to learn in": ({}, {"epochs": 0}, {}),
     "name its teachers": ({}, {}, {"experiment": None, "weight": 0.2}),
     "each can teach once": ({}, {}, {"experiment": ["a", "a/stage1"]}),
     "tau is of balance=prior": ({}, {}, {"tau": 0.5}),
