@@ -3,12 +3,17 @@ training of as many epochs and of as many seconds.
 
     python benchmarks/fine_grained.py --jobs 2             # everything, two trainings at a time
     python benchmarks/fine_grained.py --methods mmal gem   # some of them
+    python benchmarks/fine_grained.py --methods distill    # needs its teachers, see below
     python benchmarks/fine_grained.py --table              # nothing is trained
 
 A method is a few keys over configs/birds_lt_plain.yaml with the shorter training of smaller images
 of benchmarks/birds_methods.py. Seconds are those of training steps, measured in alternation with
 plain ones in one process, so that the load of the machine cancels. Scores are out of fold; the test
 set is not touched. Finished work is skipped and a stopped run continues. Needs 01 to have run.
+
+Distillation runs where it is named. Its teachers are configs/birds_lt.yaml and
+configs/birds_lt_ensemble/plain.yaml, for which 02 to 04 must have finished; neither their training
+nor, where views are fixed, their one look at the images is in the seconds.
 """
 
 import json
@@ -40,8 +45,9 @@ from src.config.schema import Config
 from src.errors import UserError
 from src.metrics import paired_gain, predicted, summary
 from src.runtime import start
-from src.training.job import Fold, build_trainer
+from src.training.job import Fold, build_trainer, listening
 from src.training.stage1 import stage1
+from src.training.teachers import teachers_of
 
 EPOCHS = 6
 METRIC = "balanced_accuracy"
@@ -71,6 +77,24 @@ def margin(power: float) -> dict[str, Any]:
     return {"train.criterion": {"name": "arcface", "margin": 0.3, "power": power}}
 
 
+BOTH = {"experiment": ["birds_lt/posthoc", "plain/posthoc"]}  # neither has the class prior in it
+ALONE = {"experiment": "plain"}
+
+
+def distilled(title: str, keys: dict[str, Any], settings: dict[str, Any] | None = None) -> Method:
+    settings = {"train.distill": keys} | (settings or {})
+    return Method(f"distilled from {title}, 12 epochs", settings, 12)
+
+
+DISTILLED = {
+    "distill": distilled("two", BOTH),
+    "distill_only": distilled("two, without labels", BOTH | {"weight": 1.0}),
+    "distill_balanced": distilled("two, with balanced softmax", BOTH, BALANCED),
+    "distill_plain": distilled("plain", ALONE),
+    "distill_prior": distilled("plain without its prior", ALONE | {"balance": "prior"}),
+    "distill_weights": distilled("plain, classes weighed", ALONE | {"balance": "weights"}),
+    "distill_same": distilled("plain, same views", ALONE | {"views": "same"}),
+}
 METHODS = {
     "plain": Method("plain"),
     **{f"plain_{n}": Method(f"plain, {n} epochs", epochs=n) for n in (12, 24)},
@@ -88,6 +112,7 @@ METHODS = {
     "progressive": Method(
         "progressive resizing, 96 to 128 px", {"train.resizing": [{"size": 96, "share": 0.5}]}
     ),
+    **DISTILLED,
 }
 SCORES = Scores(
     "birds_lt-fine_grained",
@@ -110,7 +135,8 @@ class Job(birds_methods.Job):
 
 def main(argv: list[str] | None = None) -> None:
     """Errors: UserError when a method failed; the others are finished first."""
-    parser = arguments.parser(__doc__, "configs/birds_lt_plain.yaml", METHODS, list(METHODS))
+    alone = [name for name in METHODS if name not in DISTILLED]
+    parser = arguments.parser(__doc__, "configs/birds_lt_plain.yaml", METHODS, alone)
     parser.add_argument("--folds", nargs="+", default=["0", "1"], metavar="K", help="default: 0 1")
     args = arguments.parse(parser, argv)
     failed = {}
@@ -180,7 +206,10 @@ class Steps:
 
     def __init__(self, job: Job, directory: Path):
         config, data = job_config(job, warm=False), load_dataset(load_config(job.base).dataset)
-        fold = Fold(config, data, int(job.folds[0]), directory, start(config.train.precision))
+        where = directory / job.experiment / "stage1" / "steps"
+        fold = Fold(config, data, int(job.folds[0]), where, start(config.train.precision))
+        if teachers := teachers_of(config, job.experiment, data, fold.fold):
+            fold = listening(fold, teachers)
         self.trainer, self.loader, self.draws = build_trainer(fold)
         self.epochs = METHODS[job.method].epochs
 
