@@ -497,7 +497,7 @@ def test_a_search_is_refused(data):
 
 BBN = {"network": "bbn"}
 CASES = {
-    "no epoch to learn in": ({"head_init": "class_means"}, {"epochs": 0}, {}),
+    "teaches in every step": ({"head_init": "class_means"}, {"epochs": 0}, {}),
     "name its teachers": ({}, {}, {"experiment": None, "weight": 0.2}),
     "each can teach once": ({}, {}, {"experiment": ["a", "a/stage1"]}),
     "tau is of balance=prior": ({}, {}, {"tau": 0.5}),

@@ -74,8 +74,6 @@ def teacher_of(name: str) -> tuple[str, str]:
 def check_distill(distill: Distill, model, train) -> None:
     """Errors: ValueError for what cannot be taught. model, train: the sections of the config"""
     network = model.network
-    if not train.epochs:
-        raise ValueError("train.distill: there is no epoch to learn in; raise epochs, or remove it")
     if network.unlabelled:
         raise ValueError(
             f"train.distill: with model.network={network.name} {network.unlabelled}, so there is "

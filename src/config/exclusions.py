@@ -43,6 +43,10 @@ def _check_untrained(train, model) -> None:
         raise ValueError(
             "train.pseudo adds images to train on, and train.epochs=0 trains nothing; remove one"
         )
+    if train.distill.teachers:
+        raise ValueError(
+            "train.distill teaches in every step, and train.epochs=0 makes none; remove one"
+        )
 
 
 def _check_balance(train) -> None:
