@@ -340,6 +340,26 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "src/networks/transfg.py",
         ),
         Entry(
+            "CLIP, classification",
+            "few images per class and names that say what is in them: starts as the zero-shot "
+            "classifier of open_clip's weights, then any criterion and sampler",
+            "{model: {network: {name: clip, scale: fixed}, backbone: open_clip/ViT-B-16.openai, "
+            "head: cosine, cosine_scale: 25, crop_pct: 1.0, interpolation: null}, "
+            "train: {lr: 1.0e-5, criterion: {name: logit_adjusted}}}",
+            "Wortsman et al., CVPR 2022",
+            "src/networks/clip.py",
+        ),
+        Entry(
+            "CLIP, contrastive with captions",
+            "as above, where captions say more than the class (several names, text.templates) and "
+            "batches are large; images of one class are no negatives of each other",
+            "{model: {network: {name: clip, tuning: contrastive}, head: cosine, "
+            "backbone: open_clip/ViT-B-16.openai, crop_pct: 1.0, interpolation: null}, "
+            "train: {lr: 5.0e-6, batch_size: 256}}",
+            "Radford et al., ICML 2021; Yang et al., CVPR 2022",
+            "src/networks/clip.py",
+        ),
+        Entry(
             "FBSM / FDM",
             "fine-grained classes and a CNN with large maps (448 pixels): later stages must look "
             "elsewhere than earlier ones; three heads and one of all",

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
         ({"train": {"criterion": {"name": "cross_entropy", "smothing": 1}}}, "`smoothing`?"),
         ({"stage2": [{"head": "crt", "epoch": 1}]}, "did you mean `epochs`?"),
         ({"stage2": [{"head": "ctr"}]}, "did you mean 'crt'?"),
-        ({"train": {"optimizer": "adam"}}, "did you mean 'adamw'?"),
+        ({"train": {"optimizer": "adamww"}}, "did you mean 'adamw'?"),
         ({"train": {"epochs": "many"}}, "valid integer"),
         ({"train": {"lr": -1}}, "greater than 0"),
         ({"train": 3}, "`train`: found 3"),

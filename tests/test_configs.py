@@ -27,10 +27,16 @@ LIFT = [
     "model.backbone=vit_base_patch16_clip_quickgelu_224", BODY,
     "model.head_init=class_means",  # the text encoder has a test of its own
 ]  # fmt: skip
+CLIP = [
+    "model.backbone=open_clip/ViT-B-32",
+    "model.kwargs={embed_dim: 8, vision_cfg: {layers: 1, width: 8, head_width: 8, patch_size: 8}, "
+    "text_cfg: {layers: 1, width: 8, heads: 1, context_length: 16}}",
+]
 CONFIGS = {  # name → what stands in for its backbone; image_size too where 16 pixels are too few
     "food_transfg": [*VIT, "model.network.stride=3"],
     "food_multitask": [*VIT, "model.network.stride=3"],
     "food_semantic_cls": [*VIT, "model.network.stride=3", "text.encoder=npz"],
+    "food_clip": CLIP,
     "cub_mmal": CNN,
     "aircraft_mmal": CNN,
     "inat_bbn": CNN,
@@ -43,6 +49,13 @@ CONFIGS = {  # name → what stands in for its backbone; image_size too where 16
     "dinov3_adaptformer": ["model.backbone=vit_small_patch16_dinov3", BODY],
     "siglip_lora": ["model.backbone=vit_base_patch16_siglip_224", BODY],
 }
+
+
+def needs_package(overrides: list[str]) -> None:
+    if any("open_clip/" in text for text in overrides):
+        pytest.importorskip("open_clip")
+
+
 TINY = [
     f"data.root={DATASET}", f"data.name={DATASET}", "data.workers=0", "data.cache=none",
     "model.pretrained=false", "model.kwargs={}", f"model.image_size={SIZE}",
@@ -54,6 +67,7 @@ TINY = [
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_source_config_trains_on_tiny_images(name, tmp_path, monkeypatch):
     """Steps of two epochs; everything that the overrides leave alone is as shipped."""
+    needs_package(CONFIGS[name])
     monkeypatch.chdir(tmp_path)
     data, _ = tiny_dataset(), tiny_text()
     config = load_config(CONFIGS_DIR / f"{name}.yaml", [*TINY, *CONFIGS[name]])

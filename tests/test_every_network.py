@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from src.artifacts.files import read_json
 from src.artifacts.predictions import load_predictions
 from src.auxiliaries import build_auxiliaries
 from src.data.dataset import Batch
+from src.language.names import captions
 from src.language.text import with_text
 from src.losses import build_criterion
 from src.networks import build_network
@@ -23,6 +25,15 @@ from tests.training_kit import random_batch, tiny_config, tiny_dataset, tiny_tex
 
 ROOT = Path(__file__).parents[1]
 TWO = {"second_sampler": "class_balanced"}
+CLIP = {
+    "backbone": "open_clip/ViT-B-32",
+    "head": "cosine",
+    "kwargs": {
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"layers": 1, "width": 8, "heads": 1, "context_length": 16},
+    },
+}
 METHODS = {
     "bbn": ({"network": "bbn"}, {"second_sampler": "reversed"}),
     "kt": ({"network": {"name": "kt", "start_epoch": 0}}, {}),
@@ -81,13 +92,23 @@ METHODS = {
         {"head": "label_embedding", "correct_text": True, "head_init": "text"},
         {},
     ),
+    "clip": (CLIP | {"network": "clip"}, {"mixing": {"manifold": 1.0}}),
+    "clip_captions": (
+        CLIP | {"network": {"name": "clip", "tuning": "contrastive"}},
+        {"micro_batch": 2},
+    ),
     "blur": ({"anti_alias": True}, {"criterion": {"name": "seesaw"}}),
 }
+
+OPTIONAL = {"clip", "clip_captions"} if find_spec("open_clip") is None else set()
+HERE = [name for name in METHODS if name not in OPTIONAL]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name not in HERE:
+        pytest.skip("open_clip is not installed")
     config = tiny_config(*METHODS[name], text=tiny_text())
     torch.manual_seed(0)
     data = tiny_dataset()
@@ -95,12 +116,14 @@ def test_every_weight_learns_in_mixed_precision(name, tmp_path, monkeypatch):
     data = with_text(data, config, parts, start("fp32"))
     classes = data.classes_of(data.images)
     network, _ = build_network(config.model, classes)
+    if config.model.network.captions:
+        network.begin(None, captions(config, data.classes))
     auxiliaries = build_auxiliaries(config.train.auxiliaries, network, classes)
     criterion = build_criterion(config, classes)
     freeze(network, config.train.frozen, config.train.freeze_batchnorm)
     objective = Objective(network, criterion, auxiliaries).train()
     others, labels = random_batch(seed=1)
-    batch = Batch(*random_batch(), other=Batch(others, labels.flip(0)))
+    batch = Batch(*random_batch(), rows=torch.arange(8), other=Batch(others, labels.flip(0)))
     with torch.autocast("cpu", torch.bfloat16):
         terms = objective(batch, Progress(0, 0, 0.25, 2))
     assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
@@ -119,7 +142,7 @@ def test_two_processes_train_every_network_together(tmp_path, monkeypatch):
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(launch, capture_output=True, text=True, env=os.environ | paths)
     assert found.returncode == 0, found.stderr
-    for name in METHODS:
+    for name in HERE:
         directory = Path("runs/tiny") / name / "stage1" / "fold0"
         assert read_json(directory / "manifest.json")["processes"] == 2, name
         part = load_predictions(directory / "oof.npz", data.num_classes)
@@ -128,7 +151,8 @@ def test_two_processes_train_every_network_together(tmp_path, monkeypatch):
 
 def main() -> None:
     """What each of the two processes runs."""
-    for name, (model, train) in METHODS.items():
+    for name in HERE:
+        model, train = METHODS[name]
         config = tiny_config(model, train | {"epochs": 2}, text={"encoder": {"name": "npz"}})
         train_tiny(config, name)
 

@@ -398,7 +398,7 @@ def test_without_a_pruner_the_config_says_how_often_trials_are_validated():
         ("{train.lr: {low: 0.1, high: 0.1}}", r"low \(0.1\) must be below high \(0.1\)"),
         ("{train.lr: {low: 0, high: 0.1, log: true}}", "low must be above 0"),
         ("{train.lr: {low: 0.1}}", "give low and high, or choices"),
-        ("{train.optimizer: {choices: [sgd, adam]}}", "did you mean 'adamw'"),
+        ("{train.optimizer: {choices: [sgd, adamww]}}", "did you mean 'adamw'"),
         ("{model.dropout: {low: 0.1, high: 1.5}}", "less than 1"),
         ("{stage2.0.lr: {low: 0.1, high: 1.5}}", "only keys of model and train"),
     ],

@@ -18,6 +18,7 @@ from tests.fabricate import seal
 
 DATASET = "tiny"
 COUNTS = [12, 10, 6, 6, 4, 2]  # two classes in each bin
+NAMES = ["crane", "heron", "robin", "swift", "finch", "wren"]  # of the classes, in words
 BINS = ["many", "many", "medium", "medium", "few", "few"]
 SIZE = 16
 torch.set_num_threads(1)  # so little work that threads would only wait for each other
@@ -38,8 +39,8 @@ def tiny_dataset() -> Dataset:
     table = pd.DataFrame(rows).assign(class_id=lambda t: t["label"].astype(str))
     table = table.assign(group_id="", width=SIZE, height=SIZE, sha1="", phash="")
     write_table(directory / "folds.csv", table.sort_values("image_id"))
-    names = [str(label) for label in range(len(COUNTS))]
-    classes = {"label": range(len(COUNTS)), "class_id": names, "class_name": names}
+    ids = [str(label) for label in range(len(COUNTS))]
+    classes = {"label": range(len(COUNTS)), "class_id": ids, "class_name": NAMES}
     classes = pd.DataFrame(classes | {"count": COUNTS, "bin": BINS})
     write_table(directory / "classes.csv", classes)
     write_table(directory / "test.csv", table[["image_id", "path"]].head(2))

@@ -20,6 +20,7 @@ from src.artifacts.ids import check_same_ids, check_unique
 from src.artifacts.work import checked
 from src.errors import UserError, some
 
+ZERO_SHOT = "zero_shot.npz"  # of held-out images, by a network of captions before its training
 UNKNOWN = -1
 COLUMN = "column."  # in an .npz, before the name of a column
 ARRAYS = {  # what it is saved as, numpy's kinds, dimensions, and both in words

@@ -43,18 +43,20 @@ class Model(Section):
         "task_separator: a gate between experts for many, medium and few images; transfg: a vision "
         "transformer whose last block sees the patches it looked at; fbsd: a CNN whose later "
         "stages do not see what earlier ones found; mmal: a CNN that sees the image, the object in "
-        "it and its parts",
+        "it and its parts; clip: open_clip's, which compares an image with what classes are called",
     )
     backbone: str = Field(
-        "resnet50", description="any timm model, or cifar_resnet20 / 32 / 44 / 56"
+        "resnet50",
+        description="any timm model, cifar_resnet20 / 32 / 44 / 56, or an image tower of open_clip "
+        "with the tag of its weights: open_clip/ViT-B-16.openai",
     )
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of timm.create_model"
     )
     pretrained: bool | str = Field(
         True,
-        description="true: timm's weights from the hub; false: random; a path: a local weights "
-        "file; experiment:<name>: a warm start from stage 1 of another experiment "
+        description="true: timm's or open_clip's weights from the hub; false: random; a path: a "
+        "local weights file; experiment:<name>: a warm start from stage 1 of another experiment "
         "(experiment:<dataset>/<name>: on another dataset), the same fold where it has it. Any "
         "network from any other on the same backbone, at any image_size; rows of the head go by "
         "class_id. What was copied, resized and left new is printed",
@@ -130,7 +132,9 @@ class Model(Section):
         description="evaluation, and augment.crop random: the crop's share of the resized side; "
         "448 of 600 pixels are 0.7467",
     )
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="when resizing")
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        "bilinear", description="when resizing; null: what the backbone was pretrained with"
+    )
     mean: tuple[float, float, float] | None = Field(
         None, description="of pixels in 0..1; null: what the backbone was pretrained with"
     )

@@ -8,8 +8,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from src.config.losses import BETWEEN_COSINES
 from src.config.section import EPOCHS, Section, named
 
+OPEN_CLIP = "open_clip/"  # how backbones of open_clip begin
 Count = Annotated[int, Field(ge=1)]
 Cells = tuple[Count, Count]  # height, width
 
@@ -28,6 +30,8 @@ class NetworkSection(Section):
     necks: ClassVar[bool] = False  # between pooled features and one head there is place for a neck
     untuned: ClassVar[str | None] = None  # why model.tuning can do nothing with its body
     guests: ClassVar[bool] = False  # one pass through one transformer, whose class token is f
+    captions: ClassVar[bool] = False  # it starts from what classes are called, and predicts so
+    # before any training
     branches: ClassVar[tuple[str, ...]] = ()  # names of its heads, where it has several
 
     def check(self, model, train) -> None:
@@ -358,4 +362,91 @@ class MMAL(NetworkSection):
             )
 
 
-Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG, FBSD, MMAL)
+class CLIP(NetworkSection):
+    captions = True
+
+    name: Literal["clip"] = "clip"
+    tuning: Literal["classification", "contrastive"] = Field(
+        "classification",
+        description="classification: the classes' embeddings are a head that the criterion trains; "
+        "contrastive: images and their captions, made of text.names and text.templates, find each "
+        "other in a batch. Both start as the zero-shot classifier, and train.epochs=0 stays it",
+    )
+    text_tower: Literal["trained", "frozen"] = Field(
+        "trained", description="contrastive; frozen: captions are embedded once"
+    )
+    targets: Literal["classes", "diagonal"] = Field(
+        "classes",
+        description="contrastive: what belongs together in a batch. classes: an image and all "
+        "captions of its class; diagonal: and its own alone, as published",
+    )
+    scale: Literal["learned", "fixed"] = Field(
+        "learned",
+        description="of the cosines. learned: from what the weights come with, at most max_scale; "
+        "fixed: model.cosine_scale, of which 25 to 30 suits criteria that know the class prior",
+    )
+    max_scale: float = Field(100.0, gt=1, le=1000, description="upper bound of a learned scale")
+
+    @property
+    def unmixed(self) -> str | None:
+        mixable = self.tuning == "classification"
+        return None if mixable else "a mixed image has two captions"
+
+    @property
+    def weighs(self) -> bool:
+        return self.tuning == "classification"
+
+    def check(self, model, train) -> None:
+        if not model.backbone.startswith(OPEN_CLIP):
+            raise ValueError(
+                "model.network=clip needs both towers of a CLIP: set model.backbone="
+                f"{OPEN_CLIP}ViT-B-16.openai or another of open_clip's; found {model.backbone}"
+            )
+        if model.head != "cosine":
+            raise ValueError(
+                f"model.network=clip compares by cosine: set model.head=cosine, found {model.head}"
+            )
+        if self.scale == "learned" and "cosine_scale" in model.changed():
+            raise ValueError(
+                "model.cosine_scale is a fixed scale, and model.network.scale=learned starts from "
+                "that of the weights; remove it, or set model.network.scale=fixed"
+            )
+        if self.scale == "learned" and train.criterion.name in BETWEEN_COSINES:
+            raise ValueError(
+                f"train.criterion {train.criterion.name} has margins for one scale; set "
+                "model.network.scale=fixed and model.cosine_scale"
+            )
+        if self.tuning == "contrastive":
+            self._check_contrastive(model, train)
+
+    def _check_contrastive(self, model, train) -> None:
+        asked = "model.network.tuning=contrastive"
+        deferred = train.deferred.weights
+        if train.criterion.name != "cross_entropy" or train.criterion.changed() or deferred:
+            what = "deferred.weights" if deferred else "criterion"
+            raise ValueError(
+                f"train.{what}: {asked} has a loss of its own, between images and captions; remove "
+                "it, or set model.network.tuning=classification"
+            )
+        if str(model.pretrained).startswith("experiment:"):
+            raise ValueError(
+                f"model.pretrained={model.pretrained}: no experiment keeps the text tower that "
+                f"{asked} needs; start from a tag or a file of open_clip's"
+            )
+        if model.head_init.name != "random":
+            raise ValueError(
+                f"model.head_init={model.head_init.name}: with {asked} the head is what the text "
+                "tower says; remove it"
+            )
+
+    @model_validator(mode="after")
+    def _used(self):
+        for key in ("text_tower", "targets"):
+            if key in self.changed() and self.tuning != "contrastive":
+                raise ValueError(f"{key} is of tuning: contrastive, and it is {self.tuning}")
+        if "max_scale" in self.changed() and self.scale == "fixed":
+            raise ValueError("max_scale is of scale: learned, and it is fixed")
+        return self
+
+
+Network = named(Plain, BBN, KT, PaCo, RIDE, TaskSeparator, TransFG, FBSD, MMAL, CLIP)

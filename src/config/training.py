@@ -58,9 +58,14 @@ class Train(Section):
         description="what makes classes count equally late in training; over a criterion that "
         "does so all along (balanced_softmax, logit_adjusted, lade), it is done twice from then on",
     )
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is with momentum")
+    optimizer: Literal["sgd", "adamw", "adam"] = Field(
+        "adamw",
+        description="sgd is with momentum; adam has weight_decay in the gradient, as sgd has",
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd; adamw's beta1")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd; beta1 of adam and adamw")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adam and adamw")
+    epsilon: float = Field(1e-8, gt=0, description="adam and adamw; beside the root they divide by")
     nesterov: bool = Field(True, description="sgd: with Nesterov's momentum; false: classical")
     weight_decay: float = Field(
         0.05, ge=0, description="not applied to biases and norm layers, unless decay_all is on"
@@ -177,7 +182,12 @@ class Train(Section):
                 f"({self.micro_batch})"
             )
         if not self.nesterov and self.optimizer != "sgd":
-            raise ValueError("nesterov: false is for the optimizer sgd; adamw has no such momentum")
+            raise ValueError(
+                "nesterov: false is for the optimizer sgd; the others have no such momentum"
+            )
+        for key in ("beta2", "epsilon"):
+            if key in self.changed() and self.optimizer == "sgd":
+                raise ValueError(f"{key} is of the optimizers adam and adamw, and it is sgd")
         if "sampler_power" in self.changed() and "power" not in (self.sampler, self.second_sampler):
             raise ValueError("sampler_power is used by the sampler `power` alone")
         if self.epochs:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from src.artifacts.files import read_table
 from src.config.schema import Config
-from src.config.text import NAMES
+from src.config.text import NAMES, OpenCLIP
 from src.errors import UserError, some
 
 COLUMNS = ("class_id", "name")
@@ -46,6 +46,14 @@ def class_names(config: Config, classes: pd.DataFrame) -> list[tuple[str, ...]]:
             f"{'; '.join(shared[:8])}{more}; {cure}"
         )
     return names
+
+
+def captions(config: Config, classes: pd.DataFrame) -> list[list[str]]:
+    """Of each class, [K]: its names in the templates, or as CLIP's zero-shot classifier has them.
+    Errors: as `class_names`."""
+    templates = config.text.templates or OpenCLIP.templates
+    names = class_names(config, classes)
+    return [[text.replace("{}", name) for name in own for text in templates] for own in names]
 
 
 def names_file(config: Config) -> Path | None:

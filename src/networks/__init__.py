@@ -13,6 +13,7 @@ from src.errors import UserError
 from src.networks.backbone import build_backbone, preprocessing
 from src.networks.base import Network
 from src.networks.bbn import BBN
+from src.networks.clip import CLIP
 from src.networks.fbsd import FBSD
 from src.networks.kt import KnowledgeTransfer
 from src.networks.mmal import MMAL
@@ -33,6 +34,7 @@ NETWORKS = {
     "transfg": TransFG,
     "fbsd": FBSD,
     "mmal": MMAL,
+    "clip": CLIP,
 }
 
 

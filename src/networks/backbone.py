@@ -11,13 +11,19 @@ from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks.anti_alias import BLUR, check_blurred, no_place
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
+from src.networks.clip_towers import check_tag, image_tower, is_open_clip
 from src.networks.pooling import POOLINGS
 
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR_CFG = {
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+    "interpolation": "bilinear",
+}
 
 
 def build_backbone(model: Model, *, pretrained: bool, width: float = 1.0) -> nn.Module:
-    """A timm model without classifier, or a CIFAR ResNet. `pretrained` fetches timm's weights.
+    """A timm model without classifier, an image tower of open_clip, or a CIFAR ResNet. `pretrained`
+    fetches timm's weights.
 
     width: share of the channels of a CIFAR ResNet's later stages. Errors: UserError for an unknown
     name (with the nearest one), arguments the model does not take, weights that can't be fetched,
@@ -29,6 +35,10 @@ def build_backbone(model: Model, *, pretrained: bool, width: float = 1.0) -> nn.
 
 
 def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Module:
+    if is_open_clip(model.backbone):
+        if pretrained:  # the weights come as from a file, see origins.py
+            check_tag(model)
+        return image_tower(model)
     blur = BLUR[model.blur_kernel] if model.anti_alias else None
     if model.backbone in DEPTHS:
         if model.kwargs or model.drop_path or pretrained:
@@ -85,8 +95,9 @@ def _skips_nothing(model: Model) -> UserError:
 
 def stages(backbone: nn.Module) -> list[nn.Module]:
     """The stages (of a transformer: the blocks) that run one after the other; [] if unknown."""
-    for name in ("stages", "blocks", "layers"):
-        found = getattr(backbone, name, None)
+    inner = getattr(backbone, "transformer", backbone)  # of open_clip's image towers
+    for name in ("stages", "blocks", "layers", "resblocks"):
+        found = getattr(inner, name, None)
         if isinstance(found, nn.Sequential | nn.ModuleList):
             return list(found)
     names = [f"{name}{i}" for name in ("layer", "s") for i in range(1, 5)]  # s: of RegNets
@@ -96,11 +107,11 @@ def stages(backbone: nn.Module) -> list[nn.Module]:
 
 def preprocessing(model: Model, backbone: nn.Module) -> Preprocessing:
     """From the config, and where it is silent from what the backbone was pretrained with."""
-    cfg = getattr(backbone, "pretrained_cfg", {"mean": CIFAR_MEAN, "std": CIFAR_STD})
+    cfg = getattr(backbone, "pretrained_cfg", CIFAR_CFG)
     return Preprocessing(
         size=model.image_size,
         crop_pct=model.crop_pct,
-        interpolation=model.interpolation,
+        interpolation=model.interpolation or cfg["interpolation"],
         mean=tuple(model.mean or cfg["mean"]),
         std=tuple(model.std or cfg["std"]),
         resize=model.resize,

@@ -1,6 +1,7 @@
 """What every network offers to the training loop and to inference."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -65,6 +66,8 @@ class Network(nn.Module):
 
     of_classes: ClassVar[tuple[str, ...]] = ()  # how names begin of what, besides heads, is about
     # particular classes: of use to a network of the same classes alone, and as a whole
+    training_only: ClassVar[tuple[str, ...]] = ()  # how names begin of what `begin` adds, and
+    # weights.safetensors leaves out
 
     backbone: nn.Module
     classifier: nn.Module
@@ -108,6 +111,10 @@ class Network(nn.Module):
         they were computed from: auxiliaries build on it, so that nothing is run twice."""
         output = self(batch.images)
         return {"criterion": mixed(criterion, output.logits, batch)}, output
+
+    def begin(self, source: Path | None, captions: list[list[str]]) -> None:
+        """Called once by 02, where the network's section has `captions`, with the weights to start
+        from in place. source: their file, if any; captions: of each class, [K]"""
 
     def bodies(self) -> list[Body]:
         """Backbones and copies of their parts; what is outside of them is fresh and trains at

@@ -38,7 +38,9 @@ def _fitting(own: State, state: State) -> int:
 
 
 def _conversion(body: nn.Module):
-    """The function beside the one that builds the model; None for a body that is none of timm's."""
+    """The function beside the one that builds the model, or its own; None where there is none."""
+    if hasattr(body, "checkpoint_filter_fn"):
+        return body.checkpoint_filter_fn
     name = getattr(body, "pretrained_cfg", {}).get("architecture")
     module = sys.modules[model_entrypoint(name).__module__] if name else None
     return getattr(module, "checkpoint_filter_fn", None)

@@ -17,6 +17,7 @@ from src.config.model import Model
 from src.config.tree import dump_config, flatten
 from src.config.upgrade import upgraded_model
 from src.errors import UserError, shortened, some
+from src.networks.clip_towers import is_open_clip, tag_weights
 from src.networks.transfer import Rows, matched
 from src.networks.tuning import added
 
@@ -28,7 +29,9 @@ RESAMPLED = ("pos", "relative")  # tensors on a grid of the image have these in 
 
 
 def source_of(model: Model, dataset: str, fold_name: str) -> Path | None:
-    """The file that a network starts from, if any."""
+    """The file that a network starts from, if any; of open_clip's tags, the one in the cache."""
+    if model.pretrained is True and is_open_clip(model.backbone):
+        return tag_weights(model)
     if isinstance(model.pretrained, bool):
         return None
     if model.pretrained.startswith(EXPERIMENT):

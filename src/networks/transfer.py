@@ -104,14 +104,13 @@ def take(
     """Fill the network from `state`, under its own names.
 
     rows: of which classes, None: the same · convert: to this network's grids · without_place: names
-    in the source, to be reported. The scale of a cosine head and the vectors of the names are the
-    config's, and are not copied.
+    in the source, to be reported. The scale of a cosine head, unless it is learned, and the vectors
+    of the names are the config's, and are not copied.
     """
     kinds = Linear | Cosine | LabelEmbedding
     heads = {n for n, module in network.named_modules() if isinstance(module, kinds)}
     tensors = network.state_dict()
-    scales = {k for k in tensors if _layer(k) in heads}
-    scales = {k for k in scales if not tensors[k].ndim or k.endswith(".text")}
+    scales = {k for k in tensors if _layer(k) in heads and k.endswith((".scale", ".text"))}
     own = {k: v for k, v in tensors.items() if k not in scales}
     given = {k: v for k, v in state.items() if k not in scales}
     found = convert(given)
@@ -160,7 +159,7 @@ def _by_class(
 ) -> tuple[State, str | None, set[str]]:
     """`state` with the heads' rows [K, …] in the order of the network's classes, fresh ones between
     them; what to say of it; and the names of heads that are new in part."""
-    names = {k for k in own if k in state and _layer(k) in heads}
+    names = {k for k in own if k in state and _layer(k) in heads and own[k].ndim}
     wide = {_layer(k) for k in names if own[k].shape[1:] != state[k].shape[1:]}
     names = {k for k in names if _layer(k) not in wide}
     if not names:
@@ -177,6 +176,20 @@ def _placed(own: torch.Tensor, theirs: torch.Tensor, rows: Rows) -> torch.Tensor
     placed = own.clone()  # [K, …]
     placed[rows.own] = theirs[rows.theirs].to(placed)
     return placed
+
+
+def fill(module: torch.nn.Module, state: State, source: str) -> None:
+    """Load all of a module. Errors: UserError where `state`, of the file `source`, lacks some of
+    it, or has another shape."""
+    own = module.state_dict()
+    unlike = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+    if unlike:
+        raise UserError(
+            f"{source}: {len(unlike)} of {len(own)} tensors of {type(module).__name__} are not in "
+            f"it, or of another shape: {some(unlike)}. Is it a file for model.backbone, with the "
+            "same model.kwargs?"
+        )
+    module.load_state_dict({k: state[k] for k in own})
 
 
 def grouped(names: Iterable[str], every: Iterable[str]) -> tuple[str, ...]:

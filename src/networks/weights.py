@@ -26,6 +26,7 @@ from src.data.transforms import Preprocessing, preprocessing_from
 from src.errors import UserError, shortened
 from src.networks import NETWORKS, blank_network, build_network
 from src.networks.base import Network
+from src.networks.clip_towers import from_checkpoint, is_open_clip
 from src.networks.convert import converted
 from src.networks.freeze import Rest, tensors_sha256, trained
 from src.networks.origins import (
@@ -52,7 +53,7 @@ def save_network(
     data: Dataset,
     rest: Rest | None = None,
 ) -> Path:
-    """Write weights.safetensors, without the rest."""
+    """Write weights.safetensors, without the rest and what training alone needs."""
     about = {
         "model": dump_config(model),
         "preprocessing": prep.as_dict(),
@@ -64,6 +65,7 @@ def save_network(
     if rest is not None:
         about["frozen"] = rest.facts()
     state = trained(network.state_dict(), rest)
+    state = {k: v for k, v in state.items() if not k.startswith(network.training_only)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     return write_bytes(path, save(tensors, header(about)))
 
@@ -114,9 +116,11 @@ def _with_rest(
 
     Errors: UserError that names the source and its hash, when it is missing or another one.
     """
-    source, hub = rest["source"], model.pretrained is True
+    source, hub = rest["source"], model.pretrained is True and not is_open_clip(model.backbone)
     digest = f"tensors' sha256 {rest['sha256']}" if hub else f"sha256 {rest['source_sha256']}"
     holds = f"{path} holds what was trained; what was frozen comes from {source}, {digest}"
+    if model.pretrained is True and not hub:  # wherever the cache is now
+        source = str(source_of(model, "", ""))
     if not hub and not Path(source).is_file():
         raise UserError(f"{holds}, which is missing; put it there (from {Path.cwd()})")
     try:
@@ -148,7 +152,7 @@ def load_pretrained(network: Network, model: Model, dataset: str, fold_name: str
     path = source_of(model, dataset, fold_name)
     if path is None:
         return WarmStart(f"pretrained weights from {HUB}" if model.pretrained else "random weights")
-    if model.pretrained.startswith(EXPERIMENT):
+    if str(model.pretrained).startswith(EXPERIMENT):
         check_backbone(model, network.state_dict(), path)
     return _start(network, model, path, dataset_dir(dataset))
 
@@ -169,7 +173,7 @@ def check_warm_start(model: Model, data: Dataset, fold_names: list[str]) -> None
 def _start(network: Network, model: Model, path: Path, folds: Path) -> WarmStart:
     """Fill a network from a file. folds: the directory with its classes.csv"""
     rows, rest = None, {}
-    if model.pretrained.startswith(EXPERIMENT):
+    if str(model.pretrained).startswith(EXPERIMENT):
         about, state = read_ours(path)
         if "frozen" in about:
             state = load_network(path, load_dataset(path.parents[3].name))[0].state_dict()
@@ -181,7 +185,9 @@ def _start(network: Network, model: Model, path: Path, folds: Path) -> WarmStart
         state, rest = translated(network, state, kind)
     else:
         theirs = read_theirs(path)
-        state = network.adopt({f"backbone.{key}": tensor for key, tensor in theirs.items()})
+        clip = is_open_clip(model.backbone)
+        named = from_checkpoint(theirs) if clip else {f"backbone.{k}": v for k, v in theirs.items()}
+        state = network.adopt(named)
     convert = partial(converted, network)
     return take(network, state, rows, str(path), convert, rest)
 
@@ -201,7 +207,8 @@ def frozen_rest(
     again = build()
     load_pretrained(again, model, dataset, fold_name)
     own, other = network.state_dict(), again.state_dict()
-    rest = {name: own[name] for name in frozen if torch.equal(own[name], other[name])}
+    both = [name for name in frozen if name in other]  # not what training alone has
+    rest = {name: own[name] for name in both if torch.equal(own[name], other[name])}
     if not rest:
         return None
     path = source_of(model, dataset, fold_name)

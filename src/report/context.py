@@ -13,15 +13,23 @@ from src.artifacts.work import MANIFEST, checked
 from src.config.schema import Config
 from src.errors import UserError
 from src.plots.curves import Metrics, load_curves
-from src.report.stages import Scored, fold_dirs, gains, load_submissions, score_rows, score_stages
+from src.report.stages import (
+    Scored,
+    fold_dirs,
+    gains,
+    load_submissions,
+    score_rows,
+    score_stages,
+    score_untrained,
+)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: its config, its scored stages (`rows`: with ensembles), its manifests by
-    directory, why its scores flatter (`optimism`), what its stages gain over the first one by its
-    metric (`gains`), what could not be read (`problem`), and that it trained on pseudo-labels, if
-    it did (`pseudo`)."""
+    """One experiment: its config, its scored stages (`rows`: with zero-shot and ensembles), its
+    manifests by directory, why its scores flatter (`optimism`), what its stages gain over the first
+    one by its metric (`gains`), what could not be read (`problem`), and that it trained on
+    pseudo-labels, if it did (`pseudo`)."""
 
     name: str
     config: Config
@@ -88,7 +96,8 @@ def _experiment(data: Dataset, name: str, config: Config) -> Experiment:
     manifests = {str(p.parent.relative_to(home)): read_json(p) for p in _paths(home)}
     try:
         stages, problem = score_stages(data, name, config.metric, config=config), ""
-        rows = score_rows(data, name, stages)
+        rows = score_untrained(data, name, config.metric, config=config)
+        rows |= score_rows(data, name, stages)
     except UserError as error:
         stages, rows, problem = {}, {}, str(error)
     for path in sorted((home / "stage1").glob("*/metrics.csv")):

@@ -20,6 +20,7 @@ from src.report.markup import (
     table,
     thousands,
 )
+from src.report.stages import UNTRAINED
 
 DUPLICATES_SHOWN = 12
 
@@ -65,7 +66,7 @@ def headline(report: Report) -> str:
         if not experiment.rows:
             continue
         metric = experiment.config.metric
-        scored = list(experiment.rows.items())
+        scored = [row for row in experiment.rows.items() if row[0] != UNTRAINED]
         ends = scored[:1] if len(scored) == 1 else [scored[0], scored[-1]]
         value = " → ".join(number(scores.get(metric, float("nan"))) for _, scores in ends)
         stages = " → ".join(name for name, _ in ends)

@@ -41,7 +41,8 @@ def stages(report: Report) -> str:
         "Every image is scored by a model that never saw it. Small figures are the change from "
         "stage 1, in brackets the 95 % interval of that by the competition's metric; the best of "
         "each column is bold; NLL and ECE are better when lower. Post-hoc and ensemble rows are "
-        "cross-fitted: what was fitted never saw the images it is scored on."
+        "cross-fitted: what was fitted never saw the images it is scored on. Zero-shot is the "
+        "network before it saw any image, by the names of the classes."
     )
     parts = [_stages_of(experiment, report) for experiment in report.experiments]
     return section("stages", "Stage by stage", note(text) + "".join(parts))
@@ -80,8 +81,9 @@ def _not_yet(experiment: Experiment, report: Report) -> list[str]:
 
 
 def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
-    """The stage table as HTML, with changes from its first row, and the interval of that by the
+    """The stage table as HTML, with changes from the first stage, and the interval of that by the
     competition's metric."""
+    first = next(iter(experiment.stages))
     judged = scores.columns.drop("images")
     head = ["stage", *map(column_name, scores.columns)]
     rows = []
@@ -89,7 +91,7 @@ def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
         cells = [esc(stage), str(int(row["images"]))]
         for c in judged:
             best = scores[c].max() if sign(c) > 0 else scores[c].min()
-            base = None if stage == scores.index[0] else scores[c].iloc[0]
+            base = None if stage == first else scores[c][first]
             cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
             if c == experiment.config.metric and stage in experiment.gains:
                 interval = esc(experiment.gains[stage].partition(" ")[2]).replace("-", "−")

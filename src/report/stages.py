@@ -13,7 +13,7 @@ import pandas as pd
 from src.artifacts.dataset import ALWAYS_TRAIN, INPUTS, Dataset, check_same_folds
 from src.artifacts.files import read_json
 from src.artifacts.ids import check_unique
-from src.artifacts.predictions import Predictions, load_predictions, stack
+from src.artifacts.predictions import ZERO_SHOT, Predictions, load_predictions, stack
 from src.artifacts.work import MANIFEST
 from src.config.schema import Config
 from src.fusion.observations import cross_fitted, observations_of
@@ -32,6 +32,7 @@ SUBMISSION = {  # what the page reads in the manifest of a submission
     **dict.fromkeys(("settings/members", "inputs", "metrics/oof", "members_oof"), dict),
     **dict.fromkeys(("settings/metric", "method", "reason"), str),
 }
+UNTRAINED = "zero-shot"  # row of the stage table
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -116,9 +117,28 @@ def score_stages(
     Errors: UserError for a stage that was made from another folds.csv.
     """
     files = stage_files(data, experiment).items()
+    return {name: _score_stage(data, paths, also, config) for name, paths in files}
+
+
+def score_untrained(
+    data: Dataset, experiment: str, *also: str, config: Config | None = None
+) -> dict[str, dict]:
+    """A row, as of `score_rows`, of what the network said before its training, by the names of the
+    classes alone; none where it knew nothing."""
+    home = data.directory.parent / experiment
+    found = [path / ZERO_SHOT for path in fold_dirs(home / "stage1").values()]
+    if not (files := [path for path in found if path.is_file()]):
+        return {}
+    scored = _score_stage(data, files, also, config)
+    return {UNTRAINED: {"images": len(scored.label)} | scored.scores}
+
+
+def _score_stage(
+    data: Dataset, files: list[Path], also: tuple[str, ...], config: Config | None
+) -> Scored:
     if config is not None and config.data.observation is not None:
-        return {name: _score_observations(data, paths, also, config) for name, paths in files}
-    return {name: _score(data, paths, also) for name, paths in files}
+        return _score_observations(data, files, also, config)
+    return _score(data, files, also)
 
 
 def stage_files(data: Dataset, experiment: str) -> dict[str, list[Path]]:

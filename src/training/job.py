@@ -20,11 +20,13 @@ from src.data.loader import training_loader
 from src.data.resizing import training_transform
 from src.data.samplers import epoch_order
 from src.errors import some
+from src.language.names import captions
 from src.losses import build_criterion
 from src.losses.distillation import Distillation
 from src.networks import blank_network, build_network, check_image_size, check_resizing
 from src.networks.base import Network
 from src.networks.freeze import Rest, freeze, thawing
+from src.networks.origins import source_of
 from src.networks.weights import frozen_rest, load_pretrained
 from src.runtime import seed_all
 from src.training.initial import initialise_heads
@@ -84,6 +86,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     if train.auxiliaries and (blank := blank_network(config.model, classes)) is not None:
         build_auxiliaries(train.auxiliaries, blank, classes)  # refusals, before weights are fetched
     seed = seed_all(config.seed, job.name)
+    described = config.model.network.captions and captions(config, job.data.classes)
     hub = config.model.pretrained is True
     build = partial(build_network, config.model, classes, pretrained=hub)
     network, prep = build()
@@ -92,6 +95,8 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     more = f" and {len(rows) - len(images)} pseudo-labelled" if job.pseudo else ""
     accelerator.print(f"{job.directory}: {len(images)} images{more}, {origin}")
+    if described:
+        network.begin(source_of(config.model, config.dataset, job.name), described)
     rest = hold(job, network, lambda: build()[0])
     thaws = thawing(network, train.thaws if train.epochs else [])
     network.to(accelerator.device)

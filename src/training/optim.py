@@ -12,7 +12,7 @@ from src.networks.base import Body
 
 
 def build_optimizer(train: Train, module: nn.Module, bodies: list[Body]) -> torch.optim.Optimizer:
-    """SGD with momentum, Nesterov's or classical, or AdamW.
+    """SGD with momentum, Nesterov's or classical, AdamW or Adam.
 
     Groups carry `lr_scale`, which timm's schedulers multiply with the scheduled lr: layer decay for
     layered bodies, times each body's own factor, and `head_lr_factor` for everything else in
@@ -36,7 +36,8 @@ def build_optimizer(train: Train, module: nn.Module, bodies: list[Body]) -> torc
     if train.optimizer == "sgd":
         nesterov = train.nesterov and train.momentum > 0  # torch refuses it without momentum
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999))
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=train.lr, betas=(train.momentum, train.beta2), eps=train.epsilon)
 
 
 def _body_groups(train: Train, body: Body) -> list[dict]:

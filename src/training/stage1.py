@@ -15,7 +15,7 @@ import torch
 from src.artifacts.dataset import FULL, Dataset, fold_name, load_dataset
 from src.artifacts.files import read_json, write_table
 from src.artifacts.lock import locked
-from src.artifacts.predictions import Predictions
+from src.artifacts.predictions import ZERO_SHOT, Predictions
 from src.artifacts.trained import write_config
 from src.artifacts.work import MANIFEST, RUNS, Work
 from src.config.schema import Config
@@ -91,7 +91,10 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
 def settings_of(config: Config) -> dict:
     """What decides how a network comes out."""
     keys = ("model", "train", "metric", "seed") + (("soup",) if config.soup else ())
-    return {key: getattr(config, key) for key in keys}
+    found = {key: getattr(config, key) for key in keys}
+    if config.model.network.captions:
+        found |= {"text": {"names": config.text.names, "templates": config.text.templates}}
+    return found
 
 
 def check_other_folds(config: Config, stage1: Path, wanted: set[str]) -> None:
@@ -146,9 +149,20 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     if teachers:
         job = listening(job, teachers)
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
+    if checkpoint is None and config.model.network.captions and job.fold is not None:
+        _zero_shot(job, trainer)
     state = {"settings": work.settings, "inputs": work.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
     return finish(job, trainer, history, found, work)
+
+
+def _zero_shot(job: Fold, trainer: Trainer) -> None:
+    """What the network says of held-out images before it has seen any: a row of the report."""
+    found = evaluate(job, trainer.evaluated, trainer.prep)
+    told = " · ".join(f"{short_name(n)} {v:.3f}" for n, v in scores(job, found).items())
+    job.accelerator.print(f"{job.name} zero-shot: {told}")
+    if job.accelerator.is_main_process:
+        replace(found, features=None).save(job.directory / ZERO_SHOT)
 
 
 def fit(
@@ -228,6 +242,8 @@ def finish(
     outputs = ["metrics.csv"] if history else []
     if history and job.accelerator.is_main_process:
         write_table(job.directory / "metrics.csv", pd.DataFrame(history))
+    if (job.directory / ZERO_SHOT).is_file():
+        outputs.append(ZERO_SHOT)
     if job.pseudo is not None:
         outputs.append(PSEUDO)
         if job.accelerator.is_main_process:
