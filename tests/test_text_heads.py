@@ -2,6 +2,7 @@
 names themselves."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import text_heads
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_arrays, read_json, write_arrays, write_text
 from src.artifacts.heads import load_head, save_head
@@ -30,7 +32,7 @@ from src.networks.clip_projection import image_projection
 from src.networks.weights import load_network
 from src.rebalance import HEADS
 from src.rebalance.features import FeatureSet
-from src.rebalance.stage2 import stage2
+from src.rebalance.stage2 import Fold, stage2
 from tests.fabricate import some_classes
 from tests.training_kit import (
     DATASET,
@@ -199,7 +201,7 @@ def test_a_head_begins_near_classes_that_it_has_no_image_of(kind):
 
 
 @pytest.mark.parametrize(
-    "spec", [TextSimilarity(), LabelEmbedding(epochs=5), LabelEmbedding(init="random")]
+    "spec", [TextSimilarity(), LabelEmbedding(epochs=5), LabelEmbedding(init="random", epochs=150)]
 )
 def test_names_let_heads_find_classes_without_images(spec):
     f, labels, g, tests, names = world()
@@ -221,6 +223,20 @@ def test_two_classes_and_one_image_each():
     for spec in (TextSimilarity(), LabelEmbedding(epochs=2), CRT(epochs=2, init="text")):
         kind, arrays = HEADS[spec.head](spec, features_of(f, np.arange(2), names), 0, CPU)
         assert head_logits(f, arrays, kind).argmax(1).tolist() == [0, 1]
+
+
+def test_the_benchmark_hands_names_to_other_classes_and_changes_nothing_else():
+    f, labels, *_, names = world()
+    fold = Fold(Path("fold0"), {"": features_of(f, labels, names)}, None)
+    found = text_heads.misnamed(fold, 3).features[""]
+    assert found.plain is f and found.labels is labels
+    assert not np.array_equal(found.classes.text, names)
+    np.testing.assert_array_equal(np.sort(found.classes.text, 0), np.sort(names, 0))
+    bins = np.array(["many"] * 15 + ["few"] * 15)
+    y, right = np.arange(30), np.eye(30, dtype=np.float32)
+    wrong = np.where(y[:, None] >= 20, np.roll(right, 1, 1), right)
+    row = text_heads.scores([right], [wrong], [y], bins)
+    assert row["gain_value"] == pytest.approx(1 / 3) and row["few_value"] == pytest.approx(2 / 3)
 
 
 # ---- CLIP's own projection ---------------------------------------------------------------------
