@@ -1,5 +1,8 @@
 """Distillation: the loss against slow float64 formulae, who may teach, and what comes of it."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -361,6 +364,25 @@ def test_micro_batches_hear_the_same(data):
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
 
 
+def one_epoch(views: str):
+    """Batch norm keeps its statistics, of which each process would see its half."""
+    return student(SHORT | {"freeze_batchnorm": True}, views=views)
+
+
+@pytest.mark.slow
+def test_two_processes_hear_what_one_hears(data):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__]
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(launch, capture_output=True, text=True, env=os.environ | paths)
+    assert found.returncode == 0, found.stderr
+    for views in ("fixed", "same"):
+        alone = train_fold(one_epoch(views), 0, f"alone-{views}")
+        both = Path(f"runs/tiny/two-{views}/stage1/fold0")
+        assert read_json(both / "manifest.json")["processes"] == 2
+        one, two = (read_arrays(where / "oof.npz")["logits"] for where in (alone, both))
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
 def test_same_views_ask_the_teacher_about_the_mixed_images(data, monkeypatch):
     seen = []
     forward = Objective.forward
@@ -513,3 +535,8 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(why):
     model, train, keys = CASES[why]
     with pytest.raises(UserError, match=why):
         student(train, model, **keys)
+
+
+if __name__ == "__main__":  # each process of test_two_processes_hear_what_one_hears
+    for kind in ("fixed", "same"):
+        train_fold(one_epoch(kind), 0, f"two-{kind}")
