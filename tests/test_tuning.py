@@ -1,6 +1,8 @@
 """Parameter-efficient tuning against slow references, on tiny bodies of every family."""
 
 import copy
+from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -59,6 +61,17 @@ def body(family: str) -> nn.Module:
     for parameter in found.parameters():
         nn.init.normal_(parameter, std=0.3)
     return found.double().eval()
+
+
+def trunk_of(method: str) -> tuple[nn.Module, nn.Module]:
+    """A tower of open_clip that holds a model of timm's, and the same without tuning."""
+    module = pytest.importorskip("open_clip.timm_model", reason="of requirements-text.txt")
+    torch.manual_seed(0)
+    with mock.patch.object(timm, "create_model", partial(timm.create_model, **SMALL)):
+        tower = module.TimmModel("vit_tiny_patch16_224", 24, 16, pool="token", proj="linear")
+    plain = copy.deepcopy(tower).eval()
+    tune(section(method), tower, some_classes(6))
+    return tower.eval(), plain
 
 
 def images(count: int = 3) -> torch.Tensor:
@@ -239,6 +252,17 @@ def test_what_it_says_trains_and_all_of_that_gets_a_gradient(family, method):
 def _unused(name: str) -> bool:
     """A bias of keys changes no attention; open_clip's projection comes after what is pooled."""
     return name.endswith(("in_proj_bias", "latent")) or name == "proj"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_towers_of_open_clip_with_a_model_of_timms_are_tuned(method):
+    tower, plain = trunk_of(method)
+    x = images().float()
+    same = (tower(x) - plain(x)).abs().max() < 1e-5
+    assert same == (method not in ("shallow", "deep"))
+    trained = {name for name, p in tower.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith(("trunk.", "head.")) for name in trained)
+    assert method != "last_blocks" or {n for n in trained if "blocks.0" in n} == set()
 
 
 @pytest.mark.parametrize("method", ["adaptformer", "lora", "deep"])

@@ -95,9 +95,9 @@ def _tokens(
     epochs: Epochs,
     accelerator: Accelerator,
 ) -> TokenLoader | None:
-    """None where they need more memory than they may; in half precision where training is."""
+    """None where they need more memory than they may. As they are, float32 mostly, also with
+    autocast: in half of that they would be others than those of a run without."""
     train, device = config.train, accelerator.device
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     draws, size, kept = [(0, i, i) for i in range(len(table))], train.eval_batch_size, None
     transform, workers, pin = EvalTransform(prep), config.data.workers, device.type == "cuda"
     network.eval()
@@ -108,11 +108,11 @@ def _tokens(
         with accelerator.autocast():
             prefix, tokens = prefix_of(network.backbone, images)
         if kept is None:
-            shape, dtype = (len(table), *tokens.shape[1:]), half or tokens.dtype
-            if prod(shape) * dtype.itemsize > train.prefix_cache * GIB:
+            shape = len(table), *tokens.shape[1:]
+            if prod(shape) * tokens.dtype.itemsize > train.prefix_cache * GIB:
                 return None
-            kept = torch.empty(shape, dtype=dtype)
-        kept[batch.rows] = tokens.to(kept.device, kept.dtype)
+            kept = torch.empty(shape, dtype=tokens.dtype)
+        kept[batch.rows] = tokens.cpu()
     network.prefix = prefix
     labels = torch.tensor(table["label"].to_numpy(), dtype=torch.long)
     return TokenLoader(kept, labels, epochs)

@@ -12,13 +12,23 @@ from src.networks.backbone import stages
 BLOCKS = ("Block", "EvaBlock", "ResidualAttentionBlock", "CustomResidualAttentionBlock")
 
 
+def blocks_of(backbone: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer, or the stages of another network; [] if unknown."""
+    inner = getattr(_trunk(backbone), "transformer", None)
+    return list(getattr(inner, "resblocks", None) or stages(_trunk(backbone)))
+
+
+def _trunk(backbone: nn.Module) -> nn.Module:
+    """The model of timm's in some towers of open_clip."""
+    return getattr(backbone, "trunk", backbone)
+
+
 def transformer_blocks(backbone: nn.Module, asked: str) -> list[nn.Module]:
     """The blocks of a vision transformer, in order. Errors: UserError for any other backbone.
 
     asked: what needs them, `model.tuning=prompts`
     """
-    inner = getattr(backbone, "transformer", None)
-    blocks = list(getattr(inner, "resblocks", None) or stages(backbone))
+    blocks = blocks_of(backbone)
     kinds = sorted({type(block).__name__ for block in blocks})
     if blocks and all(type(b).__name__ in BLOCKS and hasattr(b, "attn") for b in blocks):
         return blocks
@@ -42,11 +52,11 @@ def token_width(block: nn.Module) -> int:
 
 def prefix_tokens(backbone: nn.Module) -> int:
     """Class token and registers, which come before the patches."""
-    return getattr(backbone, "num_prefix_tokens", 1)  # open_clip: the class token
+    return getattr(_trunk(backbone), "num_prefix_tokens", 1)  # open_clip: the class token
 
 
 def patch_pixels(backbone: nn.Module) -> int:
     """Height times width of a patch."""
-    embed = getattr(backbone, "patch_embed", backbone)
+    embed = getattr(_trunk(backbone), "patch_embed", backbone)
     height, width = embed.patch_size
     return height * width

@@ -11,8 +11,8 @@ from torch import nn
 from src.artifacts.dataset import Classes
 from src.config.tuning import Bias, LastBlocks, LayerNorm
 from src.errors import UserError
-from src.networks.backbone import stages
 from src.networks.batchnorm import LAYERS
+from src.networks.tuning.blocks import blocks_of
 
 
 def bias(section: Bias, backbone: nn.Module, classes: Classes) -> None:
@@ -46,8 +46,7 @@ def last_blocks(section: LastBlocks, backbone: nn.Module, classes: Classes) -> N
 
     Errors: UserError for more blocks than there are.
     """
-    inner = getattr(backbone, "transformer", None)  # of open_clip
-    blocks = list(getattr(inner, "resblocks", None) or stages(backbone))
+    blocks = blocks_of(backbone)
     if section.blocks > len(blocks):
         raise UserError(
             f"model.tuning.blocks={section.blocks}: {type(backbone).__name__} has {len(blocks)} "

@@ -29,7 +29,6 @@ class Prefix:
 
     def rest(self, backbone: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [N, T, D] → pooled features [N, D]"""
-        tokens = tokens.float()
         for block, keywords in zip(backbone.blocks[self.first :], self.keywords, strict=True):
             tokens = block(tokens, **keywords)
         return backbone.forward_head(backbone.norm(tokens))
