@@ -165,8 +165,8 @@ def _check_tuning(model: Model, there: Model, path: Path) -> None:
         return
     raise UserError(
         f"model.pretrained={model.pretrained}: {path} was trained with model.tuning={theirs.name}, "
-        f"and what that adds to the body has no place here; set model.tuning={dump_config(theirs)} as there, "
-        "or start from what it started from"
+        "and what that adds to the body has no place here; set model.tuning as there, "
+        f"{dump_config(theirs)}, or start from what it started from"
     )
 
 
