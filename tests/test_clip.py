@@ -20,6 +20,8 @@ from src.networks.base import Progress
 from src.networks.clip import Captions, caption_loss, embedded
 from src.networks.clip_towers import text_tower
 from src.networks.weights import load_network, load_pretrained
+from src.report.context import gather
+from src.report.results import stages
 from src.training.optim import build_optimizer
 from tests.fabricate import some_classes
 from tests.training_kit import (
@@ -299,6 +301,30 @@ def test_a_run_resumes_exactly_and_05_needs_no_text(network, tmp_path, monkeypat
     assert zero.image_id.tolist() == oof.image_id.tolist() and zero.features is None
     assert not np.allclose(zero.logits, oof.logits, atol=1e-2)
     assert "zero_shot.npz" in read_json(directory / "manifest.json")["outputs"]
+
+
+@pytest.mark.parametrize("network", ["clip", CONTRASTIVE])
+def test_no_epoch_is_the_zero_shot_classifier_and_a_row_of_the_report(
+    network, tmp_path, monkeypatch, weights
+):
+    monkeypatch.chdir(tmp_path)
+    data = tiny_dataset()
+    keys = MODEL | {"network": network, "pretrained": str(weights[1])}
+    config = tiny_config(keys, {"epochs": 0}, text={"templates": TEMPLATES})
+    directory = train_tiny(config, "zero")
+    oof = load_predictions(directory / "oof.npz", data.num_classes)
+    zero = load_predictions(directory / "zero_shot.npz", data.num_classes)
+    assert np.array_equal(zero.logits, oof.logits)
+    with safe_open(directory / "weights.safetensors", "np") as file:
+        assert set(file.keys()) == {"classifier.weight", "classifier.log_scale"}
+    again = load_network(directory / "weights.safetensors", data)[0]
+    want, _ = started(weights[1], network)
+    found = again.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in want.state_dict().items() if k in found)
+    report = gather("tiny", ["zero"], [config])
+    rows = report.experiments[0].rows
+    assert list(rows) == ["zero-shot", "stage1"] and rows["zero-shot"] == rows["stage1"]
+    assert ">zero-shot<" in stages(report)
 
 
 def test_other_templates_are_another_training(tmp_path, monkeypatch):

@@ -34,7 +34,8 @@ def check_training(train, model) -> None:
 def _check_untrained(train, model) -> None:
     """Errors: ValueError for a head that would stay at chance, and for rows to train on."""
     warm = isinstance(model.pretrained, str) and model.pretrained.startswith("experiment:")
-    if model.head_init.name == "random" and not warm:
+    known = warm or model.network.captions  # what classes are called is enough
+    if model.head_init.name == "random" and not known:
         raise ValueError(
             "train.epochs=0 trains nothing, and a random head knows no class: set "
             "model.head_init=class_means, which needs no training, or train.epochs=1 or more"
