@@ -42,11 +42,12 @@ from src.posthoc.crossfit import cross_fitted, no_steps, try_step
 from src.posthoc.inputs import Start, load_start
 from src.submission.solution import find_solution, score_solution
 
+RULES = (0.0, 1.0, 1.64, 2.0, 2.5, 3.0)  # judge.standard_errors
 SHOWN = ("accuracy", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 KEPT = Scores(
     "fusions",
     ("experiment", "head", "step"),
-    tuple(f"{side}_{name}" for side in ("oof", "test") for name in SHOWN),
+    (*(f"{side}_{name}" for side in ("oof", "test") for name in SHOWN), "gain_se"),
     ("kept", "device", "git"),
 )
 
@@ -77,15 +78,17 @@ def measure(path: str):
     for head in config.head_names:
         start = load_start(head, steps, stage1, home, data, config)
         for step in [None, *steps]:
-            recipes, kept = no_steps(start), ""
+            recipes, kept, error = no_steps(start), "", float("nan")
             if step is not None:
                 trial = try_step(step, start, recipes, config)
                 if not trial.recipes:
                     continue  # it cannot act on this head
                 recipes, kept = trial.recipes, "yes" if trial.kept else "no"
+                error = trial.gain.noise
             oof = scores_of(start, recipes, bins)
             found, _ = score_solution(*on_test(head, recipes[None], tests, data), data, truth)
-            row = about | {"head": head, "step": step.name if step else "", "kept": kept}
+            row = about | {"head": head, "step": step.name if step else "", "kept": kept,
+                           "gain_se": error}  # fmt: skip
             for side, scores in (("oof", oof), ("test", found)):
                 row |= {f"{side}_{n}": scores.get(n, float("nan")) for n in SHOWN}
             print({k: v for k, v in row.items() if k not in about}, flush=True)
@@ -136,7 +139,9 @@ def body(rows: pd.DataFrame, out: Path) -> str:
         f"`python benchmarks/fusions.py --config …` · {distinct(rows['device'])} · commits "
         f"{distinct(rows['git'])}\n\nEach step alone on each head, chosen and cross-fitted out of "
         "fold, then applied once to the test images that have a label. Kept is what passes the "
-        f"section judge. All together: {agreement(gains)}\n\n![](fusions.png)"
+        f"section judge. All together: {agreement(gains)}\n\n![](fusions.png)\n\n"
+        "What another `judge.standard_errors` would have kept of these, and what a head has of it "
+        f"on test:\n\n{markdown(by_rule(gains), 1)}"
     )
     return "\n\n".join([text, *parts])
 
@@ -171,6 +176,25 @@ def agreement(gains: pd.DataFrame) -> str:
         f"{100 * kept['test_gain'].mean():+.1f} on test, of the others "
         f"{100 * tried.loc[tried['kept'] != 'yes', 'test_gain'].mean():+.1f} on test."
     )
+
+
+def by_rule(gains: pd.DataFrame) -> list[dict]:
+    """What is kept at each number of standard errors: how many steps, and what they are worth in
+    points of balanced accuracy, where of each head's kept steps the best out of fold is taken."""
+    tried, found = judged(gains), []
+    for times in RULES:
+        gained = tried["oof_gain"] > np.maximum(0, times * tried["gain_se"])
+        kept = tried[gained]
+        best = kept.sort_values("oof_gain").groupby(["experiment", "head"]).tail(1)
+        heads = len(tried[["experiment", "head"]].drop_duplicates())
+        found.append({
+            "standard errors": f"{times:g}", "kept": len(kept), "of": len(tried),
+            "worse on test": int((kept["test_gain"] < 0).sum()),
+            "mean test gain of kept": 100 * kept["test_gain"].mean(),
+            "of dropped": 100 * tried["test_gain"][~gained].mean(),
+            "best step per head, mean test gain over heads": 100 * best["test_gain"].sum() / heads,
+        })  # fmt: skip
+    return found
 
 
 def table(group: pd.DataFrame) -> list[dict]:

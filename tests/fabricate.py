@@ -209,6 +209,17 @@ def write_predictions(world: World, experiment: str, names=NAMES, *, noise=0.0, 
     return directory
 
 
+def digits_runs(**noise: float) -> World:
+    """The digits prepared in the working directory, and experiments that went through 05, by name
+    with the noise on their logits."""
+    found = digits_world()
+    write_dataset(found)
+    for name, strength in noise.items():
+        write_experiment(found, name, noise=strength, seed=1)
+        write_predictions(found, name, noise=strength, seed=2)
+    return found
+
+
 def write_evidence(home: Path, images: pd.DataFrame, predicted: np.ndarray) -> Looked:
     """predict/evidence of an experiment as 05 leaves it: rows of folds.csv as out-of-fold images,
     each also as a test image; a map that falls from left to right, and a box in the middle."""

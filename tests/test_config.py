@@ -83,7 +83,7 @@ def test_the_template_is_generated_from_the_schema_and_holds_the_defaults():
     assert load_config(path) == Config()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path):
     assert isinstance(load_config(path), Config)
 

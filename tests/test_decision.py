@@ -23,10 +23,8 @@ from tests.fabricate import (
     CLASS_IDS,
     DATASET,
     config,
-    digits_world,
+    digits_runs,
     write_dataset,
-    write_experiment,
-    write_predictions,
 )
 
 RULE = Judge()
@@ -265,11 +263,7 @@ def test_every_metric_with_a_rule_is_one_and_every_rule_is_used():
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = digits_world()
-    write_dataset(found)
-    write_experiment(found, "exp", noise=4.0, seed=1)
-    write_predictions(found, "exp", noise=4.0, seed=2)
-    return found
+    return digits_runs(exp=4.0)
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "kappa", "log_loss"])

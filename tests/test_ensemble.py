@@ -45,11 +45,10 @@ from tests.fabricate import (
     NAMES,
     ODD_IDS,
     config,
-    digits_world,
+    digits_runs,
     seal,
     write_dataset,
     write_experiment,
-    write_predictions,
 )
 
 RUNS = Path("runs") / DATASET
@@ -60,12 +59,7 @@ ONE = config(ensemble={"members": ["crt"]})
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = digits_world()
-    write_dataset(found)
-    for name, noise in (("good", 0.0), ("bad", 8.0)):
-        write_experiment(found, name, noise=noise, seed=1)
-        write_predictions(found, name, noise=noise, seed=2)
-    return found
+    return digits_runs(good=0.0, bad=8.0)
 
 
 def permute(path: Path, seed: int) -> None:

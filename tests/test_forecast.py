@@ -18,7 +18,10 @@ from src.forecast.expect import Model, interval, score_at
 from src.forecast.measure import TERMS, draw, image_shares, measure
 from src.report.context import gather
 from src.report.page import write_report
-from tests.fabricate import config, digits_world, write_dataset, write_experiment, write_predictions
+from tests.fabricate import (
+    config,
+    digits_runs,
+)
 
 K = 5
 
@@ -273,11 +276,7 @@ def test_told_is_how_it_was_checked():
 def made(tmp_path, monkeypatch):
     """A submission of three folds' cRT, whose solution is known."""
     monkeypatch.chdir(tmp_path)
-    world = digits_world()
-    write_dataset(world)
-    for name in ("one", "two"):
-        write_experiment(world, name)
-        write_predictions(world, name)
+    digits_runs(one=0.0, two=0.0)
     return ensemble([ONE], ["one"])
 
 

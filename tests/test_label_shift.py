@@ -16,7 +16,14 @@ from src.errors import UserError
 from src.fusion.decision import Decision
 from src.fusion.pool import Pool
 from src.fusion.shift import bbse, blocks_of, confusion, corrected, distance, em, matched
-from tests.fabricate import config, digits_world, write_dataset, write_experiment, write_predictions
+from tests.fabricate import (
+    config,
+    digits_runs,
+    digits_world,
+    write_dataset,
+    write_experiment,
+    write_predictions,
+)
 
 K = 6
 PRIOR = np.geomspace(1, 0.1, K) / np.geomspace(1, 0.1, K).sum()
@@ -246,10 +253,7 @@ def test_06_adapts_to_the_test_and_says_so(tmp_path, monkeypatch):
 def test_06_leaves_alone_what_it_cannot_recover(tmp_path, monkeypatch):
     """A flat test set, where the rarest classes have three images to learn the shift from."""
     monkeypatch.chdir(tmp_path)
-    found = digits_world()
-    write_dataset(found)
-    write_experiment(found, "exp")
-    write_predictions(found, "exp", ["stage1"])
+    digits_runs(exp=0.0)
     saved = {}
     for method in ("none", "em"):
         keys = {"members": ["stage1"], "label_shift": method}

@@ -26,7 +26,10 @@ from src.prepare.prepare import prepare
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
-from tests.fabricate import config, digits_world, write_dataset, write_experiment, write_predictions
+from tests.fabricate import (
+    config,
+    digits_runs,
+)
 from tests.training_kit import tiny_config, tiny_dataset, train_tiny
 
 RUN = Path("runs/digits")
@@ -65,11 +68,7 @@ def child(directory: Path, *more: str):
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    world = digits_world()
-    write_dataset(world)
-    write_experiment(world, "exp")
-    write_predictions(world, "exp")
-    return world
+    return digits_runs(exp=0.0)
 
 
 # ---- the stages --------------------------------------------------------------------------------

@@ -11,11 +11,8 @@ from src.report.page import write_report
 from tests.fabricate import (
     DATASET,
     config,
-    digits_world,
+    digits_runs,
     seal,
-    write_dataset,
-    write_experiment,
-    write_predictions,
 )
 
 RUNS = Path("runs") / DATASET
@@ -24,11 +21,8 @@ SAYS = "Trained with 7 to 9 pseudo-labelled test images per network, labelled by
 
 def test_whoever_shows_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    world, settings = digits_world(), config(ensemble={"members": ["crt"]})
-    write_dataset(world)
-    for name in ("one", "two"):
-        write_experiment(world, name)
-        write_predictions(world, name)
+    settings = config(ensemble={"members": ["crt"]})
+    digits_runs(one=0.0, two=0.0)
     for fold in range(3):
         facts = {"experiment": "one", "head": "posthoc", "images": 7 + fold}
         seal(RUNS / "two" / "stage1" / f"fold{fold}", pseudo=facts)

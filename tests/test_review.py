@@ -23,7 +23,7 @@ from tests.fabricate import (
     CLASS_IDS,
     DATASET,
     config,
-    digits_world,
+    digits_runs,
     seal,
     write_dataset,
     write_experiment,
@@ -123,12 +123,7 @@ def test_for_a_metric_where_lower_is_better_the_best_is_the_lowest():
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = digits_world()
-    write_dataset(found)
-    for name, noise in (("good", 0.0), ("bad", 8.0)):
-        write_experiment(found, name, noise=noise, seed=1)
-        write_predictions(found, name, noise=noise, seed=2)
-    return found
+    return digits_runs(good=0.0, bad=8.0)
 
 
 def crt(**keys):
