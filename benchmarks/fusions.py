@@ -42,7 +42,7 @@ from src.posthoc.crossfit import cross_fitted, no_steps, try_step
 from src.posthoc.inputs import Start, load_start
 from src.submission.solution import find_solution, score_solution
 
-RULES = (0.0, 1.0, 1.64, 2.0, 2.5, 3.0)  # judge.standard_errors
+RULES = (0.0, 1.0, 1.64, 2.0, 2.25, 2.5, 3.0)  # judge.standard_errors
 SHOWN = ("accuracy", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 KEPT = Scores(
     "fusions",

@@ -117,7 +117,7 @@ def test_one_more_claim_is_made_where_it_raises_the_expected_score(metric, beta)
 def test_the_rule_for_kappa_beats_the_most_probable_place(seed):
     log_p, labels, fold = ordered(seed)
     new, truth, _ = ordered(seed + 50, n=6000)
-    found = decide(log_p, labels, fold, "kappa", RULE)
+    found = decide(log_p, labels, fold, "kappa", Judge(standard_errors=1))
     assert found.rule == "ordinal"
 
     def kappa(scores):

@@ -248,6 +248,7 @@ def test_04_chooses_the_strength_that_the_target_asks_for(world):
     tables = {}
     for target in (None, "balanced"):
         keys = {"metric": "accuracy", "posthoc": steps, "target_prior": target}
+        keys["judge"] = {"standard_errors": 1}
         tables[target] = posthoc(config(**keys), "exp", overwrite=True)
     adjusted = {name: t.set_index("step").loc["logit_adjustment"] for name, t in tables.items()}
     assert adjusted["balanced"]["kept"] == "yes" and adjusted["balanced"]["gain"] > 0.05
