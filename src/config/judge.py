@@ -7,13 +7,13 @@ from src.config.section import Section
 
 class Judge(Section):
     standard_errors: float = Field(
-        2.25,
+        2.5,
         ge=0,
         le=10,
         description="what is fitted after training (a step of 04, the combiner of 06) is kept if "
         "its cross-fitted gain is above so many standard errors of that gain: paired bootstrap "
         "over the out-of-fold images, 200 draws. Intervals that are shown are 95 %, 1.96 of them. "
-        "2.25: the smallest quarter at which a chain of steps keeps something in fewer than 5 of 50 "
+        "2.5: the smallest quarter at which a chain of steps keeps something in fewer than 5 of 50 "
         "draws of pure noise. At 1.64 it does in 12: the folds share training images, so that a "
         "cross-fitted gain varies more than its images do (Nadeau and Bengio, 2003)",
     )
