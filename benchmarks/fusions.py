@@ -168,13 +168,17 @@ def agreement(gains: pd.DataFrame) -> str:
     a, b = tried["oof_gain"].to_numpy(), tried["test_gain"].to_numpy()
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
         return f"{len(a)} steps, too few to correlate."
-    kept = tried[tried["kept"] == "yes"]
+    kept = tried["kept"] == "yes"
+    said = [
+        f"{100 * part['oof_gain'].mean():+.1f} points out of fold and "
+        f"{100 * part['test_gain'].mean():+.1f} on test for the {len(part)} {name}"
+        for name, part in (("kept", tried[kept]), ("others", tried[~kept]))
+        if len(part)
+    ]
     return (
         f"{len(a)} steps on heads; cross-fitted and test gain correlate with r = "
-        f"{np.corrcoef(a, b)[0, 1]:.2f} (ranks: {spearmanr(a, b).statistic:.2f}); the mean gain of "
-        f"the {len(kept)} kept is {100 * kept['oof_gain'].mean():+.1f} points out of fold and "
-        f"{100 * kept['test_gain'].mean():+.1f} on test, of the others "
-        f"{100 * tried.loc[tried['kept'] != 'yes', 'test_gain'].mean():+.1f} on test."
+        f"{np.corrcoef(a, b)[0, 1]:.2f} (ranks: {spearmanr(a, b).statistic:.2f}); the mean gain is "
+        f"{', '.join(said)}."
     )
 
 

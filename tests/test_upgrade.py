@@ -80,9 +80,7 @@ def test_calibration_by_the_old_rule_stops_and_says_what_differs(tmp_path):
     now = {"posthoc": Posthoc(), "metric": "top5"}
     old_rule = now | {"judge": Judge(standard_errors=0)}
     assert Work(tmp_path / "posthoc", old_rule, {}).finished()
-    with pytest.raises(
-        UserError, match=r"judge.standard_errors: 0.0 there, 2.5 now(.|\n)*overwri"
-    ):
+    with pytest.raises(UserError, match=r"judge.standard_errors: 0.0 there, 2.5 now(.|\n)*overwri"):
         Work(tmp_path / "posthoc", now | {"judge": Judge()}, {}).finished()
 
 
