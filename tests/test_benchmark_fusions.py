@@ -1,4 +1,4 @@
-"""benchmarks/fusions.py: gains over the head as trained, what agrees, what a bar would have kept."""
+"""benchmarks/fusions.py: gains over the head as trained, and what a bar would have kept."""
 
 import numpy as np
 import pandas as pd
