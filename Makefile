@@ -16,6 +16,10 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+$(VENV)/.text: $(VENV)/.installed requirements-text.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-text.txt
+	touch $@
+
 demo: install
 	$(RUN) 01_prepare_folds.py --config $(CONFIG)
 	$(RUN) 02_train_stage1.py --config $(CONFIG)
@@ -24,7 +28,7 @@ demo: install
 	$(RUN) 05_predict.py --config $(CONFIG)
 	$(RUN) 06_ensemble.py --config $(CONFIG) --out submission.csv
 
-test: install
+test: $(VENV)/.text
 	$(RUN) -m pytest -n 2 --cov=src --cov-report=term:skip-covered
 
 lint: install
