@@ -2,8 +2,8 @@
 
     python benchmarks/birds_ensemble.py
 
-Needs 01 … 06 of configs/birds_lt.yaml and of configs/birds_lt_ensemble/plain.yaml and pseudo.yaml,
-each alone in 06 or all three together. Reads the manifests of the submissions and of stage 1;
+Needs 01 … 05 of configs/birds_lt.yaml and of configs/birds_lt_ensemble/*.yaml, and 06 of each alone
+and of three together. Reads the manifests of the submissions and of stage 1;
 nothing is computed and nothing chosen by the public solution.
 """
 
@@ -56,7 +56,7 @@ def images(manifest: dict) -> int:
 def times(home: Path) -> list[dict]:
     """Minutes of stage 1 by experiment, and the commits it ran at."""
     rows = []
-    for name in ("birds_lt", "plain", "pseudo"):
+    for name in ("birds_lt", "plain", "pseudo", "again"):
         paths = sorted((home / name / "stage1").glob(f"fold*/{MANIFEST}"))
         folds = [read_json(path) for path in paths]
         rows.append(
