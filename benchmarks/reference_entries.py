@@ -494,6 +494,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
     ),
     "Stage 2: heads on frozen features": (
         Entry(
+            "linear and k-NN probe",
+            "first of all: no training, the number that everything else must beat",
+            "{model: {head_init: class_means}, train: {epochs: 0}, "
+            "stage2: [crt, cosine, ncm, knn]}",
+            "Kornblith et al., CVPR 2019",
+            "src/training/stage1.py",
+        ),
+        Entry(
             "cRT",
             "the network was trained with cross-entropy and has not memorised its images",
             "stage2: [{head: crt}]",
@@ -784,6 +792,14 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "soup: {members: [seed0, seed1], mode: greedy}",
             "Wortsman et al., ICML 2022",
             "src/training/soup.py",
+        ),
+        Entry(
+            "WiSE-FT",
+            "a strong start (CLIP, a foundation model, class means) that fine-tuning may have "
+            "spoiled; α fitted out of fold; a config of its own, no training",
+            "soup: {members: [tuned], mode: wise}",
+            "Wortsman et al., CVPR 2022",
+            "src/training/wise.py",
         ),
         Entry(
             "expected utility (decision)",

@@ -1,7 +1,8 @@
 """The mean of the weights of networks of one shape, and its batch norm.
 
-    θ̄ = 1/n Σ_i θ_i       of several trainings (model soups: Wortsman et al., ICML 2022) or of the
-                           last epochs of one (SWA: Izmailov et al., UAI 2018)
+    θ̄ = Σ_i a_i θ_i / Σ_i a_i    of several trainings (model soups: Wortsman et al., ICML 2022), of
+                                  the last epochs of one (SWA: Izmailov et al., UAI 2018), or of
+                                  where one began and ended (WiSE-FT: Wortsman et al., CVPR 2022)
 
 The mean of running statistics is not the statistics of the mean network, so that they are estimated
 anew on training images (Izmailov et al., §3.2): as plain means over batches of the size trained
@@ -30,20 +31,21 @@ class Average:
     """A running mean of states, summed in float64 so that the mean of equal ones is like each. What
     is not a float (counters, indices) is that of the first.
 
-    sums, count: of an earlier one, as `facts` gave them
+    sums, count: of an earlier one, as `facts` gave them; count is the sum of weights
     """
 
-    def __init__(self, sums: State | None = None, count: int = 0):
+    def __init__(self, sums: State | None = None, count: float = 0):
         self.sums, self.count = sums or {}, count
 
-    def add(self, state: State) -> None:
-        self.count += 1
+    def add(self, state: State, weight: float = 1) -> None:
+        self.count += weight
         for name, tensor in state.items():
             tensor = tensor.detach().cpu()
             if name not in self.sums:
-                self.sums[name] = tensor.double() if tensor.is_floating_point() else tensor.clone()
+                floats = tensor.is_floating_point()
+                self.sums[name] = weight * tensor.double() if floats else tensor.clone()
             elif tensor.is_floating_point():
-                self.sums[name] += tensor
+                self.sums[name] += weight * tensor.double()
 
     def mean(self) -> State:
         return {k: v / self.count if v.is_floating_point() else v for k, v in self.sums.items()}

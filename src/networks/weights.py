@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from src.artifacts.dataset import Dataset, dataset_dir, load_dataset
 from src.artifacts.files import sha256, write_bytes
-from src.artifacts.tensors import header
+from src.artifacts.tensors import header, read_shapes
 from src.artifacts.work import require
 from src.config.model import Model
 from src.config.tree import dump_config
@@ -102,6 +102,13 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
     if rest is not None:
         network = _with_rest(build, model, rest, tensors, path, data.directory)
     return network.eval(), prep
+
+
+def rest_of(path: Path, network: Network) -> Rest | None:
+    """What of a network its file at `path` leaves out, from the header alone."""
+    about, shapes = read_shapes(path, AGAIN)
+    facts = (about or {}).get("frozen")
+    return facts and Rest(frozenset(network.state_dict().keys() - shapes.keys()), **facts)
 
 
 def _with_rest(

@@ -91,6 +91,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
 def settings_of(config: Config) -> dict:
     """What decides how a network comes out."""
     keys = ("model", "train", "metric", "seed") + (("soup",) if config.soup else ())
+    keys += ("judge",) if config.soup and config.soup.mode == "wise" else ()
     found = {key: getattr(config, key) for key in keys}
     if config.model.network.captions:
         found |= {"text": {"names": config.text.names, "templates": config.text.templates}}
