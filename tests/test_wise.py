@@ -133,6 +133,29 @@ def test_the_start_is_what_02_began_from(tiny):
     assert any(not torch.equal(began[k], v) for k, v in load_file(file_of("tuned", 1)).items())
 
 
+def test_clips_start_is_the_zero_shot_classifier(tiny):
+    """Also of a network that trains with a text tower, which no file of ours holds."""
+    pytest.importorskip("open_clip", reason="pip install -r requirements-text.txt")
+    from tests.test_clip import CONTRASTIVE, MODEL, TEMPLATES, whole_clip
+
+    clip = {k: v.contiguous() for k, v in whole_clip(custom=False).state_dict().items()}
+    save_file(clip, "open_clip.safetensors")
+    model = MODEL | {"network": CONTRASTIVE, "pretrained": "open_clip.safetensors"}
+    for name, epochs in (("zero", 0), ("clip", 1)):
+        config = tiny_config(model, {"epochs": epochs}, text={"templates": TEMPLATES})
+        stage1(config, name, [], False)
+    keys = {"members": ["clip"], "mode": "wise", "grid": 2}
+    soup(with_values(config, {"soup": keys}, "test"), "wise", [], False)
+    kitchen = Kitchen(
+        with_values(config, {"soup": keys}, "test"), load_dataset("tiny"), start("fp32")
+    )
+    found = mixed(kitchen, between("clip", 0.0), 1).network.state_dict()
+    zero = load_network(file_of("zero", 1), kitchen.data)[0].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in zero.items())
+    scores = read_json(file_of("wise", 1, MANIFEST))["wise"]["scores"]
+    assert set(scores) == {"0", "0.5", "1"}
+
+
 def test_batch_norm_between_the_ends_is_that_of_the_network_there(tiny):
     plain = mixed(kitchen_of(), between("tuned", 0.5), 0).network
     asked = kitchen_of(**{"soup.batchnorm": True})

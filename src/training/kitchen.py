@@ -98,7 +98,8 @@ def start_of(kitchen: Kitchen, fold: int | None) -> tuple[Network, Preprocessing
     config = config.model_copy(update={"train": plain})
     trainer, *_ = build_trainer(Fold(config, kitchen.data, fold, path.parent, kitchen.accelerator))
     kitchen.accelerator.free_memory()
-    own = {name: tuple(tensor.shape) for name, tensor in trainer.network.state_dict().items()}
+    began = trainer.network.eval().state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in began.items()}
     for name, shape in sorted(read_shapes(path, AGAIN)[1].items()):
         if own.get(name) != tuple(shape):
             raise UserError(
@@ -106,7 +107,9 @@ def start_of(kitchen: Kitchen, fold: int | None) -> tuple[Network, Preprocessing
                 f"{list(own.get(name, ())) or 'missing'} in the network that it began from as it "
                 "is made now; weights of one shape can be averaged"
             )
-    return trainer.network.eval(), trainer.prep
+    network, prep = load_network(path, kitchen.data)  # which lacks what only trains, as text towers
+    network.load_state_dict({name: began[name] for name in network.state_dict()})
+    return network, prep
 
 
 def outcomes_score(kitchen: Kitchen, mix: Mix, folds: list[int]) -> float:
