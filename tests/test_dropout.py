@@ -66,7 +66,7 @@ def test_dropout_is_before_the_heads_of_every_network(kind):
     assert torch.equal(network(images).logits, network(images).logits)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind != "clip"])
 def test_drop_path_is_in_every_body(kind):
     place = PLACES.get(kind, RESNET)
     assert not moved(built(kind, **place)[1])
@@ -75,6 +75,12 @@ def test_drop_path_is_in_every_body(kind):
         rates = [m.drop_prob for m in body.module.modules() if isinstance(m, DropPath)]
         assert rates and max(rates) == 0.5
     assert moved(terms) == terms(1).keys()
+
+
+def test_towers_of_open_clip_skip_no_block_and_say_so():
+    pytest.importorskip("open_clip")
+    with pytest.raises(UserError, match="model.drop_path is of timm's models"):
+        built("clip", drop_path=0.5)
 
 
 @pytest.mark.parametrize("backbone", ["vgg11", "densenet121"])

@@ -25,6 +25,7 @@ from tests.fabricate import (
     write_predictions,
 )
 
+RULE = Judge()
 K = 6
 PRIOR = np.geomspace(1, 0.1, K) / np.geomspace(1, 0.1, K).sum()
 
@@ -49,9 +50,9 @@ def world(seed=3, q=PRIOR, n=1200, scale=1.0, adjusted=0.0, bias=0.0, twins=Fals
     return oof, labels, np.arange(n) % 3, test, truth, np.bincount(labels, minlength=K)
 
 
-def judged(method, found, metric="accuracy", target=None):
+def judged(method, found, metric="accuracy", target=None, rule=RULE):
     oof, labels, fold, test, _, counts = found
-    return label_shift(method, oof, labels, fold, test, counts, metric, Judge(), target)
+    return label_shift(method, oof, labels, fold, test, counts, metric, rule, target)
 
 
 def accuracy(logits, truth):
@@ -115,7 +116,7 @@ def test_what_was_done_to_the_logits_is_taken_back(spoilt):
 @pytest.mark.parametrize("method", ["em", "bbse"])
 def test_a_planted_shift_is_found_and_the_gain_is_in_its_interval(method, spoilt):
     found = world(q=PRIOR[::-1], **spoilt)
-    shift, truth = judged(method, found), found[4]
+    shift, truth = judged(method, found, rule=Judge(standard_errors=1)), found[4]
     assert shift.kept
     q = np.bincount(truth, minlength=K) / len(truth)
     assert distance(shift.prior, q) < 2 * shift.found["error"] + 0.02
@@ -196,9 +197,10 @@ def test_two_classes_one_fold_and_few_images():
 
 
 def test_a_sample_of_the_images_is_enough_where_there_are_many(monkeypatch):
-    whole = judged("em", world(q=PRIOR[::-1]))
+    rule = Judge(standard_errors=1)
+    whole = judged("em", world(q=PRIOR[::-1]), rule=rule)
     monkeypatch.setattr(judge_module, "CELLS", 400 * K)
-    part = judged("em", world(q=PRIOR[::-1]))
+    part = judged("em", world(q=PRIOR[::-1]), rule=rule)
     assert part.kept and distance(part.prior, whole.prior) < 0.08
 
 

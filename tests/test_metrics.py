@@ -122,9 +122,9 @@ def test_a_lower_likelihood_loss_is_a_gain():
 @pytest.mark.parametrize(
     ("gain", "rule", "says"),
     [
-        (metrics.Gain(0.02, 0.01), Judge(), None),
+        (metrics.Gain(0.026, 0.01), Judge(), None),
         (metrics.Gain(0.0, 0.0), Judge(), "is not above 0"),
-        (metrics.Gain(0.02, 0.02), Judge(), "is within noise: not above 1 x 0.0200"),
+        (metrics.Gain(0.024, 0.01), Judge(), "is within noise: not above 2.5 x 0.0100"),
         (metrics.Gain(0.02, 0.02), Judge(standard_errors=0), None),
         (metrics.Gain(0.02, 0.01), Judge(standard_errors=2), "not above 2 x"),
         (metrics.Gain(0.02, 0.01), Judge(min_gain=0.02), "is not above 0.02"),
