@@ -1,9 +1,9 @@
-"""birds_lt: a second round on pseudo-labels, and the ensemble of three, as 06 left them.
+"""birds_lt: a probe, second rounds on pseudo-labels, ensembles of three, as 06 left them.
 
     python benchmarks/birds_ensemble.py
 
-Needs 01 … 05 of configs/birds_lt.yaml and of configs/birds_lt_ensemble/*.yaml, and 06 of each alone
-and of three together. Reads the manifests of the submissions and of stage 1;
+Needs 01 … 05 of configs/probe.yaml, configs/birds_lt.yaml and configs/birds_lt_ensemble/*.yaml, and
+06 of each alone and of three together. Reads the manifests of the submissions and of stage 1;
 nothing is computed and nothing chosen by the public solution.
 """
 
@@ -13,11 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_ensemble.py`
 
+from benchmarks.birds_ceiling import by_count
 from benchmarks.results import RESULTS, markdown, provenance, write_section
+from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json
+from src.artifacts.predictions import load_predictions
 from src.artifacts.work import MANIFEST, RUNS
 
 DATASET = "birds_lt"
+EXPERIMENTS = ("probe", "plain", "birds_lt", "again", "pseudo")
 COLUMNS = ("accuracy", "balanced_accuracy", "many", "medium", "few")
 
 
@@ -36,6 +40,9 @@ def main() -> None:
         dict.fromkeys(m["best_member"]["says"] for m in found if m.get("best_member"))
     )
     body += f"\n\n{markdown(times(home), 1)}\n\nOne process on one core each, beside other work."
+    body += "\n\nRecall out of fold after 04, by the images that a class has (all folds together); "
+    body += "probe trains no network (configs/probe.yaml):"
+    body += f"\n\n{markdown(recalls(home))}"
     title = "birds_lt, pseudo-labels and an ensemble of three"
     print(write_section("birds_lt ensemble", title, body, args.out))
 
@@ -53,10 +60,21 @@ def images(manifest: dict) -> int:
     return manifest["metrics"]["solution"]["images"]
 
 
+def recalls(home: Path) -> list[dict]:
+    """A row per experiment that 04 finished."""
+    data, rows = load_dataset(DATASET), []
+    for name in EXPERIMENTS:
+        if (path := home / name / "posthoc" / "oof.npz").is_file():
+            bands = by_count([load_predictions(path, data.num_classes)], data)
+            found = {f"{band['images']} images": band["recall"] for band in bands}
+            rows.append({"experiment": name} | found)
+    return rows
+
+
 def times(home: Path) -> list[dict]:
     """Minutes of stage 1 by experiment, and the commits it ran at."""
     rows = []
-    for name in ("birds_lt", "plain", "pseudo", "again"):
+    for name in EXPERIMENTS:
         paths = sorted((home / name / "stage1").glob(f"fold*/{MANIFEST}"))
         folds = [read_json(path) for path in paths]
         rows.append(
