@@ -1,55 +1,50 @@
 """On logits that know nothing, the judge's default keeps nothing: neither step by step nor any
-step of a chain, over 50 draws with a long tail."""
+step of a chain, over 50 draws with a long tail (benchmarks/noise.py)."""
 
 import numpy as np
 import pytest
 
+from benchmarks.noise import BARS, CHAIN, DRAWS, STEPS, gains, noise, passed
+from src.config.judge import Judge
 from src.fusion import build_steps
-from src.fusion.step import State
 from src.posthoc.crossfit import no_steps, try_step
-from src.posthoc.inputs import Start
 from tests.fabricate import config
 
-K, D, FOLDS, DRAWS = 8, 12, 3, 50
-CHAIN = ("tau_norm", "logit_adjustment", "ncm_fusion")
+BAR = Judge().standard_errors
 
 
-def noise(seed: int) -> Start:
-    """150 to 8 images a class, features and two heads that are independent of the labels."""
-    rng = np.random.default_rng(seed)
-    counts = np.maximum(150 * 0.05 ** (np.arange(K) / (K - 1)), 8).astype(int)
-    labels = rng.permutation(np.repeat(np.arange(K), counts))
-    fold = np.arange(len(labels)) % FOLDS
-    features = rng.normal(size=(len(labels), D)).astype(np.float32)
-    weight, means = rng.normal(size=(2, K, D)).astype(np.float32)
-    bias = rng.normal(size=K).astype(np.float32)
-    heads = {
-        "stage1": ("linear", {"weight": weight, "bias": bias}),
-        "ncm": ("cosine", {"weight": means, "scale": np.float32(10)}),
-    }
-    logits = features @ weight.T + bias
-    states = {
-        k: State(logits[fold == k], features[fold == k], "stage1", heads, counts)
-        for k in range(FOLDS)
-    }
-    return Start("stage1", states, {k: labels[fold == k] for k in range(FOLDS)})
+@pytest.fixture(scope="module")
+def starts():
+    return [noise(seed) for seed in range(DRAWS)]
 
 
-def kept(names: tuple[str, ...], draws: int = DRAWS, **judge) -> np.ndarray:
-    """[draws, steps] which steps are kept, each tried alone."""
-    settings = config(stage2=["crt", "ncm"], posthoc={"steps": list(names)}, judge=judge)
-    starts = [noise(seed) for seed in range(draws)]
-    return np.array(
-        [[try_step(s, start, no_steps(start), settings).kept for s in build_steps(settings)]
-         for start in starts]
-    )  # fmt: skip
+def test_of_the_default_chain_fewer_than_5_of_50_keep_anything(starts):
+    found = gains(starts, CHAIN)
+    assert (found > BAR).any(1).sum() < 5
+    assert (found > 0).any(1).sum() >= 25  # the draws do tempt
 
 
-def test_of_the_default_chain_fewer_than_5_of_50_keep_anything():
-    assert kept(CHAIN).any(1).sum() < 5
-    assert kept(CHAIN, standard_errors=0).any(1).sum() >= 25  # the draws do tempt
+@pytest.mark.parametrize("name", STEPS[len(CHAIN) :])
+def test_of_any_other_step_fewer_than_5_of_50_are_kept(starts, name):
+    assert (gains(starts, (name,)) > BAR).sum() < 5
 
 
-@pytest.mark.parametrize("name", ["fusion", "llw", "class_scales", "max_norm"])
-def test_of_any_other_step_fewer_than_5_of_50_are_kept(name):
-    assert kept((name,)).sum() < 5
+def test_what_is_counted_is_what_04_keeps(starts):
+    steps = {"stage2": ["crt", "ncm"], "posthoc": {"steps": ["tau_norm"]}}
+    found = gains(starts[:8], ("tau_norm",))[:, 0]
+    for times in (0.5, 1.0):
+        settings = config(judge={"standard_errors": times}, **steps)
+        kept = [
+            try_step(build_steps(settings)[0], s, no_steps(s), settings).kept for s in starts[:8]
+        ]
+        assert kept == (found > times).tolist()
+    assert (found > 0.5).any() and not (found > 0.5).all()
+
+
+def test_a_row_counts_draws_and_for_the_chain_any_of_its_steps():
+    found = np.zeros((3, len(STEPS)))
+    found[0, :2], found[1, 4] = 1.8, 9.0
+    rows = {row["standard errors"]: row for row in passed(found)}
+    assert len(rows) == len(BARS)
+    assert rows["1.64"]["the chain"] == rows["1.64"]["tau_norm"] == rows["2.5"]["llw"] == 1
+    assert rows["2"]["the chain"] == 0 and rows["1"]["logit_adjustment"] == 1

@@ -10,6 +10,8 @@ from src.config.section import Section, named
 class AuxiliarySection(Section):
     """What an auxiliary says of itself, as far as it differs from one that any network takes."""
 
+    along: ClassVar[str | None] = None  # why the network's first layers must run in every step
+
     def check(self, model, train) -> None:
         """Errors: ValueError for choices in the sections model and train that make no sense with
         it."""
@@ -22,6 +24,7 @@ class Frequency(AuxiliarySection):
 
 class SemanticCLS(AuxiliarySection):
     text: ClassVar[bool] = True
+    along = "the semantic CLS token goes with the image through every block"
 
     name: Literal["semantic_cls"] = "semantic_cls"
     beta: float = Field(

@@ -13,9 +13,9 @@ class Judge(Section):
         description="what is fitted after training (a step of 04, the combiner of 06) is kept if "
         "its cross-fitted gain is above so many standard errors of that gain: paired bootstrap "
         "over the out-of-fold images, 200 draws. Intervals that are shown are 95 %, 1.96 of them. "
-        "2.5: the smallest quarter at which a chain of steps keeps something in fewer than 5 of 50 "
-        "draws of pure noise. At 1.64 it does in 12: the folds share training images, so that a "
-        "cross-fitted gain varies more than its images do (Nadeau and Bengio, 2003)",
+        "2.5: of pure noise a chain of steps then keeps something in a few percent of draws "
+        "(benchmarks/noise.py). The folds share training images, so that a cross-fitted gain varies "
+        "more than its images do (Nadeau and Bengio, 2003)",
     )
     min_gain: float = Field(
         0.0,

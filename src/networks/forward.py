@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from src.artifacts.dataset import own_columns
 from src.artifacts.predictions import UNKNOWN, Predictions, from_arrays
+from src.config.schema import Config
 from src.data.dataset import eval_loader
-from src.data.transforms import Preprocessing
+from src.data.transforms import EvalTransform, Preprocessing
 from src.networks.base import Network
 from src.runtime import gather_arrays
 
@@ -74,3 +75,25 @@ def run_network(
 
 def _column(table: pd.DataFrame, name: str) -> np.ndarray:
     return table[name].to_numpy() if name in table else np.full(len(table), UNKNOWN)
+
+
+def run_evaluation(
+    network: Network,
+    prep: Preprocessing,
+    table: pd.DataFrame,
+    config: Config,
+    accelerator: Accelerator,
+    label: str | None = None,
+) -> Predictions:
+    """`run_network` on the evaluation view, in the batches that 02 evaluates in."""
+    return run_network(
+        network,
+        table,
+        EvalTransform(prep),
+        prep,
+        accelerator,
+        batch_size=config.train.eval_batch_size,
+        workers=config.data.workers,
+        channels_last=config.train.channels_last,
+        label=label,
+    )

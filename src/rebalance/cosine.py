@@ -7,12 +7,11 @@ trained with class-balanced sampling. Norms cannot grow with a class's frequency
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from src.config.heads import CosineHead
 from src.networks.heads import Cosine, build_head
-from src.rebalance.features import FeatureSet, initialise
-from src.rebalance.sgd import train
+from src.rebalance.features import FeatureSet
+from src.rebalance.fit import fit_by_cross_entropy
 
 
 def fit_cosine(
@@ -20,11 +19,4 @@ def fit_cosine(
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Returns the head's kind, `cosine`, and its weight [K, D] and scale."""
     head: Cosine = build_head("cosine", data.width, data.num_classes, spec.scale)
-    initialise(head, spec, data)
-    head.to(device)
-
-    def loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(head(features), labels, label_smoothing=spec.smoothing)
-
-    train(head, loss, data.batches(spec, seed, device), len(data.labels), spec)
-    return head.kind, {name: tensor.cpu().numpy() for name, tensor in head.arrays().items()}
+    return fit_by_cross_entropy(head, spec, data, seed, device)

@@ -5,12 +5,11 @@ at `src.networks.heads.LabelEmbedding`; it starts from the regression of the hea
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from src.config.heads import LabelEmbedding as Spec
 from src.networks.heads import LabelEmbedding
-from src.rebalance.features import FeatureSet, initialise
-from src.rebalance.sgd import train
+from src.rebalance.features import FeatureSet
+from src.rebalance.fit import fit_by_cross_entropy
 
 
 def fit_label_embedding(
@@ -20,11 +19,4 @@ def fit_label_embedding(
     and scale."""
     torch.manual_seed(seed)
     head = LabelEmbedding(data.width, data.classes.text, spec.scale, spec.correct)
-    initialise(head, spec, data)
-    head.to(device)
-
-    def loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(head(features), labels, label_smoothing=spec.smoothing)
-
-    train(head, loss, data.batches(spec, seed, device), len(data.labels), spec)
-    return head.kind, {name: tensor.cpu().numpy() for name, tensor in head.arrays().items()}
+    return fit_by_cross_entropy(head, spec, data, seed, device)

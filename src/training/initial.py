@@ -8,11 +8,11 @@ from accelerate import Accelerator
 
 from src.artifacts.dataset import Classes
 from src.config.schema import Config
-from src.data.transforms import EvalTransform, Preprocessing
+from src.data.transforms import Preprocessing
 from src.initialisers import Known, initial_arrays
 from src.networks.base import Network
 from src.networks.clip_projection import image_projection
-from src.networks.forward import run_network
+from src.networks.forward import run_evaluation
 
 
 def initialise_heads(
@@ -27,17 +27,8 @@ def initialise_heads(
     view of the images that it will be trained on. No image is read for random heads."""
 
     def features():
-        return run_network(
-            network,
-            images,
-            EvalTransform(prep),
-            prep,
-            accelerator,
-            batch_size=config.train.eval_batch_size,
-            workers=config.data.workers,
-            channels_last=config.train.channels_last,
-            label="features for model.head_init",
-        ).features
+        label = "features for model.head_init"
+        return run_evaluation(network, prep, images, config, accelerator, label).features
 
     ordered, init = images.sort_values("image_id"), config.model.head_init
     asked = getattr(init, "projection", "fitted")

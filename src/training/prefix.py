@@ -52,8 +52,9 @@ def why_not(config: Config, network: Network) -> str | None:
         return "train.mixing, train.second_sampler and train.resizing need the images"
     if train.distill.views == "same":
         return "train.distill.views=same shows the images to teachers, too"
-    if any(auxiliary.name == "semantic_cls" for auxiliary in train.auxiliaries):
-        return "the semantic CLS token goes with the image through every block"
+    for auxiliary in train.auxiliaries:
+        if auxiliary.along:
+            return auxiliary.along
     return "train.freeze lets parts of it train later" if train.thaws else None
 
 

@@ -22,13 +22,13 @@ from src.config.schema import Config
 from src.config.tree import dump_config, flatten
 from src.data.dataset import Epochs
 from src.data.resizing import check_augment
-from src.data.transforms import EvalTransform, Preprocessing
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.language.text import with_text
 from src.metrics import METRICS, short_name, sign, summary
 from src.networks.average import Average, refresh_statistics
 from src.networks.base import Network
-from src.networks.forward import run_network
+from src.networks.forward import run_evaluation
 from src.networks.freeze import load_trained, trained
 from src.networks.weights import check_warm_start
 from src.plots.curves import draw_curves, load_curves
@@ -150,20 +150,22 @@ def train_fold(job: Fold, overwrite: bool) -> dict[str, float]:
     if teachers:
         job = listening(job, teachers)
     trainer, loader, epochs = build_trainer(job, fresh=checkpoint is None)
+    first = None
     if checkpoint is None and config.model.network.captions and job.fold is not None:
-        _zero_shot(job, trainer)
+        first = _zero_shot(job, trainer)
     state = {"settings": work.settings, "inputs": work.inputs}
     history, found = fit(job, trainer, loader, epochs, state, checkpoint)
-    return finish(job, trainer, history, found, work)
+    return finish(job, trainer, history, found if history else first, work)
 
 
-def _zero_shot(job: Fold, trainer: Trainer) -> None:
+def _zero_shot(job: Fold, trainer: Trainer) -> Predictions:
     """What the network says of held-out images before it has seen any: a row of the report."""
     found = evaluate(job, trainer.evaluated, trainer.prep)
     told = " · ".join(f"{short_name(n)} {v:.3f}" for n, v in scores(job, found).items())
     job.accelerator.print(f"{job.name} zero-shot: {told}")
     if job.accelerator.is_main_process:
         replace(found, features=None).save(job.directory / ZERO_SHOT)
+    return found
 
 
 def fit(
@@ -265,16 +267,8 @@ def finish(
 
 def evaluate(job: Fold, network: Network, prep: Preprocessing) -> Predictions:
     """Held-out predictions with features."""
-    found = run_network(
-        network,
-        job.data.held_out(job.fold),
-        EvalTransform(prep),
-        prep,
-        job.accelerator,
-        batch_size=job.config.train.eval_batch_size,
-        workers=job.config.data.workers,
-        channels_last=job.config.train.channels_last,
-    )
+    table = job.data.held_out(job.fold)
+    found = run_evaluation(network, prep, table, job.config, job.accelerator)
     if not np.isfinite(found.logits).all():
         raise UserError("validation logits are not finite; lower train.lr or use precision=fp32")
     return found

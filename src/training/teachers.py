@@ -33,14 +33,13 @@ from src.config.names import STAGE1, of_stage1
 from src.config.schema import Config
 from src.config.training import Train
 from src.config.upgrade import upgraded
-from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.fusion import heads_of
 from src.fusion.network import all_logits, without_fold
 from src.fusion.store import ARRAYS, RECIPE, load_recipe
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import load_statistics
-from src.networks.forward import run_network
+from src.networks.forward import run_evaluation
 from src.networks.origins import AGAIN
 from src.networks.weights import load_network
 
@@ -93,17 +92,8 @@ class Teacher:
         network.to(accelerator.device)
 
         def run() -> Predictions:
-            return run_network(
-                network,
-                table,
-                EvalTransform(prep),
-                prep,
-                accelerator,
-                batch_size=config.train.eval_batch_size,
-                workers=config.data.workers,
-                channels_last=config.train.channels_last,
-                label=f"{self.home.name} teaches, {self.stage1.name}",
-            )
+            label = f"{self.home.name} teaches, {self.stage1.name}"
+            return run_evaluation(network, prep, table, config, accelerator, label)
 
         found, own = run(), {}
         for name, path in self.statistics.items():
