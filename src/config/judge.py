@@ -14,7 +14,7 @@ class Judge(Section):
         "its cross-fitted gain is above so many standard errors of that gain: paired bootstrap "
         "over the out-of-fold images, 200 draws. Intervals that are shown are 95 %, 1.96 of them. "
         "2.5: of pure noise a chain of steps then keeps something in a few percent of draws "
-        "(benchmarks/noise.py). The folds share training images, so that a cross-fitted gain varies "
+        "(benchmarks/noise.py). Folds share training images, so that a cross-fitted gain varies "
         "more than its images do (Nadeau and Bengio, 2003)",
     )
     min_gain: float = Field(
