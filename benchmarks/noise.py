@@ -5,8 +5,8 @@
 Two heads on features, all independent of the labels, which have a long tail: whatever a step gains
 out of fold it gains by chance. Each step is tried alone on each draw, and kept at each number of
 standard errors; the chain is what 04 tries by default, and keeps something if any of its steps is
-kept. `judge.standard_errors` shall let so few pass that of 50 draws fewer than 5 keep something, and
-tests/test_noise.py has 50 from here.
+kept. `judge.standard_errors` shall let so few pass that of 50 draws fewer than 5 keep something;
+tests/test_noise.py has its draws from here.
 """
 
 import argparse
