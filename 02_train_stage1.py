@@ -28,23 +28,16 @@ A config with `soup: {members: [a, b]}` trains nothing: its networks are the mea
 these experiments, fold by fold, and 03 … 06 go on from there.
 """
 
+from functools import partial
 from pathlib import Path
 
 from src import cli
-from src.artifacts.marks import marked, pseudo_labelled
-from src.artifacts.work import RUNS
-from src.config.read import load_config
 from src.errors import UserError
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--folds",
-        nargs="+",
-        default=[],
-        metavar="K",
-        help="folds to train, numbers or `full` (default: all numbered folds)",
+    parser = cli.parser(
+        __doc__, folds="folds to train, numbers or `full` (default: all numbered folds)"
     )
     parser.add_argument(
         "--search",
@@ -52,11 +45,16 @@ def main() -> None:
         help="search the keys in `search.keys` instead of training; later runs use what it finds",
     )
     args = parser.parse_args()
-    config = load_config(args.config, args.set)
+    (config,) = cli.configs_of(args)
+    if config.soup is None:
+        from src.config.model import check_weights_file  # after the arguments are known to be right
+
+        check_weights_file(config.model.weights_file)
 
     if args.search and config.soup is not None:
         raise UserError("--search: a soup is not trained; remove the section soup, or --search")
     if args.search:
+        cli.no_dry_run(args)
         from src.training.trials import search
 
         table = search(config, Path(args.config).stem, args.overwrite)
@@ -65,13 +63,21 @@ def main() -> None:
 
     experiment, title = Path(args.config).stem, "Stage 1, each fold's held-out images"
     if config.soup is not None:
-        from src.training.soup import soup
+        from src.training.soup import soup as make
 
-        rows, title = soup(config, experiment, args.folds, args.overwrite), f"A soup: {title}"
+        title = f"A soup: {title}"
     else:
-        from src.training.stage1 import stage1  # after the config is known to be right: it is slow
+        from src.training.stage1 import stage1 as make  # after the config is known to be right
+    work = partial(make, config, experiment, args.folds, args.overwrite)
+    if args.dry_run:
+        from src.plan import would
 
-        rows = stage1(config, experiment, args.folds, args.overwrite)
+        return would("02", config, args, work)
+    rows = work()
+
+    from src.artifacts.marks import marked, pseudo_labelled
+    from src.artifacts.work import RUNS
+
     home = RUNS / config.dataset / experiment
     cli.print_table(rows, marked(title, home))
     if note := pseudo_labelled(home):

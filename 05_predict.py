@@ -11,23 +11,32 @@ Writes  predict/stage1.npz, predict/<head>.npz, predict/posthoc.npz, manifest.js
         predict/evidence/evidence.npz, what the networks looked at, which the report shows
 """
 
+from functools import partial
 from pathlib import Path
 
 from src import cli
-from src.config.read import load_config
 
 
 def main() -> None:
-    args = cli.parser(__doc__).parse_args()
-    config = load_config(args.config, args.set)
+    parser = cli.parser(
+        __doc__, folds="networks to predict with, numbers or `full` (default: all that 02 finished)"
+    )
+    args = parser.parse_args()
+    (config,) = cli.configs_of(args)
 
     from src.inference.evidence import evidence  # after the config is known to be right
     from src.inference.predict import predict
+    from src.inference.views import tta_views
 
     experiment = Path(args.config).stem
-    paths = predict(config, experiment, args.overwrite)
+    work = partial(predict, config, experiment, args.overwrite, args.folds)
+    if args.dry_run:
+        from src.plan import would
+
+        return would("05", config, args, work, len(tta_views(config.predict.tta)))
+    paths = work()
     if config.predict.evidence:
-        paths["evidence"] = evidence(config, experiment, args.overwrite)
+        paths["evidence"] = evidence(config, experiment, args.overwrite, args.folds)
     for name, path in paths.items():
         cli.say(f"{name:>12}  {path}")
 

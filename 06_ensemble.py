@@ -2,7 +2,9 @@
 
     python 06_ensemble.py --config configs/digits.yaml
     python 06_ensemble.py --config configs/a.yaml configs/b.yaml --out submission.csv
+    python 06_ensemble.py --config configs/a.yaml --folds 0    # a one-fold baseline
     python 06_ensemble.py --config configs/a.yaml --solution path/to/solution.csv
+    python 06_ensemble.py --config configs/a.yaml --bundle bundle.zip    # for code competitions
 
 Needs 05 of every experiment (and 04, for the member `posthoc`). Runs on any CPU in seconds and
 never imports torch; there is nothing here for a GPU to do. Log-probabilities are combined as
@@ -13,26 +15,25 @@ sample_submission.csv, or of the section `submission`), .npz and .manifest.json,
 runs/<dataset>/report.html. A solution is used to print a score, never to choose.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-import pandas as pd
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src import cli
-from src.artifacts.marks import marked
-from src.config.read import load_config
-from src.ensemble.ensemble import Result, ensemble
-from src.ensemble.review import Review
-from src.metrics import gain_text, short_name
-from src.report.context import gather
-from src.report.page import write_report
-from src.report.stages import format_table, table_of
+
+if TYPE_CHECKING:
+    from src.ensemble.ensemble import Result
+    from src.ensemble.review import Review
 
 ENDS = ["gain", "gain_low", "gain_high"]
-SHORT = {"accuracy": "overall", "balanced_accuracy": "balanced"}
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, many_configs=True)
+    parser = cli.parser(
+        __doc__, many_configs=True, folds="folds to judge members by, numbers (default: all)"
+    )
     parser.add_argument("--out", metavar="CSV", help="also write the submission to this file")
     parser.add_argument(
         "--solution",
@@ -40,31 +41,55 @@ def main() -> None:
         help="true class ids of some or all test images: in the submission's columns, a column "
         "per class, or a row per image and class; default: data.solution, if it is there",
     )
-    args = parser.parse_args()
-    configs = [load_config(path, args.set) for path in args.config]
-    experiments = [Path(path).stem for path in args.config]
-    result = ensemble(
-        configs, experiments, overwrite=args.overwrite, out=args.out, solution=args.solution
+    parser.add_argument(
+        "--bundle",
+        metavar="PATH",
+        help="also put weights, code and configs into this directory (or .zip), with a script and "
+        "a notebook that run 05 and 06 offline on a directory of hidden test images",
     )
+    args = parser.parse_args()
+    configs = cli.configs_of(args)
+
+    from src.artifacts.marks import marked  # after the configs are known to be right
+    from src.ensemble.ensemble import ensemble
+    from src.metrics import short_name
+    from src.report.context import gather
+    from src.report.page import write_report
+    from src.report.stages import format_table, table_of
+
+    experiments = cli.experiments_of(args)
+    how = {"overwrite": args.overwrite, "solution": args.solution, "folds": args.folds}
+    work = partial(ensemble, configs, experiments, **how)
+    if args.dry_run:
+        from src.plan import would
+
+        return would("06", configs[0], args, work)
+    result = work(out=args.out)
     report = gather(configs[0].dataset, experiments, configs)
     for experiment in report.experiments:
         name = marked(experiment.name, experiment.home)
-        print(f"\n{name}, stage by stage, on out-of-fold images")
+        cli.say(f"\n{name}, stage by stage, on out-of-fold images")
         table = table_of(report.data, experiment.rows, experiment.config.metric)
         if experiment.gains:
             metric = short_name(experiment.config.metric)
-            metric = SHORT.get(metric, metric)
-            table[f"gain, {metric}"] = [experiment.gains.get(name, "–") for name in table.index]
-        print(experiment.problem or format_table(table))
+            metric = cli.SHORT.get(metric, metric)
+            table[f"gain, {metric}"] = [str(experiment.gains.get(n, "–")) for n in table.index]
+        cli.say(experiment.problem or format_table(table))
         for reason in (*experiment.optimism, *filter(None, [experiment.pseudo])):
-            print(reason)
+            cli.say(reason)
     show(result, {e.name: marked(e.name, e.home) for e in report.experiments})
-    print(f"\nformat:     {result.sheet}")
+    page = write_report(report)
+    cli.say("\n".join(["", *result.expected.lines()]))
+    cli.say(f"\nformat:     {result.sheet}")
     if result.flags:
-        print(f"unknown:    {result.flags}")
-    print(f"submission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
-    print(f"report:     {write_report(report)}\n")
-    print("\n".join(result.expected.lines()))
+        cli.say(f"unknown:    {result.flags}")
+    cli.say(f"submission: {result.submission}" + (f", copied to {args.out}" if args.out else ""))
+    cli.say(f"report:     {page}")
+    if args.bundle:
+        from src.bundle.make import make_bundle  # seldom asked for
+
+        made = make_bundle(configs, experiments, args.folds, Path(args.bundle))
+        cli.say(f"bundle:     {made}")
 
 
 def show(result: Result, names: dict[str, str]) -> None:
@@ -72,25 +97,35 @@ def show(result: Result, names: dict[str, str]) -> None:
 
     names: of the experiments, with their marks
     """
-    table = result.oof.drop(columns=ENDS).rename(columns=SHORT)
+    import pandas as pd
+
+    from src.metrics import gain_text
+
+    table = result.oof.drop(columns=ENDS).rename(columns=cli.SHORT)
     if result.oof["gain"].notna().any():
         table["gain"] = [gain_text(*row) for row in result.oof[ENDS].to_numpy()]
     parts = [member.partition("/") for member in table["member"]]
     table["member"] = [names.get(first, first) + slash + head for first, slash, head in parts]
     cli.print_table(table, "out-of-fold, the ensemble cross-fitted")
-    print(f"combiner: {result.choice.method} ({result.choice.reason})")
-    print(result.decision.says)
+    cli.say(f"combiner: {result.choice.method} ({result.choice.reason})")
+    cli.say(result.decision.says)
+    if result.caveat:
+        cli.say(result.caveat)
     if result.shift is not None:
-        print(f"label shift: {result.shift}")
+        cli.say(f"label shift: {result.shift}")
     if result.review is not None:
         show_review(result.review)
     if result.score is not None:
-        score = pd.DataFrame([result.score]).rename(columns=SHORT)
+        score = pd.DataFrame([result.score]).rename(columns=cli.SHORT)
         cli.print_table(score, f"solution: on {result.scored} of {result.images} test images")
 
 
 def show_review(review: Review) -> None:
     """How members differ, what each brings, and whether the best one would do."""
+    import pandas as pd
+
+    from src.metrics import gain_text
+
     cli.print_table(
         pd.DataFrame(review.pairs), "two members: how alike, and how alike their errors"
     )
@@ -98,7 +133,7 @@ def show_review(review: Review) -> None:
     if len(dropped):
         dropped["brings"] = [gain_text(*row) for row in dropped[ENDS].to_numpy()]
         cli.print_table(dropped.drop(columns=ENDS), "without each member, cross-fitted")
-    print(f"\n{review.says}")
+    cli.say(f"\n{review.says}")
 
 
 if __name__ == "__main__":

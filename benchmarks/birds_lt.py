@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/birds_lt.py`
 
 from benchmarks.results import markdown, provenance, write_section
@@ -21,7 +19,6 @@ from src.artifacts.predictions import Predictions, load_predictions
 from src.artifacts.work import RUNS
 from src.config.read import load_config
 from src.metrics import summary
-from src.plots.style import BIN_COLORS, legend_above, png
 
 CONFIG = "configs/birds_lt.yaml"
 SCRIPTS = {
@@ -62,30 +59,7 @@ def main() -> None:
     body = f"{provenance()}\n\nThe first three rows are on all 2,903 test images, ours on the "
     body += f"{len(truth)} of the public solution.\n\n{markdown(rows)}\n\n"
     body += f"{out_of_fold(config.dataset)}\n\n{times(config.dataset)}"
-    draw(rows, Path(__file__).with_suffix(".png"))
     print(write_section("birds_lt", "birds_lt, 01 to 06", body))
-
-
-def draw(rows: list[dict], path: Path) -> None:
-    """Recall of each bin, one group of bars per row that the README speaks of."""
-    first, last = rows[0], next(r for r in rows if r["test images"].endswith("posthoc"))
-    stage1 = next(r for r in rows if r["test images"].endswith("stage1"))
-    shown = {"timm train.py": first, "its features,\nnearest mean": rows[1],
-             "stage 1,\nfive folds": stage1, "submission": last}  # fmt: skip
-
-    def panel(ax: Axes) -> None:
-        for n, (name, color) in enumerate(BIN_COLORS.items()):
-            if name in COLUMNS:
-                at = [group + 0.26 * (n - 1) for group in range(len(shown))]
-                values = [row[name] for row in shown.values()]
-                bars = ax.bar(at, values, 0.24, color=color, label=f"{name}-shot")
-                ax.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
-        ax.set_xticks(range(len(shown)), list(shown))
-        ax.set_ylim(0, 1)
-        ax.set_title("birds_lt: recall on test images")
-        legend_above(ax)
-
-    png([panel], path, columns=1)
 
 
 def rows_of(every: Predictions, ids: list[str]):

@@ -2,12 +2,13 @@
 
     python benchmarks/birds_methods.py --jobs 2           # every method, two trainings at a time
     python benchmarks/birds_methods.py --methods ce kt    # some of them
+    python benchmarks/birds_methods.py --config configs/digits.yaml --folds 0 1 2 3 4
     python benchmarks/birds_methods.py --table            # nothing is trained
 
 A method is what benchmarks/cifar_methods.py says, added to configs/birds_lt_plain.yaml with a
-shorter training of smaller images. It is scored out of fold, against cross-entropy on the same
-images; the test set is not touched. Finished work is skipped and a stopped run continues. Needs 01
-to have run.
+shorter training of smaller images, or to another config as it is. It is scored out of fold, against
+cross-entropy on the same images; the test set is not touched. Finished work is skipped and a
+stopped run continues. Needs 01 to have run.
 """
 
 import json
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/bir
 from benchmarks import arguments
 from benchmarks.cifar_jobs import choose_tau, fit_heads, without_prior
 from benchmarks.cifar_methods import HEADS, METHODS, Method, in_order, row_title
+from benchmarks.judged import PLAIN, TOO_SHORT, epochs_for, is_short, judged
 from benchmarks.pool import run_all
 from benchmarks.results import (
     Scores,
@@ -53,6 +55,7 @@ SHORT = {
     "train.precision": "fp32",
     "train.criterion": {"name": "cross_entropy"},
 }
+LEAN = {key: SHORT[key] for key in ("train.precision", "train.criterion")}  # other data sets
 SMOOTHED = {"train.criterion": {"name": "balanced_softmax", "smoothing": 0.1}}
 ALSO = (
     *("multi_task", "cutmix", "seesaw", "lade", "anti_alias", "kt_images", "task_separator"),
@@ -128,9 +131,15 @@ def job_config(job: Job) -> Config:
     """Errors: UserError when the product does not take the method's settings."""
     method = BIRDS[job.method]
     heads = [HEADS[name][1] | {"name": name} for name in method.heads]
-    settings = {**SHORT, **method.settings, "stage2": heads}
+    shorter = SHORT if load_config(job.base).dataset == "birds_lt" else LEAN
+    settings = {**shorter, **method.settings, "stage2": heads}
     items = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return load_config(job.base, [*items, *job.overrides])
+
+
+def too_short(job: Job) -> bool:
+    """Whether a job trains for less than its config asks for."""
+    return is_short(job_config(job), load_config(job.base, [*job.overrides]))
 
 
 def run_job(job: Job) -> dict[str, str]:
@@ -148,17 +157,18 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
 
     any_job: whose config, folds and overrides count · failed: title → why it has no figures
     """
-    config = job_config(any_job)
+    config, asked = job_config(any_job), load_config(any_job.base, [*any_job.overrides])
     dataset, train, folds = config.dataset, config.train, " ".join(any_job.folds)
     data = load_dataset(dataset)
     held_out = sum(len(data.held_out(int(k))) for k in any_job.folds)
     table = scores_of(dataset).keep(measured(any_job, data), path)
     table = table[table["folds"] == folds].set_index("row")
-    rows = []
+    rows, fair = [], judged_rows(table, too_short(any_job))
     for row in in_order(table.index, BIRDS):
         line = table.loc[row]
         shown = {n: 100 * line[n] for n in ("balanced_accuracy", "many", "medium", "few")}
-        gain = "" if row == "ce" else f"{100 * line['gain']:+.1f} ± {100 * line['noise']:.1f}"
+        gain = "" if row == PLAIN else f"{100 * line['gain']:+.1f} ± {100 * line['noise']:.1f}"
+        gain = gain if row in fair else TOO_SHORT
         rows.append({"method": row_title(row, BIRDS)} | shown | {"against CE": gain})
     methods = dict.fromkeys(row.split("/")[0] for row in in_order(table.index, BIRDS))
     lines = [
@@ -171,7 +181,9 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
         "bootstrap, to the cross-entropy that was there when the row was measured (which differs "
         "by a point or two between machines). Losses with the class prior in them look a little "
         "better here than on test images: their counts say which class lacks an image in this "
-        "fold (src/fusion/logit_adjustment.py).",
+        "fold (src/fusion/logit_adjustment.py)."
+        + f" `{TOO_SHORT}` (benchmarks/judged.py): it takes {epochs_for(asked)} epochs "
+        f"at {asked.model.image_size} px, and the row is not ahead." * too_short(any_job),
         "",
         markdown(rows, 1),
     ]
@@ -179,6 +191,12 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
         lines += ["", "Not run:", "", *(f"- {title}: {why}" for title, why in failed.items())]
     title = f"{dataset}, method by method"
     return write_section(f"{dataset} methods", title, "\n".join(lines), path)
+
+
+def judged_rows(table: pd.DataFrame, short: bool) -> list[str]:
+    """The rows of a table by row that may be judged. short: whether they were trained so"""
+    gains = 100 * table["gain"]
+    return [row for row in table.index if judged(row, gains, BIRDS, short)]
 
 
 def measured(any_job: Job, data: Dataset) -> list[dict]:
@@ -207,6 +225,12 @@ def measured(any_job: Job, data: Dataset) -> list[dict]:
 def in_image_order(table: pd.DataFrame) -> np.ndarray:
     """Labels [N] of images, by image_id."""
     return table.sort_values("image_id")["label"].to_numpy()
+
+
+def held_out_logits(networks: list[Path], data: Dataset) -> np.ndarray:
+    """[N, K] of what networks of stage 1 hold out, by image_id inside a fold."""
+    parts = [load_predictions(network / "oof.npz", data.num_classes) for network in networks]
+    return np.concatenate([part.take(np.sort(part.image_id)).logits for part in parts])
 
 
 def out_of_fold(job: Job, data: Dataset) -> dict[str, np.ndarray]:

@@ -67,7 +67,13 @@ class Job:
     def folds(self) -> list[str]:
         if self.selected or BUDGETS[self.budget].held_out:
             return [HELD_OUT]
-        return [FULL, HELD_OUT] if "tau" in METHODS[self.method].posthoc else [FULL]
+        return [FULL, HELD_OUT] if "tau" in self.posthoc else [FULL]
+
+    @property
+    def posthoc(self) -> list[str]:
+        """Names in POSTHOC: those of the method that the budget has time for."""
+        found = () if self.selected else METHODS[self.method].posthoc
+        return [name for name in found if name in BUDGETS[self.budget].posthoc]
 
     @property
     def network(self) -> str:
@@ -167,13 +173,14 @@ def score(job: Job, config: Config, data: Dataset, without: Container[str] = ())
         files["held_out"] = home / "stage1" / fold_name(HELD_OUT) / "oof.npz"
     names = [spec.name for spec in config.stage2 if spec.name not in without]
     heads = {n: home / "stage2" / n / network.name / "head.safetensors" for n in names}
-    posthoc = () if job.selected else METHODS[job.method].posthoc
-    settings = {"posthoc": list(posthoc), "predict": dump_config(config.predict)}
+    settings = {"posthoc": job.posthoc, "predict": dump_config(config.predict)}
     step = Work(home / "score", settings, files | heads)
     if step.finished():
         return read_json(step.directory / SCORES)
     accelerator = start(config.train.precision)
-    rows, chosen = test_logits(config, data, network, heads, posthoc, step.directory, accelerator)
+    rows, chosen = test_logits(
+        config, data, network, heads, job.posthoc, step.directory, accelerator
+    )
     ids = np.sort(data.test["image_id"].to_numpy(str))
     trained = read_json(network / MANIFEST)
     tree = {
@@ -197,7 +204,7 @@ def test_logits(
     data: Dataset,
     network: Path,
     heads: dict[str, Path],
-    posthoc: tuple[str, ...],
+    posthoc: list[str],
     directory: Path,
     accelerator: Accelerator,
 ) -> tuple[dict[str, np.ndarray], dict]:

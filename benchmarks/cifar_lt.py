@@ -1,6 +1,8 @@
 """Long-tailed CIFAR: every method of stages 1 and 2 beside the published figures.
 
     python benchmarks/cifar_lt.py --budget cpu    # exp 1:100, two cores, 2 hours
+    python benchmarks/cifar_lt.py --budget published --methods ce balanced_softmax ldam_drw bbn
+                                                  # 200 epochs without a GPU, hours a row
     python benchmarks/cifar_lt.py --budget gpu --selected --seeds 0 1 2 --jobs 6    # one GPU
     python benchmarks/cifar_lt.py --budget gpu --selected --ratios 50 10
     python benchmarks/cifar_lt.py --budget gpu --selected --profile step --ablations

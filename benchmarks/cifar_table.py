@@ -16,15 +16,19 @@ from benchmarks.cifar_methods import (
     in_order,
     row_title,
 )
+from benchmarks.judged import PLAIN, PUBLISHED_EPOCHS, TOO_SHORT, WITHIN, epochs_for, judged
 from benchmarks.results import Scores, distinct, table_line
 from src.artifacts.files import read_json
 from src.artifacts.work import MANIFEST, RUNS
 from src.config.read import load_config
 
 TRAINED = {
-    False: "all training images, last epoch; τ is chosen on fold 0 by a network that never saw it, "
-    "and used on this one.",
-    True: "trained on four fifths of the images, last epoch; τ is chosen on fold 0, the others.",
+    False: "all training images, last epoch",
+    True: "trained on four fifths of the images, last epoch",
+}
+CHOSEN = {
+    False: "; τ is chosen on fold 0 by a network that never saw it, and used on this one",
+    True: "; τ is chosen on fold 0, the others",
 }
 
 
@@ -48,6 +52,32 @@ class Section:
             ("accuracy", "head", "tail", "many", "medium", "few"),
             ("chosen", "device", "git"),
         )
+
+    def epochs(self, row: str) -> tuple[int, int]:
+        """Those of a row's training, and those that it should have."""
+        name, budget = row.split("/")[0], BUDGETS[self.budget]
+        whole = load_config(self.base)
+        trained = {**budget.settings, **budget.adapted.get(name, {})}
+        trained = trained.get("train.epochs", whole.train.epochs)
+        return trained, max(epochs_for(whole), PUBLISHED_EPOCHS.get(name, 0))
+
+    def published(self, row: str, split: str) -> tuple[float | None, float | None]:
+        """Accuracy, and the gain over the same source's cross-entropy, in %."""
+        table = PUBLISHED.get(Path(self.base).stem, {})
+        own, base = (table.get(r, {}).get(split) for r in (row, PLAIN))
+        known = row != PLAIN and None not in (own, base) and row not in OTHER_SOURCES
+        return own, own - base if known else None
+
+    def verdict(self, table: pd.DataFrame, row: str, split: str, epoch: str = "last") -> str:
+        """TOO_SHORT, or nothing to say; nothing either of a row without figures."""
+        there = table[(table["split"] == split) & (table["epoch"] == epoch)]
+        means = 100 * there.dropna(subset="accuracy").groupby("row")["accuracy"].mean()
+        if row not in means or PLAIN not in means:
+            return ""
+        trained, whole = self.epochs(row)
+        gain = self.published(row, split)[1]
+        fine = judged(row, means - means[PLAIN], METHODS, trained < whole, gain)
+        return "" if fine else TOO_SHORT
 
 
 def write_section(path: Path, section: Section, missing: dict[str, str]) -> str:
@@ -85,9 +115,9 @@ def collect(section: Section) -> list[dict]:
 def render(section: Section, table: pd.DataFrame, missing: dict[str, str]) -> str:
     lines = [*_how(section, table), ""]
     if len(table):
-        lines += [*_main_table(section, table), "", *_selected_table(table)]
+        lines += [*_main_table(section, table), "", *_selected_table(section, table)]
         for title, rows in ABLATIONS.items():
-            lines += _ablation(title, rows, table)
+            lines += _ablation(section, title, rows, table)
         lines += _chosen(table)
     if missing:
         lines += ["Not run:", "", *(f"- {title}: {why}" for title, why in missing.items()), ""]
@@ -95,13 +125,16 @@ def render(section: Section, table: pd.DataFrame, missing: dict[str, str]) -> st
 
 
 def _how(section: Section, table: pd.DataFrame) -> list[str]:
+    budget = BUDGETS[section.budget]
+    tau = CHOSEN[budget.held_out] if "tau" in budget.posthoc else ""
     lines = [
-        f"{BUDGETS[section.budget].schedule}. Mean ± standard deviation over seeds (their number); "
-        f"{TRAINED[BUDGETS[section.budget].held_out]} "
+        f"{budget.schedule}. Mean ± standard deviation over seeds (their number); "
+        f"{TRAINED[budget.held_out]}{tau}. "
         "`published`: ResNet-32, 200 epochs, all training images, from the sources in "
         "benchmarks/cifar_methods.py, most of them the best test epoch; their gain is over the "
         "cross-entropy of the same table, and left out where another source is quoted. The "
-        "selected epoch is the best on fold 0 of a network trained on the other four fifths.",
+        "selected epoch is the best on fold 0 of a network trained on the other four fifths."
+        + _judging(section, table),
         "",
         *(f"    {command}" for command in _commands(section, table)),
     ]
@@ -109,6 +142,22 @@ def _how(section: Section, table: pd.DataFrame) -> list[str]:
         devices = " / ".join(sorted(set(table["device"])))
         lines += ["", f"{devices}; trained at commit {distinct(table['git'])}."]
     return lines
+
+
+def _judging(section: Section, table: pd.DataFrame) -> str:
+    """What `too short to judge` means here; nothing where every row was trained long enough."""
+    usual = section.epochs(PLAIN)
+    others = {name: section.epochs(name) for name in in_order(set(table["row"]))}
+    others = {name: both for name, both in others.items() if both != usual and both[0] < both[1]}
+    if usual[0] >= usual[1] and not others:
+        return ""
+    said = [f"{row_title(name)} {done} of {whole}" for name, (done, whole) in others.items()]
+    said = [f"{usual[0]} of {usual[1]} epochs"] * (usual[0] < usual[1]) + said
+    return (
+        f" `{TOO_SHORT}` (benchmarks/judged.py): trained for less than was published "
+        f"({', '.join(said)}), and not ahead of cross-entropy, of its baseline and, within "
+        f"{WITHIN} points, by as much as is published."
+    )
 
 
 def _commands(section: Section, table: pd.DataFrame) -> list[str]:
@@ -140,33 +189,33 @@ def _trained_alike(section: Section, table: pd.DataFrame) -> dict[str, list[str]
 
 def _main_table(section: Section, table: pd.DataFrame) -> list[str]:
     """The last epoch, and what the papers say of a split where they say something."""
-    published = PUBLISHED.get(Path(section.base).stem, {})
     splits = _splits(table)
     head = ["method"]
     for split in splits:
         head += [split, "gain over CE"]
-        head += ["published", "gain"] if _is_published(published, split) else []
+        head += ["published", "gain"] if _is_published(section, split) else []
     lines = [table_line(head), table_line(["---", *["---:"] * (len(head) - 1)])]
     for row in _main_rows(table):
         cells = [row_title(row)]
         for split in splits:
             ours = values(table, row, split)
-            base = values(table, "ce", split)
-            cells += [_spread(ours), _gain(ours.mean(), base.mean(), row)]
-            if not _is_published(published, split):
+            gain = ours.mean() - values(table, PLAIN, split).mean()
+            said = section.verdict(table, row, split)
+            cells += [_spread(ours), said or _signed(None if row == PLAIN else gain)]
+            if not _is_published(section, split):
                 continue
-            known, base_known = (published.get(r, {}).get(split) for r in (row, "ce"))
-            base_known = None if row in OTHER_SOURCES else base_known
-            cells += ["" if known is None else f"{known:.1f}", _gain(known, base_known, row)]
+            known, gain = section.published(row, split)
+            cells += ["" if known is None else f"{known:.1f}", _signed(gain)]
         lines.append(table_line(cells))
     return lines
 
 
-def _is_published(published: dict[str, dict[str, float]], split: str) -> bool:
+def _is_published(section: Section, split: str) -> bool:
+    published = PUBLISHED.get(Path(section.base).stem, {})
     return any(split in figures for figures in published.values())
 
 
-def _selected_table(table: pd.DataFrame) -> list[str]:
+def _selected_table(section: Section, table: pd.DataFrame) -> list[str]:
     """The epoch that fold 0 selects, for the rows and splits of the main table that have one."""
     table = table[table["epoch"] == "selected"]
     if not len(table):
@@ -176,8 +225,12 @@ def _selected_table(table: pd.DataFrame) -> list[str]:
     lines.append(table_line(["method", *splits]))
     lines.append(table_line(["---", *["---:"] * len(splits)]))
     for row in _main_rows(table):
-        cells = (values(table, row, split, epoch="selected") for split in splits)
-        lines.append(table_line([row_title(row), *map(_spread, cells)]))
+        cells = [row_title(row)]
+        for split in splits:
+            found = _spread(values(table, row, split, epoch="selected"))
+            said = section.verdict(table, row, split, "selected")
+            cells.append(", ".join(filter(None, (found, said))))
+        lines.append(table_line(cells))
     return [*lines, ""]
 
 
@@ -186,18 +239,20 @@ def _main_rows(table: pd.DataFrame) -> list[str]:
     return [row for row in in_order(table["row"]) if not METHODS[row.split("/")[0]].ablation]
 
 
-def _ablation(title: str, rows: tuple[str, ...], table: pd.DataFrame) -> list[str]:
+def _ablation(
+    section: Section, title: str, rows: tuple[str, ...], table: pd.DataFrame
+) -> list[str]:
     """All classes, the head half and the tail half, on the split with the longest tail."""
     split = max(set(table["split"]), key=lambda s: (_ratio(s), s.startswith("exp")))
     there = [row for row in rows if len(values(table, row, split))]
     if len(there) < 2:
         return []
     bins = [b for b in ("head", "tail", "many", "medium", "few") if b in table and table[b].any()]
-    lines = [f"**{title}**, {split}", "", table_line(["method", "all", *bins])]
-    lines.append(table_line(["---", *["---:"] * (len(bins) + 1)]))
+    lines = [f"**{title}**, {split}", "", table_line(["method", "all", *bins, ""])]
+    lines.append(table_line(["---", *["---:"] * (len(bins) + 1), "---"]))
     for row in there:
         cells = [_spread(values(table, row, split, column)) for column in ("accuracy", *bins)]
-        lines.append(table_line([row_title(row), *cells]))
+        lines.append(table_line([row_title(row), *cells, section.verdict(table, row, split)]))
     return [*lines, ""]
 
 
@@ -234,9 +289,8 @@ def deviation(found: pd.Series) -> str:
     return f" ± {found.std():.1f}" if len(found) > 1 else ""
 
 
-def _gain(value: float | None, base: float | None, row: str) -> str:
-    known = None not in (value, base) and value == value and base == base and row != "ce"
-    return f"{value - base:+.1f}" if known else ""
+def _signed(gain: float | None) -> str:
+    return "" if gain is None or gain != gain else f"{gain:+.1f}"
 
 
 def _ratio(split: str) -> float:

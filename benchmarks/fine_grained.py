@@ -1,5 +1,5 @@
-"""birds_lt: fine-grained networks, margins, pooling, policies and warm starts, each against plain
-training of as many epochs and of as many seconds.
+"""birds_lt: fine-grained networks, margins, pooling, policies, label text and warm starts, each
+against plain training of as many epochs and of as many seconds.
 
     python benchmarks/fine_grained.py --jobs 2             # everything, two trainings at a time
     python benchmarks/fine_grained.py --methods mmal gem   # some of them
@@ -21,10 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,87 +32,28 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/fin
 from benchmarks import arguments, birds_methods
 from benchmarks.birds_methods import SHORT, in_image_order
 from benchmarks.cifar_jobs import without_prior
+from benchmarks.fine_methods import DISTILLED, EPOCHS, METHODS
+from benchmarks.judged import TOO_SHORT, difference, epochs_for, is_short
+from benchmarks.label_text import text_settings, write_shuffled
 from benchmarks.pool import run_all
 from benchmarks.results import Scores, distinct, machine, markdown, write_section
 from src import cli
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
-from src.artifacts.predictions import load_predictions
 from src.config.losses import balanced_by
 from src.config.read import load_config
 from src.config.schema import Config
 from src.errors import UserError
+from src.language.text import with_text
 from src.metrics import paired_gain, predicted, summary
 from src.runtime import start
-from src.training.job import Fold, build_trainer, listening
+from src.training.fold import Fold
+from src.training.job import build_trainer, listening
 from src.training.stage1 import stage1
 from src.training.teachers import teachers_of
 
-EPOCHS = 6
 METRIC = "balanced_accuracy"
 ROUNDS, STEPS = 4, 2  # alternations of a method with plain training, and optimizer steps in each
-
-
-@dataclass(frozen=True)
-class Method:
-    """settings: keys over the base · epochs: of its training · after: the method whose weights of
-    the same fold it starts from, whose seconds count, too"""
-
-    title: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    epochs: int = EPOCHS
-    after: str | None = None
-
-
-COSINE = {"model.head": "cosine", "model.cosine_scale": 30.0}
-BALANCED = {"train.criterion": {"name": "balanced_softmax"}}
-PACO = BALANCED | {"model.network": "paco", "train.second_sampler": "same"}
-RANDAUGMENT = {"train.augment": {"policy": {"name": "randaugment"}, "color_jitter": 0}}
-QUARTER = {"model.network": {"name": "fbsd", "widths": [128, 256, 128]}}  # the body is small, too
-
-
-def margin(power: float) -> dict[str, Any]:
-    """ArcFace whose margins grow as classes get rarer; power 0: all alike."""
-    return {"train.criterion": {"name": "arcface", "margin": 0.3, "power": power}}
-
-
-BOTH = {"experiment": ["birds_lt/posthoc", "plain/posthoc"]}  # neither has the class prior in it
-ALONE = {"experiment": "plain"}
-
-
-def distilled(title: str, keys: dict[str, Any], settings: dict[str, Any] | None = None) -> Method:
-    settings = {"train.distill": keys} | (settings or {})
-    return Method(f"distilled from {title}, 12 epochs", settings, 12)
-
-
-DISTILLED = {
-    "distill": distilled("two", BOTH),
-    "distill_only": distilled("two, without labels", BOTH | {"weight": 1.0}),
-    "distill_balanced": distilled("two, with balanced softmax", BOTH, BALANCED),
-    "distill_plain": distilled("plain", ALONE),
-    "distill_prior": distilled("plain without its prior", ALONE | {"balance": "prior"}),
-    "distill_weights": distilled("plain, classes weighed", ALONE | {"balance": "weights"}),
-    "distill_same": distilled("plain, same views", ALONE | {"views": "same"}),
-}
-METHODS = {
-    "plain": Method("plain"),
-    **{f"plain_{n}": Method(f"plain, {n} epochs", epochs=n) for n in (12, 24)},
-    "balanced_12": Method("balanced softmax, 12 epochs", BALANCED, 12),
-    "paco": Method("GPaCo", PACO),
-    "mmal": Method("MMAL-Net", {"model.network": "mmal"}),
-    "plain_mmal": Method("plain, then MMAL-Net", {"model.network": "mmal"}, 3, after="plain"),
-    "fbsd": Method("FBSM/FDM, heads a quarter as wide", QUARTER),
-    "arcface": Method("ArcFace", COSINE | margin(0.0)),
-    "subcentre": Method(
-        "sub-centre ArcFace, margins by rarity", COSINE | {"model.head": "subcentre"} | margin(0.25)
-    ),
-    "gem": Method("GeM pooling", {"model.pooling": "gem"}),
-    "randaugment": Method("RandAugment", RANDAUGMENT),
-    "progressive": Method(
-        "progressive resizing, 96 to 128 px", {"train.resizing": [{"size": 96, "share": 0.5}]}
-    ),
-    **DISTILLED,
-}
 SCORES = Scores(
     "birds_lt-fine_grained",
     ("row", "folds"),
@@ -171,14 +111,26 @@ def job_config(job: Job, *, warm: bool = True) -> Config:
     if method.after is not None and warm:
         source = replace(job, method=method.after)
         settings["model.pretrained"] = f"experiment:{source.experiment}"
+    if method.names is not None:
+        base = load_config(job.base)
+        settings |= text_settings(method.names, base.dataset, base.seed)
     settings |= method.settings | {"stage2": []}
     items = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return load_config(job.base, [*items, *job.overrides])
 
 
+def too_short(base: str, overrides: tuple[str, ...] = ()) -> bool:
+    """Whether its methods train for less than the config asks for."""
+    job = Job(base, "plain", (), overrides)
+    return is_short(job_config(job), load_config(base, [*overrides]))
+
+
 def run_job(job: Job) -> dict[str, str]:
     """Train the folds, or skip what is there. Errors: UserError, and what a training can raise."""
-    stage1(job_config(job), job.experiment, list(job.folds), overwrite=False)
+    config = job_config(job)
+    if METHODS[job.method].names == "shuffled":
+        write_shuffled(load_dataset(config.dataset), config)
+    stage1(config, job.experiment, list(job.folds), overwrite=False)
     return {}
 
 
@@ -207,7 +159,9 @@ class Steps:
     def __init__(self, job: Job, directory: Path):
         config, data = job_config(job, warm=False), load_dataset(load_config(job.base).dataset)
         where = directory / job.experiment / "stage1" / "steps"
-        fold = Fold(config, data, int(job.folds[0]), where, start(config.train.precision))
+        accelerator = start(config.train.precision)
+        data = with_text(data, config, (config.model, config.train), accelerator)
+        fold = Fold(config, data, int(job.folds[0]), where, accelerator)
         if teachers := teachers_of(config, job.experiment, data, fold.fold):
             fold = listening(fold, teachers)
         self.trainer, self.loader, self.draws = build_trainer(fold)
@@ -227,7 +181,8 @@ class Steps:
 
 def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
     """The section of RESULTS.md, of all that is under runs/ or was kept in scores/ before."""
-    config = job_config(any_job)
+    config, asked = job_config(any_job), load_config(any_job.base, [*any_job.overrides])
+    short = too_short(any_job.base, any_job.overrides)
     data = load_dataset(config.dataset)
     folds = " ".join(any_job.folds)
     held_out = sum(len(data.held_out(int(k))) for k in any_job.folds)
@@ -241,8 +196,9 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
         title = METHODS[name].title + " + logit adjustment" * bool(prior)
         rows.append({"method": title} | scores | {
             "seconds": f"{line['seconds']:.1f} ×",
-            "against plain, equal epochs": _difference(line, "gain", "noise"),
-            "equal seconds": _difference(line, "equal_gain", "equal_noise")
+            "against plain, equal epochs": difference(line["gain"], line["noise"], short)
+            if METHODS[name].epochs == EPOCHS else "",
+            "equal seconds": difference(line["equal_gain"], line["equal_noise"], short)
             + f" ({line['equal_epochs']:.0f})" * (not np.isnan(line["equal_gain"])),
         })  # fmt: skip
     names = dict.fromkeys(row.split("/")[0] for row in shown)
@@ -256,7 +212,9 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
         "training, τ = 1, and compared with plain training and the same adjustment. Differences "
         "are in balanced accuracy ± standard error of the paired bootstrap. `seconds`: of all its "
         "training steps over those of plain, measured in turns. `equal seconds`: against the "
-        "plain training whose epochs (in brackets) take most nearly as long.",
+        "plain training whose epochs (in brackets) take most nearly as long."
+        + f" `{TOO_SHORT}` (benchmarks/judged.py): it takes {epochs_for(asked)} epochs "
+        f"at {asked.model.image_size} px, and the row is not ahead." * short,
         "",
         markdown(rows, 1),
     ]
@@ -264,10 +222,6 @@ def write_table(path: Path, any_job: Job, failed: dict[str, str]) -> str:
         lines += ["", "Not run:", "", *(f"- {title}: {why}" for title, why in failed.items())]
     title = "birds_lt, fine-grained methods at equal epochs and at equal seconds"
     return write_section("birds_lt fine-grained", title, "\n".join(lines), path)
-
-
-def _difference(line, gain: str, noise: str) -> str:
-    return "" if np.isnan(line[gain]) else f"{100 * line[gain]:+.1f} ± {100 * line[noise]:.1f}"
 
 
 def measured(any_job: Job, data: Dataset, path: Path) -> list[dict]:
@@ -317,11 +271,7 @@ def trained_at(job: Job) -> str:
 
 def held_out_logits(job: Job, data: Dataset) -> dict[str, np.ndarray]:
     """By row, [N, K] of the held-out images of every fold, by image_id inside a fold."""
-    found = []
-    for path in job.manifests():
-        part = load_predictions(path.with_name("oof.npz"), data.num_classes)
-        found.append(part.take(np.sort(part.image_id)).logits)
-    logits = np.concatenate(found)
+    logits = birds_methods.held_out_logits([path.parent for path in job.manifests()], data)
     return {"": logits, "/prior": without_prior(logits, data)}
 
 

@@ -37,8 +37,8 @@ from src.artifacts.dataset import Classes
 from src.config.read import parse_config
 from src.data.dataset import Batch
 from src.losses import build_criterion
-from src.networks import build_network
 from src.networks.base import Network, Progress
+from src.networks.build import build_network
 from src.networks.transfg import overlap
 
 CLASSES = 200  # of CUB

@@ -13,9 +13,11 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/reference.py`
 
-from benchmarks.birds_methods import scores_of
+from benchmarks import fine_grained
+from benchmarks.birds_methods import Job, judged_rows, scores_of, too_short
+from benchmarks.cifar_methods import BUDGETS
 from benchmarks.cifar_table import Section, deviation, values
-from benchmarks.fine_grained import SCORES as FINE_GRAINED
+from benchmarks.judged import PLAIN, TOO_SHORT
 from benchmarks.reference_entries import GROUPS
 from benchmarks.results import RESULTS, table_line
 from src.artifacts.files import write_text
@@ -30,16 +32,20 @@ reason. Written by `python benchmarks/reference.py`.
 
 Effects are gains over cross-entropy in points, from
 [benchmarks/RESULTS.md](../benchmarks/RESULTS.md), which says how they were measured. CIFAR-10-LT:
-test accuracy at 1:100, a short training from scratch, ± its standard deviation over seeds; without
-one, of a single seed, where only differences of several points mean something. birds_lt: balanced
-accuracy out of fold ± its standard error, a short fine-tuning of `mobilenetv2_100`, of
-fine-grained methods against plain training of as many epochs; what they cost, and what plain
-training makes of as many seconds, stands beside it there. A dash: not measured.
+test accuracy at 1:100, training from scratch, ± its standard deviation over seeds; without one, of
+a single seed, where only differences of several points mean something; in brackets its epochs, as
+published where that has been trained. birds_lt: balanced accuracy out of fold ± its standard error,
+a short fine-tuning of `mobilenetv2_100`, of fine-grained methods against plain training of as many
+epochs; what they cost, and what plain training makes of as many seconds, stands beside it there.
+`too short to judge`: a gain at a short schedule is one there, a loss says that there was no time
+([judged.py](../benchmarks/judged.py)). A dash: not measured.
 """
+BASE = str(OUT.with_name("birds_lt_plain.yaml"))
+Cifar = dict[Section, pd.DataFrame]
 
 
-def render(cifar: pd.DataFrame, birds: pd.DataFrame) -> str:
-    """METHODS.md. cifar, birds: lines of benchmarks/scores/"""
+def render(cifar: Cifar, birds: pd.DataFrame) -> str:
+    """METHODS.md. cifar, birds: as `tables`"""
     lines = [HEAD]
     names = ["method", "when to use it", "config", "CIFAR-10-LT", "birds_lt", "paper", "code"]
     for group, entries in GROUPS.items():
@@ -52,13 +58,16 @@ def render(cifar: pd.DataFrame, birds: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def cifar_effect(scores: pd.DataFrame, row: str | None) -> str:
+def cifar_effect(cifar: Cifar, row: str | None) -> str:
     """Gain over cross-entropy at 1:100 in points, of the means over seeds, ± the standard deviation
-    of the method's seeds where it has several; a dash: not measured."""
-    own, base = (values(scores, name, "exp100") for name in (row, "ce"))
-    if not (len(own) and len(base)):
-        return DASH
-    return f"{own.mean() - base.mean():+.1f}{deviation(own)}"
+    of the method's seeds where it has several, by the first schedule that has both; a dash: none.
+    """
+    for section, scores in cifar.items():
+        own, base = (values(scores, name, "exp100") for name in (row, PLAIN))
+        if len(own) and len(base):
+            gain = f"{own.mean() - base.mean():+.1f}{deviation(own)} ({section.epochs(row)[0]})"
+            return section.verdict(scores, row, "exp100") or gain
+    return DASH
 
 
 def birds_effect(scores: pd.DataFrame, row: str | None) -> str:
@@ -66,17 +75,23 @@ def birds_effect(scores: pd.DataFrame, row: str | None) -> str:
     there = scores[scores["row"] == row].sort_values("folds", key=lambda f: f.str.len())
     if not len(there):
         return DASH
-    gain, noise = there.iloc[-1][["gain", "noise"]]
-    return f"{100 * gain:+.1f} ± {100 * noise:.1f}"
+    gain, noise, fair = there.iloc[-1][["gain", "noise", "judged"]]
+    return f"{100 * gain:+.1f} ± {100 * noise:.1f}" if fair else TOO_SHORT
 
 
-def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The lines of CIFAR-10-LT with the CPU budget, and of birds_lt: of the methods, and of the
-    fine-grained ones as fine_grained/<row>."""
-    fine = FINE_GRAINED.read()
+def tables() -> tuple[Cifar, pd.DataFrame]:
+    """Scores of CIFAR-10-LT by schedule, longest first, and of birds_lt: of the methods, and of the
+    fine-grained ones as fine_grained/<row>. judged: whether a line may be."""
+    cifar = (Section(str(OUT.with_name("cifar10_lt.yaml")), name) for name in BUDGETS)
+    birds, fine = scores_of("birds_lt").read(), fine_grained.SCORES.read()
+    short = too_short(Job(BASE, PLAIN, ()))
+    for _, part in birds.groupby("folds"):
+        fair = judged_rows(part.set_index("row"), short)
+        birds.loc[part.index, "judged"] = part["row"].isin(fair)
+    fine["judged"] = ~(fine_grained.too_short(BASE) & (fine["gain"] <= 0))
     fine["row"] = "fine_grained/" + fine["row"].astype(str)
-    birds = [table for table in (scores_of("birds_lt").read(), fine) if len(table)]
-    return Section("configs/cifar10_lt.yaml", "cpu").scores.read(), pd.concat(birds)
+    both = [table for table in (birds, fine) if len(table)]
+    return {section: section.scores.read() for section in cifar}, pd.concat(both)
 
 
 def main() -> None:

@@ -276,7 +276,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             "{model: {image_size: 448, resize: exact, crop_pct: 0.7467}, "
             "train: {augment: {crop: random}}}",
             "He et al., AAAI 2022",
-            "src/data/transforms.py",
+            "src/data/augment.py",
         ),
     ),
     "Networks": (

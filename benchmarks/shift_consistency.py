@@ -36,8 +36,8 @@ from src.config.read import load_config
 from src.config.schema import Config
 from src.data.images import load_image
 from src.data.transforms import EvalTransform, Preprocessing
-from src.networks import build_network
 from src.networks.base import Network
+from src.networks.build import build_network
 from src.networks.weights import load_network
 from src.training.stage1 import stage1
 

@@ -1,13 +1,19 @@
-"""Stage-1 throughput: the shipped loop against a bare loop, side by side in one run.
+"""Stage-1 throughput: the shipped loop against a bare loop and timm's, side by side in one run.
 
     python benchmarks/throughput.py --config configs/birds_lt_plain.yaml
+    python benchmarks/throughput.py --set train.precision=bf16
 
-Three arms take turns, each in a process of its own, so that none inherits another's memory:
+Four arms take turns, each in a process of its own, so that none inherits another's memory:
   shipped   02's loop on the real images: reading, augmenting, EMA, loss terms, schedule
   bare      the same network, precision, memory format and optimizer on one constant random batch
   plain     the same network as a first script would train it: the real images through the same
             loader, float32, default memory format, no EMA, memory settings of the system
-Images per second are medians over the rounds; the ratios are what counts. Needs 01's folds.
+  timm      the same network, images, size, batch and precision by the parts of timm's train script:
+            its dataset, loader, optimizer and EMA, and a step as there. Its best flags for one
+            machine: channels_last, prefetcher, workers that live on; its augmentation is the
+            config's crop, mirroring and jitter, without the rest
+Images per second are medians over the rounds; the ratios are what counts. Each precision and other
+override has a section of its own.
 """
 
 import argparse
@@ -15,25 +21,32 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
 
 import torch
+from timm.data import create_dataset, create_loader
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/throughput.py`
 
 from benchmarks.results import markdown, provenance, write_section
+from src import cli
 from src.artifacts.dataset import load_dataset
 from src.config.read import load_config
 from src.networks.base import Progress
+from src.prepare.prepare import prepare
 from src.runtime import start
-from src.training.job import Fold, build_trainer
+from src.training.fold import Fold
+from src.training.job import build_trainer
 from src.training.loop import Trainer
 
 WARMUP = 4  # steps that are not timed
-ARMS = ("shipped", "bare", "plain")
+ARMS = ("shipped", "bare", "plain", "timm")
 
 
 def arm(name: str, config_path: str, overrides: list[str], steps: int) -> float:
@@ -41,11 +54,13 @@ def arm(name: str, config_path: str, overrides: list[str], steps: int) -> float:
     if name == "plain":
         overrides = [*overrides, "train.precision=fp32", "train.channels_last=false"]
     config = load_config(config_path, overrides)
-    accelerator = start(config.train.precision, keep_memory=name != "plain")
+    accelerator = start(config.train.precision, keep_memory=name not in ("plain", "timm"))
     job = Fold(config, load_dataset(config.dataset), 0, Path("unused"), accelerator)
     trainer, loader, _ = build_trainer(job)
     if name == "shipped":
         return shipped(trainer, loader, steps)
+    if name == "timm":
+        return by_timm(trainer, job, steps)
     return simple(trainer, constant(trainer) if name == "bare" else real(trainer, loader), steps)
 
 
@@ -79,6 +94,77 @@ def simple(trainer: Trainer, batches: Iterator, steps: int) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def by_timm(trainer: Trainer, job: Fold, steps: int) -> float:
+    """timm's train script without its logging and checkpoints."""
+    loop = TimmLoop(trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = timm_loader(trainer, job, Path(folder))
+        for done, (images, labels) in enumerate(chain.from_iterable(repeat(loader))):
+            if done == WARMUP:
+                began = now()
+            if done == WARMUP + steps:
+                return steps * trainer.config.batch_size / (now() - began)
+            loop.step(images, labels, done)
+
+
+class TimmLoop:
+    """The step of timm's train script on a trainer's network, with its optimizer and EMA."""
+
+    def __init__(self, trainer: Trainer):
+        self.config, self.network = trainer.config, trainer.network.train()
+        train = self.config
+        self.optimizer = create_optimizer_v2(
+            self.network, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay
+        )
+        self.ema = ModelEmaV3(self.network, decay=train.ema) if train.ema else None
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor, done: int) -> None:
+        """done: steps before this one"""
+        train, bf16 = self.config, self.config.precision == "bf16"
+        if train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = torch.nn.functional.cross_entropy(self.network(images).logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if train.clip_grad:
+            dispatch_clip_grad(self.network.parameters(), train.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step=done)
+
+
+def timm_loader(trainer: Trainer, job: Fold, folder: Path):
+    """Over links to the fold's training images in a folder per class, as timm reads them."""
+    device = trainer.accelerator.device
+    augment, prep = job.config.train.augment, trainer.prep
+    table = job.data.training(job.fold)
+    for number, path, label in table[["path", "label"]].itertuples():
+        link = folder / f"{label:05d}" / f"{number}{Path(path).suffix}"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(Path(path).absolute())
+    jitter = augment.color_jitter
+    return create_loader(
+        create_dataset("", root=str(folder), is_training=True),
+        prep.size,
+        trainer.config.batch_size,
+        is_training=True,
+        train_crop_mode="rrc" if augment.crop == "random_resized" else "rkrc",
+        scale=augment.scale,
+        hflip=0.5 * augment.hflip,
+        color_jitter=(jitter.brightness, jitter.contrast, jitter.saturation) if jitter.on else None,
+        color_jitter_prob=jitter.p if jitter.on else None,
+        interpolation=prep.interpolation,
+        mean=prep.mean,
+        std=prep.std,
+        num_workers=job.config.data.workers,
+        persistent_workers=job.config.data.workers > 0,
+        use_multi_epochs_loader=job.config.data.workers > 0,
+        pin_memory=device.type == "cuda",
+        device=device,
+    )
 
 
 def constant(trainer: Trainer) -> Iterator:
@@ -118,13 +204,14 @@ def main() -> None:
     if args.arm:
         print(json.dumps(arm(args.arm, args.config, args.set, args.steps)))
         return
+    prepare(load_config(args.config, args.set))
     found: dict[str, list[float]] = {name: [] for name in ARMS}
     for n in range(args.rounds):
         for name in ARMS:
             command = [sys.executable, __file__, "--arm", name]
             command += ["--config", args.config, "--steps", str(args.steps)]
             command += ["--set", *args.set] if args.set else []
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             found[name].append(float(json.loads(out.splitlines()[-1])))
             print(f"round {n + 1}: {name} {found[name][-1]:.1f} images/s", flush=True)
     rows = []
@@ -133,11 +220,14 @@ def main() -> None:
         speed, spread = statistics.median(found[name]), statistics.pstdev(found[name])
         rows.append({"loop": name, "images/s": f"{speed:.1f} ± {spread:.1f}",
                      "of bare, median of the rounds": statistics.median(ratios)})  # fmt: skip
-    gain = [a / b for a, b in zip(found["shipped"], found["plain"], strict=True)]
-    body = f"{provenance()}\n\n{markdown(rows, 2)}\n\nshipped over plain: "
-    body += f"{statistics.median(gain):.2f} (median of {args.rounds} rounds)"
-    print(write_section("throughput", "Stage-1 throughput", body))
+    body = f"{provenance()}\n\n{markdown(rows, 2)}\n"
+    for name in ("plain", "timm"):
+        gain = [a / b for a, b in zip(found["shipped"], found[name], strict=True)]
+        body += f"\nshipped over {name}: {statistics.median(gain):.2f}"
+    body += f" (medians of {args.rounds} rounds)"
+    with_ = f", {' '.join(args.set)}" if args.set else ""
+    print(write_section(f"throughput{with_}", f"Stage-1 throughput{with_}", body))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

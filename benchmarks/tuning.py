@@ -39,8 +39,8 @@ from src.config.read import parse_config
 from src.config.schema import Config
 from src.data.dataset import Batch
 from src.losses import build_criterion
-from src.networks import build_network
 from src.networks.base import Network, Progress
+from src.networks.build import build_network
 from src.networks.freeze import freeze, trained
 from src.networks.tuning.prefix import prefix_of
 from src.networks.weights import frozen_rest, load_pretrained

@@ -1,9 +1,23 @@
 """The one exception that a user is meant to read, and what its messages are made of."""
 
+import errno
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 TEXT_PACKAGES = "requirements-text.txt"  # sentence-transformers, transformers, open_clip, peft
+
+
+MORE_ROOM = (
+    "Free some space (or raise the limit) and run the same command again, it continues where it "
+    "stopped."
+)
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is full",
+    errno.EFBIG: "larger than a file may be here (see `ulimit -f`)",
+}
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
@@ -37,6 +51,14 @@ def read_text(path: str | Path, expected: str = "a text file") -> str:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+
+
+def no_room(error: Exception) -> str | None:
+    """Why something was not written for want of room, in words; libraries that write by themselves
+    pass the system's words on in exceptions of their own."""
+    if isinstance(error, OSError):
+        return NO_ROOM.get(error.errno)
+    return next((words for code, words in NO_ROOM.items() if os.strerror(code) in str(error)), None)
 
 
 def needs(package: str, key: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from src import cli
 from src.config.read import load_config
 from src.config.schema import Config
 from src.prepare.prepare import prepare
@@ -35,6 +36,12 @@ def prepared(tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return home
+
+
+@pytest.fixture(autouse=True)
+def whole_lines(monkeypatch):
+    """What is printed is compared as it was written; tests/test_progress.py is about lines."""
+    monkeypatch.setattr(cli, "WIDTH", 10**6)
 
 
 @pytest.fixture(autouse=True)

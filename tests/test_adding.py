@@ -46,7 +46,7 @@ ADDITIONS = [
         "src/config/networks.py",
         'class Mirror(NetworkSection):\n    name: Literal["mirror"] = "mirror"\n',
         "Network = named(",
-        "src/networks/__init__.py",
+        "src/networks/build.py",
         '    "mirror": Mirror,',
         "from src.networks.mirror import Mirror",
     ),
@@ -58,7 +58,7 @@ ADDITIONS = [
         '    branches = ("whole", "centre")\n'
         '    name: Literal["two_looks"] = "two_looks"\n',
         "Network = named(",
-        "src/networks/__init__.py",
+        "src/networks/build.py",
         '    "two_looks": TwoLooks,',
         "from src.networks.two_looks import TwoLooks",
     ),

@@ -8,8 +8,8 @@ from timm.layers import BlurPool2d
 from src.config.model import Model
 from src.config.read import parse_config
 from src.errors import UserError
-from src.networks import build_network
 from src.networks.anti_alias import BLUR
+from src.networks.build import build_network
 from src.networks.cifar_resnet import Block, CifarResNet
 from tests.fabricate import some_classes
 

@@ -1,6 +1,7 @@
 """Files are whole or not there, finished work is recognised, and ids stay text."""
 
 import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -20,7 +21,7 @@ from src.artifacts.files import (
 )
 from src.artifacts.ids import check_same_ids
 from src.artifacts.predictions import Predictions, load_predictions, stack
-from src.artifacts.work import Work, require
+from src.artifacts.work import Work, made, require, settled
 from src.config.losses import BalancedSoftmax
 from src.config.training import Train
 from src.errors import UserError
@@ -114,8 +115,48 @@ def test_another_config_stops_and_names_the_keys(tmp_path):
     finish(step(tmp_path))
     with pytest.raises(UserError, match=r"train.lr: 1 there, 2 now"):
         step(tmp_path, {"train": {"lr": 2}}).finished()
-    assert not step(tmp_path, {"train": {"lr": 2}}, overwrite=True).finished()
-    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_overwritten_stays_until_the_new_is_complete(tmp_path, monkeypatch):
+    finish(step(tmp_path))
+    write_text(tmp_path / "out" / "old.txt", "old")
+    other = {"train": {"lr": 2}}
+    work = step(tmp_path, other, overwrite=True)
+    assert not work.finished()
+    assert step(tmp_path).finished()  # nothing was written yet
+    write_text(work.directory / "half.txt", "half")
+    again = step(tmp_path, other)  # of a stopped one goes on
+    assert not again.finished() and (again.directory / "half.txt").is_file()
+    with pytest.raises(
+        UserError, match="(?s)lr: 2 there, 1 now.*or remove .*/.out.new to keep .*/out"
+    ):
+        step(tmp_path).check_settings(other, again.directory)
+    assert read_json(tmp_path / "out" / "manifest.json")["settings"]["train"] == {"lr": 1}
+    work = step(tmp_path, other, overwrite=True)
+    assert not list(tmp_path.rglob("half.txt"))  # begun again
+    finish(work)
+    assert work.directory == tmp_path / "out" and step(tmp_path, other).finished()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.txt", "manifest.json"]
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after"])
+def test_killed_while_it_is_put_in_place(tmp_path, monkeypatch, when):
+    finish(step(tmp_path))
+    work = step(tmp_path, {"train": {"lr": 2}}, overwrite=True)
+    remove = shutil.rmtree
+
+    def killed(path):
+        if when == "after":
+            remove(path)
+        elif when == "within":
+            (path / "a.txt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        finish(work)
+    assert step(tmp_path, {"train": {"lr": 2}}).finished()
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
 
 
 def test_a_key_that_did_not_exist_yet_counts_as_its_default(tmp_path):
@@ -193,3 +234,11 @@ def test_what_is_sorted_already_is_not_copied(tmp_path, monkeypatch):
     write_arrays(path, **{name: array[rows] for name, array in read_arrays(path).items()})
     assert load_predictions(path, 3).image_id.tolist() == ["a", "b", "c"]
     np.testing.assert_array_equal(load_predictions(path, 3).logits, again.logits)
+
+
+def test_what_is_to_replace_something_is_not_made_yet(tmp_path):
+    for name in ("fold1", "fold0", ".fold0.new"):
+        write_json(tmp_path / name / "manifest.json", {})
+    assert [p.parent.name for p in made(tmp_path, "manifest.json")] == ["fold0", "fold1"]
+    assert settled(tmp_path / "fold1") and not settled(tmp_path / "fold0")
+    assert not settled(tmp_path / "fold2")

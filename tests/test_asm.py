@@ -96,6 +96,8 @@ def test_routing_by_hand():
     state = beside(z, other)
     width = asm._inputs(state, "ncm", False).shape[1]
     assert width == 3 + 3 + 4
+    counted = asm._inputs(replace(state, counts=np.array([100, 10, 0])), "ncm", False)
+    np.testing.assert_allclose(counted[:, -2:], np.log([[100, 1], [100, 100]]), rtol=1e-6)
     w1 = np.zeros((width, 2), np.float32)
     w1[3] = 1, -1  # the largest logit of the other head: 0.9 and 0.3, of mean 0.6
     mean = np.full(width, 0.6, np.float32)
@@ -109,6 +111,16 @@ def test_routing_by_hand():
     p = expit(np.array([[1.5], [-2.5]]))
     expected = np.log((1 - p) * softmax(z, axis=1) + p * softmax(scaled, axis=1))
     np.testing.assert_allclose(soft, expected, rtol=1e-4)
+
+
+def test_images_of_the_rare_kind_count_as_much_as_all_others():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 3)).astype(np.float32)  # says nothing of t
+    t = np.arange(3000) % 10 == 0
+    seen = asm.Seen(x, np.ones(3000), np.zeros(3000), np.where(t, 0, 1))
+    assert (seen.target == t).all()
+    found = step("asm", {"features": False})._network([seen])
+    assert abs(asm._scores(found, x).mean()) < 0.5  # not log(1/9) = -2.2
 
 
 def test_what_is_fitted_is_stored_and_applies_to_identical_bytes(tmp_path):

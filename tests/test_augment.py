@@ -2,6 +2,7 @@
 that a mistake is told before anything is loaded."""
 
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from src.config.augment import Augment
 from src.config.read import parse_config
-from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from src.data.augment import TrainTransform
+from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError
 from src.rebalance.stage2 import stage2
 from src.training.stage1 import stage1
@@ -213,13 +215,14 @@ def test_a_mistake_in_the_config_is_named(augment, says):
 
 
 @pytest.mark.parametrize("script", [stage1, search], ids=["02", "02 --search"])
-def test_training_stops_before_anything_is_loaded(script, tmp_path, monkeypatch):
-    """There is not even a dataset here."""
+def test_training_stops_before_anything_is_made(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    tiny_dataset()
     config = tiny_config(train={"augment": {"extra": [{"name": "GausNoise"}]}})
     arguments = ([],) if script is stage1 else ()
     with pytest.raises(UserError, match="did you mean GaussNoise"):
         script(config, "x", *arguments, overwrite=False)
+    assert not Path("runs/tiny/x").exists()
 
 
 ALL = {

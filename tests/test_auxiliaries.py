@@ -16,8 +16,8 @@ from src.config.networks import KT
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.metrics import bin_numbers
-from src.networks import build_network
 from src.networks.base import Output, Progress
+from src.networks.build import build_network
 from src.networks.kt import remember, to_range, transfer
 from src.networks.weights import load_network
 from src.training.loop import Objective

@@ -12,9 +12,9 @@ from src.config.read import parse_config
 from src.config.tree import dump_config
 from src.data.dataset import Batch
 from src.errors import UserError
-from src.networks import build_network
 from src.networks.base import Progress
 from src.networks.bbn import alpha
+from src.networks.build import build_network
 from src.networks.weights import load_network, load_pretrained
 from tests.fabricate import some_classes
 from tests.training_kit import (

@@ -13,11 +13,12 @@ from src.config.augment import Augment
 from src.config.data import Data
 from src.config.read import parse_config
 from src.data import cache
+from src.data.augment import TrainTransform
 from src.data.dataset import Epochs
 from src.data.loader import DeviceLoader, training_loader
 from src.data.samplers import epoch_order
 from src.data.shift import margin, moves
-from src.data.transforms import Preprocessing, TrainTransform
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from tests.prepare_kit import photo
 

@@ -93,3 +93,6 @@ def test_by_bin_tells_the_bin_that_is_too_sure():
     assert found["few"][3] == rare.sum() and found["many"][3] == (~rare).sum()
     none = by_bin(o.confidence, o.predicted == y, np.zeros(4000, int), bins)
     assert list(none) == ["many"]
+    few = by_bin(o.confidence[:19], o.predicted[:19] == y[:19], np.zeros(19, int), bins)
+    error, confidence, accuracy, count = few["many"]  # of so few images in one bin
+    assert count == 19 and error == pytest.approx(abs(confidence - accuracy))

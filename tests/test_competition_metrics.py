@@ -120,6 +120,7 @@ def test_the_cost_of_a_file_of_yours(tmp_path, monkeypatch):
     logits, labels = tail(0)
     wrong = (logits.argmax(1) != labels).mean()
     assert score(OWN, logits, labels) == pytest.approx(2 * wrong)
+    assert sign("seconds") == 1  # of a column that is no metric
     assert sign(OWN) == -1 and sign(f"{OWN}:greater") == 1 and sign("python:mine.py:likely") == 1
     p = np.exp(log_softmax(logits, axis=1))
     expected = p[np.arange(len(p)), labels].mean()

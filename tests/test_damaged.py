@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from src.artifacts.dataset import load_dataset
+from src.artifacts.dataset import load_dataset, parse_fold
 from src.artifacts.files import read_arrays, read_json, read_table, write_arrays, write_json
 from src.artifacts.heads import load_head, save_head
 from src.artifacts.predictions import (
@@ -25,11 +25,10 @@ from src.config.model import Model
 from src.errors import UserError
 from src.fusion import check_recipe
 from src.fusion.store import load_recipe
-from src.networks import build_network
 from src.networks.batchnorm import load_statistics, save_statistics
+from src.networks.build import build_network
 from src.networks.weights import load_network, load_pretrained, save_network
 from src.search.winner import read_best
-from src.training.stage1 import parse_fold
 from tests.fabricate import seal, some_classes
 
 SMALL = Model(backbone="cifar_resnet20", pretrained=False, image_size=16)

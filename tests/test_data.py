@@ -6,9 +6,10 @@ import torch
 
 from src.artifacts.dataset import load_dataset
 from src.config.augment import Augment
-from src.data.dataset import Epochs, ImageTable, collate, train_loader
+from src.data.augment import TrainTransform
+from src.data.dataset import Epochs, ImageTable, collate, eval_loader, train_loader
 from src.data.samplers import epoch_order
-from src.data.transforms import EvalTransform, Preprocessing, TrainTransform, View
+from src.data.transforms import EvalTransform, Preprocessing, View
 from src.errors import UserError
 
 PREP = Preprocessing(16, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -105,10 +106,29 @@ def test_any_shape_of_image_becomes_the_networks_size(shape, crop):
 
 
 def test_wrong_arguments_of_albumentations_are_errors(monkeypatch):
-    import src.data.transforms as transforms
+    import src.data.augment as augment
 
     monkeypatch.setattr(
-        transforms, "_augmentations", lambda *_: [transforms.A.HorizontalFlip(probability=1)]
+        augment, "_augmentations", lambda *_: [augment.A.HorizontalFlip(probability=1)]
     )
     with pytest.raises(UserError, match="albumentations does not take it"):
         TrainTransform(PREP, Augment(), 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_image_is_one_sentence_and_a_bug_keeps_its_traceback(digits, workers):
+    table = load_dataset("digits").images[:4].copy()
+    table.loc[1, "path"] = "data/gone.png"
+    draws = [(0, i, i) for i in range(4)]
+    with pytest.raises(UserError, match="^data/gone.png: the image file is missing. Put it back, "):
+        list(eval_loader(table, EvalTransform(PREP), draws, 2, workers, False))
+    sampler = Epochs(lambda epoch: np.arange(4), 4)
+    with pytest.raises(UserError, match="^data/gone.png: "):
+        list(train_loader(table, TrainTransform(PREP, STRONG, 0), sampler, workers, False))
+
+    def buggy(image, draw):
+        return image / {}[draw]
+
+    with pytest.raises(KeyError) as found:
+        list(eval_loader(table[:1], buggy, draws[:1], 2, workers, False))
+    assert ("in buggy" in str(found.value)) == (workers > 0)  # where from, that a worker must say

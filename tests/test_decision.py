@@ -205,6 +205,14 @@ def test_metrics_of_rankings_and_those_that_steps_maximise_are_decided_as_they_a
     assert decide(log_p, labels, fold, metric, RULE).apply(log_p) is log_p
 
 
+def test_a_metric_of_yours_has_a_rule_where_it_judges_probabilities(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parts = [f"def f(labels, {takes}): return 0.0\n" for takes in ("predicted", "probabilities")]
+    for name, part in zip(("a.py", "b.py"), parts, strict=True):
+        (tmp_path / name).write_text(part)
+    assert rule_of("python:a.py:f") is None and rule_of("python:b.py:f") == "calibration"
+
+
 def test_the_config_may_ask_for_the_most_probable_class():
     log_p, labels, fold = planted(1)
     f1 = {"metric": "macro_f1"}

@@ -27,7 +27,9 @@ from src.networks.base import Progress
 from src.networks.forward import run_network
 from src.networks.weights import load_network
 from src.runtime import start
-from src.training.job import Fold, build_trainer, listening
+from src.training.fit import fit
+from src.training.fold import Fold
+from src.training.job import build_trainer, listening
 from src.training.loop import Objective
 from src.training.mixing import Mixer
 from src.training.pseudo import PseudoRows
@@ -341,7 +343,7 @@ def test_labels_that_lie_are_forgotten_by_whom_the_teacher_alone_teaches(data):
         where = Path(f"runs/tiny/w{weight}/stage1/fold0")
         job = Fold(config, liar, 0, where, start("fp32"), taught=weight and taught)
         trainer, loader, epochs = build_trainer(job)
-        stage1.fit(job, trainer, loader, epochs, {"settings": {}, "inputs": {}}, None)
+        fit(job, trainer, loader, epochs, {"settings": {}, "inputs": {}}, None)
         z = run_network(
             trainer.network, data.training(0), EvalTransform(trainer.prep), trainer.prep,
             start("fp32"), batch_size=128, workers=0,

@@ -6,8 +6,8 @@ import torch
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.losses import build_criterion
-from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.build import build_network
 from tests.test_every_network import METHODS
 from tests.training_kit import SIZE, random_batch, tiny_config, tiny_dataset
 

@@ -11,8 +11,8 @@ from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.losses import build_criterion
-from src.networks import NETWORKS, build_network
 from src.networks.base import Progress
+from src.networks.build import NETWORKS, build_network
 from tests.fabricate import some_classes
 from tests.test_every_network import METHODS
 from tests.training_kit import tiny_config

@@ -323,6 +323,21 @@ def test_without_a_sample_the_order_is_that_of_test_csv(world):
     assert result.score is None and result.scored == 0
 
 
+def test_what_is_still_to_run_before_06_is_named_at_once(world):
+    settings, home = config(ensemble={"members": ["posthoc"]}), RUNS / "good"
+    posthoc(settings, "good")
+    for lost, said in (
+        ("predict", "`python 05_predict.py` with the same --config first."),
+        ("posthoc", "`python 04_posthoc_calibrate.py` with the same --config first, then 05."),
+        ("stage2", "`python 03_train_stage2.py` with the same --config first, then 04, 05."),
+        ("stage1", "`python 02_train_stage1.py` with the same --config first, then 03, 04, 05."),
+    ):
+        shutil.rmtree(home / lost)
+        with pytest.raises(UserError, match="is missing. Run") as refused:
+            ensemble([settings], ["good"])
+        assert str(refused.value).endswith(f"Run {said}")
+
+
 def test_the_scripts_run_where_torch_cannot_be_imported(world, tmp_path):
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     text = "{data: {root: data/raw/digits}, bins: {many: 30, few: 12}}"
@@ -369,7 +384,7 @@ def test_missing_stages_say_what_to_run(world):
     with pytest.raises(UserError, match="04_posthoc_calibrate.py"):
         ensemble([config()], ["good"])
     (RUNS / "good" / "predict" / "crt.npz").unlink()
-    with pytest.raises(UserError, match="05_predict.py"):
+    with pytest.raises(UserError, match="crt.npz is missing.*04_posthoc_calibrate.py.*then 05"):
         ensemble([ONE], ["good"])
     shutil.rmtree(RUNS / "bad" / "stage2" / "crt" / "fold1")
     with pytest.raises(UserError, match="folds 1 of 0 1 2 are missing.*03_train_stage2.py"):

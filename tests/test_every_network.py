@@ -16,8 +16,8 @@ from src.data.dataset import Batch
 from src.language.names import captions
 from src.language.text import with_text
 from src.losses import build_criterion
-from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.build import build_network
 from src.networks.freeze import freeze
 from src.runtime import start
 from src.training.loop import Objective

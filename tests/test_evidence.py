@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.networks import NETWORKS, build_network
+from src.networks.build import NETWORKS, build_network
 from src.networks.evidence import class_activation, on_grid, pooled
 from tests.fabricate import some_classes
 from tests.test_every_network import METHODS

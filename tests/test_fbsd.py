@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import src.networks as networks_module
+import src.networks.build as networks_module
 import src.networks.diversify as diversify_module
 from src.artifacts.files import read_arrays
 from src.artifacts.heads import load_head
@@ -21,9 +21,9 @@ from src.config.read import load_config, parse_config
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.inference.predict import predict
-from src.networks import build_network
 from src.networks.backbone import build_backbone
 from src.networks.base import Progress
+from src.networks.build import build_network
 from src.networks.diversify import complements, diversify, top_mean
 from src.networks.stripes import FBSM
 from src.networks.weights import load_network, load_pretrained

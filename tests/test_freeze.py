@@ -22,14 +22,15 @@ from src.config.read import with_values
 from src.config.schedules import Frozen
 from src.errors import UserError
 from src.inference.predict import predict
-from src.networks import build_network
+from src.networks.build import build_network
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
 from src.networks.freeze import freeze, tensors_sha256, thaw, thawing, training_mode
 from src.networks.weights import load_network, save_network
 from src.posthoc.calibrate import posthoc
 from src.rebalance.stage2 import stage2
 from src.runtime import start
-from src.training.job import Fold, build_trainer
+from src.training.fold import Fold
+from src.training.job import build_trainer
 from src.training.trials import proxy
 from tests.fabricate import some_classes
 from tests.training_kit import DATASET, random_batch, resumes_exactly, tiny_config, train_tiny
@@ -387,6 +388,7 @@ def test_a_part_and_its_rest_give_what_a_whole_file_gives(tiny):
         "source": str(SOURCE),
         "source_sha256": sha256(SOURCE),
         "sha256": tensors_sha256(rest),
+        "body": False,
     }
     assert "frozen" not in tensors_of(whole)[0]
 

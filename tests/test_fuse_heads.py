@@ -9,6 +9,7 @@ import pytest
 from src.artifacts.files import read_json
 from src.errors import UserError
 from src.fusion import STEPS
+from src.fusion.pair import partner
 from src.fusion.step import State
 from src.logits import by_eta, to_range
 from src.posthoc.calibrate import posthoc
@@ -140,12 +141,18 @@ def test_any_head_or_branch_is_fused_by_name_and_a_title_means_all_its_branches(
     assert two.reads() == ["crt2"]
 
 
+@pytest.mark.parametrize("branch", ["raw", "object"])
+def test_beside_a_branch_stands_the_head_of_the_same_branch(branch):
+    assert partner(config(model=MMAL), "ncm", f"stage1@{branch}") == f"ncm@{branch}"
+    assert partner(config(model=MMAL), None, f"stage1@{branch}") == f"ncm@{branch}"
+
+
 def test_a_start_head_is_not_fused_with_itself():
     found, state = step("fusion", {"heads": ["stage1", "crt"], "grid": 3}), pair()
     assert {p["head"] for p in found.candidates()} == {"stage1", "crt"}
     assert {p["head"] for p in found.options(state)} == {"crt"}
     alone = step("fusion", {"heads": ["stage1"]})
-    assert "the start head is the only one" in alone.refuses(state)
+    assert "a head is not fused with itself" in alone.refuses(state)
     assert "needs another head" in step("fusion", stage2=["crt"]).refuses(state)
 
 

@@ -53,7 +53,7 @@ def test_tau_zero_only_drops_the_bias():
 def test_tau_norm_refuses_what_it_cannot_normalise():
     refuses = step("tau_norm").refuses
     assert refuses(STATE) is None
-    assert "is cosine" in refuses(State(F @ M.T, F, "ncm", HEADS))
+    assert "not one of kind cosine" in refuses(State(F @ M.T, F, "ncm", HEADS))
     assert "features" in refuses(State(STATE.logits, None, "stage1", HEADS))
     bent = State(STATE.logits**2, F, "stage1", HEADS)
     assert "no linear function" in refuses(bent)
@@ -112,8 +112,9 @@ def test_logit_adjustment_takes_a_criterion_whose_balancing_is_off(criterion):
 
 def test_logit_adjustment_leaves_heads_of_stage_2_alone():
     refuses = step("logit_adjustment").refuses
-    assert refuses(replace(STATE, start="crt")) == "crt is balanced already"
-    assert refuses(replace(STATE, start="crt@raw")) == "crt@raw is balanced already"
+    for head in ("crt", "crt@raw"):
+        said = refuses(replace(STATE, start=head))
+        assert said == "the head has balanced the classes already"
     assert refuses(replace(STATE, start="stage1@raw")) is None  # a branch of stage 1's network
 
 
@@ -297,6 +298,8 @@ def test_arrays_go_beside_the_json_and_come_back(tmp_path):
     np.testing.assert_array_equal(found["per_fold"]["0"][0], w)
     for params in (plain["steps"][0]["params"], found["steps"][0]["params"]):
         assert told(params) == '{"w": "array [2, 3]", "tau": 0.5}'
+    assert told({"month": "février", "n": np.int64(2)}) == '{"month": "février", "n": 2}'
+    assert told([0.5, (w, {"w": reference})]) == '[0.5, ["array [2, 3]", {"w": "array [2, 3]"}]]'
     write_arrays(tmp_path / "posthoc.npz", **{"steps.0.params.w": w[:1]})
     with pytest.raises(UserError, match=r"posthoc.npz: the array steps.0.params.w .*\[1, 3\]"):
         load_recipe(tmp_path)
@@ -308,6 +311,7 @@ def test_fingerprints_tell_arrays_apart():
     one, two = ({"w": np.array([1.0, x])} for x in (2.0, 3.0))
     assert fingerprint(one) == fingerprint({"w": np.array([1.0, 2.0])}) != fingerprint(two)
     assert fingerprint(one) != fingerprint({"w": np.array([[1.0, 2.0]])})
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
 
 def test_stages_4_and_6_never_import_torch():

@@ -1,10 +1,12 @@
 """Every kind of image file becomes upright 8-bit RGB with the right values."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.images import load_image
+from src.data.images import load_image, sealed
 from src.errors import UserError
 
 RAMP = np.add.outer(np.arange(20) * 4, np.arange(30) * 5).astype(np.uint8)  # 0 … 221, [20, 30]
@@ -88,3 +90,23 @@ def test_truncated_and_missing_files_are_named(tmp_path):
         load_image(path)
     with pytest.raises(UserError, match="missing"):
         load_image(tmp_path / "none.jpg")
+
+
+def test_a_flipped_bit_in_a_copy_of_ours_is_named(tmp_path):
+    """JPEG has no checksum: without one of ours most flips only change the colours."""
+    buffer = io.BytesIO()
+    Image.effect_noise((24, 24), 60).convert("RGB").save(buffer, "JPEG")
+    plain, path = buffer.getvalue(), tmp_path / "copy.jpg"
+    path.write_bytes(plain)
+    pixels = load_image(path)
+    path.write_bytes(content := sealed(plain))
+    assert (load_image(path) == pixels).all()
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        try:
+            same = (load_image(path) == pixels).all()
+            assert same and place >= len(plain)  # in the name of the checksum
+        except UserError as error:
+            assert "copy.jpg" in str(error)

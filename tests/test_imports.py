@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOP = {"cli", "errors", "logits", "runtime"}  # what everyone needs
+TOP = {"cli", "errors", "logits", "plan", "progress", "runtime"}  # what everyone needs
 STAGES = {"prepare", "training", "rebalance", "posthoc", "inference", "ensemble"}
 WITHOUT_TORCH = (
     "posthoc",

@@ -36,6 +36,7 @@ def test_a_folds_posthoc_is_what_was_chosen_on_the_other_folds(tmp_path, monkeyp
     train_tiny(config(), "exp")
     recipe = {"head": "stage1", "steps": temperature(2.0)}
     write_json(HOME / "posthoc" / "posthoc.json", recipe)
+    write_json(HOME / "posthoc" / "manifest.json", {"inputs": {}})
     predict(config(), "exp", False)
     assert not (HOME / "predict" / "networks").exists()
     passes = count(monkeypatch, module, "run_network")

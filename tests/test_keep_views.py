@@ -49,6 +49,7 @@ def train(settings) -> None:
     train_tiny(settings, "exp")
     stage2(settings, "exp", True)
     write_json(HOME / "posthoc" / "posthoc.json", {"head": "stage1", "steps": []})
+    write_json(HOME / "posthoc" / "manifest.json", {"inputs": {}})
 
 
 def results() -> dict[str, str]:

@@ -216,7 +216,7 @@ def test_without_a_network_a_local_path_is_asked_for_at_once(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(local.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(UserError, match="text.encoder.model to the directory.*npz"):
         local.local_directory("nobody/no-such-model", "text.encoder.model")

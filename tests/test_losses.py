@@ -89,6 +89,8 @@ def test_ldam_by_hand():
     # Δ = .5 · N^{−1/4} / 1: N = 100, 25, 4, 1
     want = 0.5 * np.array([100**-0.25, 25**-0.25, 4**-0.25, 1])
     np.testing.assert_allclose(loss.margins, 10 * want, rtol=1e-6)
+    few = criterion("ldam", np.array([48, 0, 3]), scale=10.0, max_margin=0.3)
+    np.testing.assert_allclose(few.margins, [1.5, 3, 3], rtol=1e-6)
     cosines = torch.tensor([[0.1, 0.3, -0.2, 0.0]], dtype=torch.float64)
     shifted = cosines.clone()
     shifted[0, 1] -= want[1]
@@ -103,11 +105,17 @@ def test_balanced_softmax_by_hand():
     assert loss == pytest.approx(-math.log(50 / 166), rel=1e-6)
 
 
+# label 1, p = .2; larger counts (class 0): M = 1; classes 2, 3: (4/25)^.8, (1/25)^.8
+# scores above .2 (classes 2, 3): C = (3/2)², 2²
+SEESAW = np.array([1, 2, (4 / 25) ** 0.8 * 1.5**2 * 3, (1 / 25) ** 0.8 * 2**2 * 4])
+
+
 def test_smoothing_by_hand():
     """The label has 1 − ε + ε / K of the target, each other class ε / K; here ε = .2, K = 4."""
     for name, p in (
         ("cross_entropy", np.array([0.1, 0.2, 0.3, 0.4])),
         ("balanced_softmax", np.array([100, 50, 12, 4]) / 166),
+        ("seesaw", SEESAW / SEESAW.sum()),
     ):
         want = -(np.array([0.05, 0.85, 0.05, 0.05]) * np.log(p)).sum()
         loss = criterion(name, smoothing=0.2)(Z, ONE).item()
@@ -115,11 +123,8 @@ def test_smoothing_by_hand():
 
 
 def test_seesaw_by_hand():
-    # label 1, p = .2; larger counts (class 0): M = 1; classes 2, 3: (4/25)^.8, (1/25)^.8
-    # scores above .2 (classes 2, 3): C = (3/2)², 2²
-    weighed = 1 + 2 + (4 / 25) ** 0.8 * 1.5**2 * 3 + (1 / 25) ** 0.8 * 2**2 * 4
     loss = criterion("seesaw")(Z, ONE).item()
-    assert loss == pytest.approx(-math.log(2 / weighed), rel=1e-6)
+    assert loss == pytest.approx(-math.log(2 / SEESAW.sum()), rel=1e-6)
 
 
 def test_lade_by_hand():

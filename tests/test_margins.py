@@ -14,8 +14,8 @@ from src.errors import UserError
 from src.initialisers import Known, initial_arrays
 from src.logits import head_logits
 from src.losses import build_criterion
-from src.networks import build_network
 from src.networks.base import mixed
+from src.networks.build import build_network
 from src.networks.heads import SubCentre, build_head
 from tests.fabricate import some_classes
 from tests.training_kit import resumes_exactly, tiny_config, tiny_dataset
@@ -113,6 +113,12 @@ def test_a_larger_angle_never_costs_less(margin):
     angle = torch.tensor([[0.0, 30 * math.cos(0.3), -1e9, -1e9, -1e9]], dtype=torch.float64)
     got = loss.per_sample(angle, torch.tensor([1]))
     torch.testing.assert_close(got[0], by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cosine_beyond_its_ends_by_rounding_counts_as_the_end():
+    margin, ends = torch.tensor([[0.3], [0.3]]), torch.tensor([[-1.0], [1.0]])
+    lowered = built("arcface", 1.0).lowered
+    assert torch.equal(lowered(1.01 * ends, margin), lowered(ends, margin))
 
 
 def test_gradients_are_finite_at_both_ends_and_the_right_ones_between():

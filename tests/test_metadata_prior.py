@@ -161,6 +161,22 @@ def test_classes_without_an_image_and_two_classes_alone():
     assert all(np.isfinite(part).all() for part in (trial.before, trial.after))
 
 
+def test_the_prior_is_of_the_counts_and_a_class_without_an_image_counts_one(monkeypatch):
+    start, seen = planted(informative, n=90), []
+
+    def watched(columns, labels, prior):
+        seen.append(prior)
+        return tables(columns, labels, prior)
+
+    monkeypatch.setattr("src.fusion.metadata_prior.tables", watched)
+    for state in start.states.values():
+        state.counts[:] = [60, 20, 5, 1, 0, 0]
+    step("metadata_prior", **KEYS).fit(list(start.states.values()), list(start.labels.values()))
+    assert len(seen) > 3  # of each fold left out, and of all
+    for prior in seen:
+        np.testing.assert_allclose(prior, np.array([60, 20, 5, 1, 1, 1]) / 88)
+
+
 # ---- applied -------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,10 @@ from src.config.read import parse_config
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.losses import build_criterion
-from src.networks import build_network
 from src.networks.base import Progress, mixed
+from src.networks.build import build_network
 from src.prepare import prepare as prepare_module
-from src.training import stage1
+from src.training import fit, stage1
 from src.training.loop import Objective
 from src.training.mixing import Mixer, _paste, hidden_mixing
 from tests.fabricate import some_classes
@@ -340,7 +340,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
     prepare_module.prepare(config(Path("raw/birds").resolve()))
     whole = stage1.train_fold(job("whole"), overwrite=False)
 
-    real, done = stage1.save_checkpoint, []
+    real, done = fit.save_checkpoint, []
 
     def killed(directory, state):
         real(directory, state)
@@ -348,7 +348,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
         if len(done) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage1, "save_checkpoint", killed)
+    monkeypatch.setattr(fit, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         stage1.train_fold(job("cut"), overwrite=False)
     assert not (Path("runs/birds/cut/stage1/fold0") / "manifest.json").exists()

@@ -14,8 +14,8 @@ from src.config.tree import dump_config
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.inference.predict import predict
-from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.build import build_network
 from src.networks.weights import load_pretrained
 from src.posthoc.calibrate import posthoc
 from src.rebalance.stage2 import stage2

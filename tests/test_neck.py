@@ -9,7 +9,7 @@ from src.config.model import Neck
 from src.config.read import parse_config
 from src.errors import UserError
 from src.logits import head_logits
-from src.networks import build_network
+from src.networks.build import build_network
 from src.networks.neck import build_neck
 from src.networks.weights import load_network
 from tests.fabricate import some_classes

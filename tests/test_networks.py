@@ -9,7 +9,7 @@ from src.artifacts.dataset import load_dataset
 from src.artifacts.files import sha256
 from src.config.model import Model
 from src.errors import UserError
-from src.networks import build_network, check_image_size
+from src.networks.build import build_network, check_image_size
 from src.networks.cifar_resnet import DEPTHS, Block, CifarResNet
 from src.networks.heads import build_head
 from src.networks.weights import load_network, load_pretrained, save_network
@@ -118,10 +118,22 @@ def test_a_local_file_fills_the_backbone_and_says_what_it_did_not_use(tmp_path, 
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     model = Model(**TIMM | {"pretrained": str(path)})
     network, _ = build_network(model, some_classes(7))
-    line = str(load_pretrained(network, model, "digits", "fold0"))
-    assert "copied 120 of 122 tensors; left new: classifier.* (2)" in line
-    assert "unused: backbone.fc.* (2)" in line
+    began = load_pretrained(network, model, "digits", "fold0")
+    assert str(began) == f"{path}: pretrained body, new head of 7 classes"
+    told = {"left new": ["classifier.* (2)"], "unused": ["backbone.fc.* (2)"]}
+    assert began.facts() == {"source": str(path), "copied": 120, "of": 122} | told
     torch.testing.assert_close(network.backbone.conv1.weight, theirs.conv1.weight)
+
+
+def test_what_does_not_fit_is_named_at_length(tmp_path):
+    state = timm.create_model("resnet18", num_classes=9).state_dict()
+    path, spare = tmp_path / "w.safetensors", {"neck.weight": torch.zeros(9, 512)}
+    model = Model(**TIMM | {"pretrained": str(path)})
+    missing = {k: v for k, v in state.items() if k != "layer4.1.bn2.weight"}
+    for tensors, said in ((state | spare, "unused: "), (missing, "left new: backbone.layer4")):
+        save_file(tensors, path)
+        network, _ = build_network(model, some_classes(7))
+        assert said in (line := str(load_pretrained(network, model, "digits", "fold0"))), line
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):

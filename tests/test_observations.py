@@ -111,6 +111,8 @@ def test_pooling_raises_accuracy_and_attention_is_kept_where_images_differ():
 
     alone = np.concatenate([logits[k].argmax(1) == labels[k] for k in logits]).mean()
     assert found.kept and found.value > 0 and right(found.value) > right(0) > alone + 0.1
+    facts = {"strength": found.value, "kept": True, "reason": found.reason, **found.gain.named()}
+    assert found.facts() == facts
     assert found.gain.value == pytest.approx(
         np.mean([np.mean(observed[k].with_strength(b).pool(logits[k]).argmax(1)
                          == labels[k][observed[k].first]) * len(observed[k].first)
@@ -125,6 +127,15 @@ def test_where_all_images_are_alike_the_mean_stays():
         kept += found.kept
         assert found.kept or found.value == 0.0 == max(found.per_fold.values())
     assert kept <= 4
+
+
+def test_where_the_surest_image_is_wrong_the_mean_stays_as_it_is():
+    logits, labels, observed = specimens(0.0, num=90)
+    for fold in logits:  # the first of three images is sure of anything
+        rng = np.random.default_rng(fold)
+        logits[fold][::3] = 4 * rng.normal(size=logits[fold][::3].shape)
+    found = fitted_strength(logits, labels, observed, "accuracy", RULE)
+    assert not found.kept and found.value == 0.0 and tuple(found.gain) == (0.0, 0.0)
 
 
 def test_a_strength_that_is_given_is_not_fitted():

@@ -15,14 +15,15 @@ from src.config.data import Data
 from src.config.losses import BalancedSoftmax
 from src.config.model import Model
 from src.config.networks import PaCo, Plain
+from src.data.augment import TrainTransform
 from src.data.dataset import Batch
 from src.data.loader import training_loader
-from src.data.transforms import Preprocessing, TrainTransform
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.logits import head_logits
 from src.losses.balanced_softmax import BalancedSoftmaxLoss
-from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.build import build_network
 from src.networks.paco import EMPTY, contrast, level
 from src.networks.paco import PaCo as GPaCo
 from src.networks.weights import load_network, load_pretrained

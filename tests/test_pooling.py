@@ -10,8 +10,8 @@ from src.config.model import Model
 from src.config.read import parse_config
 from src.config.training import Train
 from src.errors import UserError
-from src.networks import build_network
 from src.networks.backbone import build_backbone
+from src.networks.build import build_network
 from src.networks.pooling import SMALLEST, GeM, use_gem
 from src.networks.weights import load_pretrained
 from src.training.optim import build_optimizer

@@ -28,10 +28,11 @@ from src.fusion.step import State, Step
 from src.fusion.store import load_recipe
 from src.fusion.temperature import Temperature
 from src.logits import head_logits
-from src.metrics import balanced_accuracy, nll
+from src.metrics import Gain, balanced_accuracy, nll
 from src.posthoc.calibrate import posthoc
-from src.posthoc.crossfit import cross_fitted, no_steps, try_step
+from src.posthoc.crossfit import Trial, cross_fitted, no_steps, try_step
 from src.posthoc.inputs import Start, load_start
+from src.posthoc.words import choice_in_words, ends, head_in_words, refusals_in_words
 from tests.fabricate import (
     DATASET,
     FOLDS,
@@ -264,7 +265,7 @@ def load_all(world) -> dict[str, np.ndarray]:
 
 def test_without_stage_2_there_is_still_a_temperature(world):
     table = posthoc(config(stage2=[], judge={"standard_errors": 1}), "exp").set_index("step")
-    assert "needs another head, of kind ncm" in table.loc["ncm_fusion", "reason"]
+    assert "needs another head: one of kind ncm" in table.loc["ncm_fusion", "reason"]
     assert table.loc["temperature", "kept"] == "yes"
 
 
@@ -622,3 +623,43 @@ def test_a_bin_called_head_does_not_hide_the_start_head(world):
     table = posthoc(config(), "exp")
     assert set(table["start"]) == {"stage1", "crt", "ncm"}
     assert table["head"].max() <= 1 and table["tail"].max() <= 1
+
+
+# ---- what is said ------------------------------------------------------------------------------
+
+
+def test_gains_name_their_unit_refusals_their_heads_and_the_choice_what_was_fused():
+    fused = Trial("ncm_fusion", True, "", "balanced_accuracy", gain=Gain(0.082, 0.01))
+    cooler = Trial("temperature", True, "", "nll", gain=Gain(0.943, 0.1))
+    noise = Trial("tau_norm", False, "within noise", "balanced_accuracy", gain=Gain(0.01, 0.02))
+    said = head_in_words("crt", 0.421, 0.504, [noise, fused, cooler], "balanced_accuracy")
+    assert said.startswith("crt: balanced accuracy 0.421 → 0.504; kept ncm_fusion, +0.082 [")
+    assert "] balanced accuracy; temperature, +0.943 [" in said and "] NLL (nats)" in said
+    assert said.endswith("no gain beyond chance by tau_norm")
+    same = head_in_words("ncm", 0.4, 0.4, [cooler], "balanced_accuracy")
+    assert same.startswith("ncm: balanced accuracy 0.400; kept temperature")
+    why = "needs a linear head, not one of kind cosine"
+    refused = [Trial("tau_norm", False, why)]
+    lines = refusals_in_words({"stage1": refused, "crt": [noise], "ncm": refused})
+    assert lines == [f"tau_norm: not for stage1, ncm: {why}"]
+    fusion = {"head": "ncm", "scaler": "minmax", "operator": "convex", "w": 0.35}
+    recipe = {"head": "crt", "steps": [{"step": "ncm_fusion", "params": fusion},
+              {"step": "temperature", "params": {"T": 2.8818}}], "metric": "accuracy",
+              "scores": {"stage1": 0.4842, "before": 0.4, "after": 0.5038}}  # fmt: skip
+    assert choice_in_words(recipe) == (
+        "final: crt with ncm fused in (weight 0.65), temperature (T = 2.88): accuracy 0.504, "
+        "stage1 alone 0.484, cross-fitted"
+    )
+
+
+def test_the_table_on_the_screen_has_a_row_per_head_as_it_ends(world):
+    table = posthoc(config(), "exp")
+    shown = ends(table)
+    heads = table["start"].unique().tolist()
+    assert [name.split(" + ")[0] for name in shown["head"]] == heads
+    for row in shown.to_dict("records"):
+        kept = table[(table["start"] == row["start"]) & (table["kept"] == "yes")]["step"]
+        assert row["head"] == " + ".join([row["start"], *kept])
+    final = table.iloc[-1]
+    chosen = shown[shown["start"] == final["start"]].iloc[0]
+    assert chosen["balanced_accuracy"] == final["balanced_accuracy"]

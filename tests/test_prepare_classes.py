@@ -78,6 +78,7 @@ def test_the_cut_is_seeded_per_class_and_blind_to_row_order():
     tail = Longtail(profile="exp", ratio=10, seed=3)
     cut = cut_tail(train, order, tail)
     assert cut["class_id"].value_counts().to_dict() == {"a": 100, "b": 31, "c": 10}
+    assert cut.index.tolist() == list(range(141)) and cut["image_id"].is_monotonic_increasing
     assert cut_tail(train.sample(frac=1, random_state=1), order, tail).equals(cut)
     fewer = pd.concat([images({"a": 100, "c": 100}), images({"b": 90})])
     assert set(cut_tail(fewer, order, tail).query("class_id == 'c'")["image_id"]) == set(
@@ -131,6 +132,8 @@ def test_balanced_classes_are_cut_as_published(capsys):
     assert kept([500] * 100, profile="exp", ratio=100) == tail_counts("exp", 500, 100, 100)
     assert kept([502, 499, 501, 498], profile="step", ratio=10) == [499, 499, 49, 49]
     assert "note: longtail: {profile: step, ratio: 10} starts from 499" in capsys.readouterr().out
+    assert kept([500, 499, 502, 503], profile="step", ratio=10) == [499, 499, 49, 49]
+    assert "because class 001 has only 499\n" in capsys.readouterr().out
     assert kept([500, 501, 501, 500], profile="step", ratio=10) == [500, 500, 50, 50]
     assert not capsys.readouterr().out
 

@@ -1,17 +1,24 @@
 """Duplicates: found without comparing all pairs, and exactly those."""
 
+from math import comb
+
 import imagehash
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from src.prepare import duplicates
 from src.prepare.duplicates import find_duplicates, near_pairs
 from tests.prepare_kit import photo
 
 
-@pytest.mark.parametrize("limit", [0, 1, 4, 7])
-def test_near_pairs_are_those_of_the_slow_way(limit):
+@pytest.mark.parametrize(
+    ("limit", "same"), [(0, 1), (1, 1), (1, 3), (4, 1), (4, 2), (4, 3), (7, 2)]
+)
+def test_near_pairs_are_those_of_the_slow_way(limit, same, monkeypatch):
+    """However many bands close hashes are told by: few images take one, millions two or three."""
+    monkeypatch.setattr(duplicates, "_bands", lambda count, limit: (limit + same, same))
     rng = np.random.default_rng(limit)
     seeds = rng.integers(0, 2**64, 150, dtype=np.uint64)
     flips = np.uint64(1) << rng.integers(0, 64, (6, 900)).astype(np.uint64)
@@ -23,6 +30,17 @@ def test_near_pairs_are_those_of_the_slow_way(limit):
     expected = np.stack([low, high, distance[low, high]], axis=1)
     assert limit < 2 or len(expected) > 100
     assert np.array_equal(near_pairs(hashes, limit), expected)
+
+
+def test_bands_grow_with_the_images_so_that_work_does_not_grow_with_their_square():
+    def work(count):
+        bands, same = duplicates._bands(count, 4)
+        assert bands == 4 + same
+        compared = count**2 / 2 ** (64 * same / bands)
+        return comb(bands, same) * (duplicates.SORTING * count + compared)
+
+    assert duplicates._bands(1000, 4)[1] == 1 and duplicates._bands(2_700_000, 4)[1] > 1
+    assert work(8_000_000) < 3 * 20 * work(400_000)  # 20 times the images; by the square it is 400
 
 
 def table(rows) -> pd.DataFrame:

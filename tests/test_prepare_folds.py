@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from src.prepare.folds import make_folds
+from src.prepare.folds import _Groups, _repair, make_folds
 
 
 def random_tail(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -67,6 +67,23 @@ def test_a_class_whose_groups_attract_each_other_is_still_trained_on():
             assert set(labels[fold != held_out]) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("largest, last", [(4, 0), (9, 2)])
+def test_a_class_in_one_fold_gives_its_smallest_group_to_the_smallest_fold(largest, last):
+    """Classes 0, 1 and 2 are in one fold each; as they are moved, the folds' sizes change."""
+    sizes, labels = [largest, 2, 5, 4, 2, 3, 6, 1], np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    fold = np.array([0, 0, 0, 0, 1, 1, 2, 1])  # of 15 or 20, 6 and 6 images
+    table = _Groups(np.repeat(labels, sizes), np.repeat(np.arange(8), sizes))
+    _repair(table, fold)  # 2 images to fold 1, then 4 to fold 2, then 2 where 9 or 14, or 10 are
+    assert fold.tolist() == [0, 1, 0, 2, last, 1, 2, 1]
+
+
+def test_a_group_that_would_harm_another_class_is_always_trained_on():
+    labels, groups = np.array([0, 2, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2])
+    fold = np.array([0, 0, 1])  # class 0 is in fold 0 alone; group 0 beside 2 would harm class 2
+    _repair(_Groups(labels, groups), fold)
+    assert fold.tolist() == [-1, 0, 1]
+
+
 def test_seeds_differ_and_repeat():
     labels = np.repeat(np.arange(4), 25)
     once = make_folds(labels, np.arange(100), 5, seed=1)
@@ -77,3 +94,5 @@ def test_seeds_differ_and_repeat():
 def test_too_few_groups_for_k():
     with pytest.raises(UserError, match="at least 5 groups.*found 4"):
         make_folds(np.array([0, 0, 1, 1, 2]), np.arange(5), 5, seed=0)
+    just_enough = make_folds(np.array([0, 0, 1, 1, 2]), np.arange(5), 4, seed=0)
+    assert sorted(just_enough) == [-1, 0, 1, 2, 3] and just_enough[4] == -1

@@ -95,7 +95,8 @@ def test_planted_leaks_stay_in_one_fold(root, no_figures):
     across = pairs[pairs["split_a"] != pairs["split_b"]]
     assert across[["image_id_a", "image_id_b"]].values.tolist() == [["NA_gull/a001", "leak"]]
     text = describe(directory)
-    assert "one in train, one in test: 1" in text and "two different labels" in text
+    assert "one in train, one in test, nothing to do: 1: " in text
+    assert "two different labels" in text and "lower data.near_duplicates" in text
 
 
 def test_duplicate_pairs_are_drawn(root):
@@ -225,6 +226,22 @@ def test_the_resized_copy_is_what_later_stages_open(root, no_figures):
     assert [p.name for p in images.iterdir()] == ["short24_q92"]
     assert prepare(config(root, data={"resize": 200}), overwrite=True)
     assert load_dataset("birds").images["path"].str.startswith("raw/birds/train/").all()
+
+
+def test_an_overwrite_that_fails_loses_nothing_and_mends_a_damaged_copy(root, no_figures):
+    directory = prepare(config(root, data={"resize": 32}))
+    before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    copy = Path(load_dataset("birds").images["path"][0])
+    copy.write_bytes(before[copy][:200])
+    photo(99).save(root / "train" / "1e5_owl" / "new.jpg")
+    (root / "train" / "1e5_owl" / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 images cannot be read"):
+        prepare(config(root, data={"resize": 32}), overwrite=True)
+    now = {p: p.read_bytes() for p in before}
+    assert now == before and len(load_dataset("birds").images) == 19
+    (root / "train" / "1e5_owl" / "bad.jpg").unlink()
+    prepare(config(root, data={"resize": 32}), overwrite=True)
+    assert len(load_dataset("birds").images) == 20 and not list(directory.glob("bad_images.csv"))
 
 
 def test_an_artificial_tail_is_cut_before_anything_else(no_figures):

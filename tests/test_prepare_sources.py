@@ -311,6 +311,17 @@ def test_csv_errors_say_what_to_do(tmp_path, keys, message):
         read(tmp_path / "c", **found)
 
 
+def test_a_root_one_level_too_high_is_told(tmp_path):
+    keys = csv_source(tmp_path / "c" / "stamps") | {"label_column": "species"}
+    with pytest.raises(
+        UserError, match=r"no such table; there is one in \S*/c/stamps. Correct data"
+    ):
+        read(tmp_path / "c", **keys)
+    folder_source(tmp_path / "d" / "stamps", {"1_a": 2, "2_b": 2})
+    with pytest.raises(UserError, match=r"no such directory; there is one in \S*/d/stamps; expect"):
+        read(tmp_path / "d")
+
+
 def test_csv_rejects_repeated_and_empty_ids(tmp_path):
     keys = csv_source(tmp_path / "c") | {"label_column": "species"}
     write_csv(tmp_path / "c" / "train.csv", image=["x", "x"], species=["1", "2"])
@@ -339,3 +350,53 @@ def test_digits_are_a_long_tailed_folder_written_once(tmp_path):
     read(again, source="digits")
     for path in root.rglob("*.*"):
         assert path.read_bytes() == (again / path.relative_to(root)).read_bytes()
+
+
+def one_hot(root, **columns):
+    """A competition whose train.csv has these columns beside four images."""
+    for i in range(4):
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        photo(i).save(root / "images" / f"i{i}.jpg")
+    write_csv(root / "train.csv", image_id=[f"i{i}" for i in range(4)], **columns)
+    more = {"train": "train.csv", "train_images": "images", "suffix": ".jpg", "test": None}
+    return more | {"source": "csv", "one_hot": True}
+
+
+def test_a_column_for_each_class(tmp_path):
+    """What get_dummies of pandas writes, too; a column that is kept is no class."""
+    columns = {"cat": ["True", "False", "False", "False"], "0": ["0.0", "1.0", "1.0", "0.0"],
+               "dog": [0, 0, 0, 1], "flag": [1, 1, 0, 0],
+               "one": 1, "age": [3, 1, 0, 1]}  # fmt: skip
+    source = read(tmp_path, **one_hot(tmp_path, **columns), columns=["flag"])
+    assert source.train["class_id"].tolist() == ["cat", "0", "0", "dog"]
+    assert source.train["class_name"].tolist() == ["cat", "0", "0", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"a": [1, 0, 0, 0], "b": [0, 1, 1, 0]}, r"1 of 4 rows have no 1, or several.*lines 5"),
+        ({"a": [1, 0, 0, 1], "b": [0, 1, 1, 0], "flag": [0, 1, 0, 0]}, "lines 3.*data.columns"),
+        ({"a": [1, 0, 0, 1], "b": 2}, "1 columns hold 0 and 1.*data.label_column"),
+    ],
+)
+def test_rows_of_no_class_or_several(tmp_path, columns, said):
+    with pytest.raises(UserError, match=said):
+        read(tmp_path, **one_hot(tmp_path, **columns))
+
+
+def test_a_column_for_each_class_goes_with_no_other_column_of_classes(tmp_path):
+    keys = one_hot(tmp_path, a=[1, 0, 0, 1], b=[0, 1, 1, 0])
+    with pytest.raises(UserError, match="one_hot says .* 'label_column'"):
+        read(tmp_path, **keys, label_column="a")
+    with pytest.raises(UserError, match="one_hot is of source csv"):
+        read(tmp_path, **keys | {"source": "folder"})
+
+
+def test_a_table_with_tabs_keeps_its_ids_and_commas(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("id\tname\n00123\tgull, common\n1e5\tNA\n")
+    assert read_table(path).to_numpy().tolist() == [["00123", "gull, common"], ["1e5", "NA"]]
+    path.write_text("id\tname\n1\t2\t3\t4\n")
+    with pytest.raises(UserError, match="more cells than the header.*tabs at the ends"):
+        read_table(path)

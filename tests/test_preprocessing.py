@@ -9,10 +9,10 @@ import pytest
 from src.config.augment import Augment
 from src.config.predict import TTA
 from src.config.read import parse_config
+from src.data.augment import TrainTransform
 from src.data.transforms import (
     EvalTransform,
     Preprocessing,
-    TrainTransform,
     View,
     preprocessing_from,
 )

@@ -52,9 +52,11 @@ def probe(model: dict | None = None, **train):
     return tiny_config(MEANS | (model or {}), {"epochs": 0} | train)
 
 
-def test_a_probe_goes_through_all_stages(body):
+def test_a_probe_goes_through_all_stages(body, capsys):
     config = with_values(probe(ema=0.9), {"stage2": HEADS, "predict.evidence": 0}, "")
     rows = stage1(config, "probe", [], False)
+    said = capsys.readouterr().out  # of two folds
+    assert said.count(f"{SOURCE}: pretrained body, new head of 6 classes") == 1
     assert rows["fold"].tolist() == ["fold0", "fold1"] and rows["accuracy"].gt(1 / 6).all()
     for fold in (0, 1):
         where = HOME / f"stage1/fold{fold}"
@@ -71,7 +73,11 @@ def test_a_probe_goes_through_all_stages(body):
     ensemble([config], ["probe"], overwrite=False)
     report = gather("tiny", ["probe"], [config])
     assert not report.experiments[0].problem and "stage2/crt" in report.experiments[0].rows
-    assert "probe" in write_report(report).read_text()
+    page = write_report(report).read_text()
+    assert "Nothing was trained (<code>train.epochs: 0</code>)" in page and "No epoch" not in page
+    assert "No head has distances" not in page and "Zero-shot" not in page
+    assert "<small>NLL (nats)</small>" in page and "cross-fitted gain" not in page
+    assert page.split('id="leaderboard"')[1].split("</section>")[0].count("<th scope=row>") == 1
 
 
 def test_a_probes_logits_are_cosines_with_class_means_of_the_loaded_network(body):
@@ -91,8 +97,8 @@ def test_a_probes_logits_are_cosines_with_class_means_of_the_loaded_network(body
 
 
 def cached_features(data) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and float64 features of fold 0's training images, as 03 cached them."""
-    with np.load(next(Path("runs/tiny/probe/stage2/features").rglob("*fold0*/*.npz"))) as file:
+    """Labels and float64 features of fold 0's training images, as 02 left them."""
+    with np.load(next(Path("runs/tiny/probe/stage1/features").glob("folds-*.npz"))) as file:
         place = {name: i for i, name in enumerate(file["image_id"])}
         table = data.training(0)
         rows = [place[name] for name in table["image_id"]]

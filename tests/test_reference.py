@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from benchmarks.cifar_table import Section
 from benchmarks.reference import OUT, birds_effect, cifar_effect, render, tables
 from benchmarks.reference_entries import GROUPS
 from src.config.read import load_config
@@ -34,25 +35,26 @@ def test_every_config_is_one_that_the_product_takes(entry):
     load_config(ROOT / "configs" / "cifar10_lt.yaml", items)
 
 
-def test_effects_are_gains_over_cross_entropy():
-    columns = ["split", "row", "epoch", "accuracy"]
-    cifar = pd.DataFrame(
-        [
-            ("exp100", "ce", "last", 0.58),
-            ("exp100", "ce", "last", 0.60),
-            ("exp100", "focal", "last", 0.605),
-            ("exp100", "focal", "selected", 0.9),
-            ("exp100", "kt", "last", 0.5),
-            ("exp100", "kt", "last", 0.52),
-            ("exp10", "focal", "last", 0.9),
-            ("exp10", "bbn", "last", 0.9),
-        ],
-        columns=columns,
-    )
-    assert cifar_effect(cifar, "focal") == "+1.5"  # 60.5 − 59.0
-    assert cifar_effect(cifar, "kt") == "-8.0 ± 1.4"
+def test_effects_are_gains_over_cross_entropy(tmp_path):
+    section = Section(str(ROOT / "configs" / "cifar10_lt.yaml"), "published")
+    lines = [
+        ("exp100", "ce", "last", "0", 0.58),
+        ("exp100", "ce", "last", "1", 0.60),
+        ("exp100", "focal", "last", "0", 0.605),
+        ("exp100", "focal", "selected", "0", 0.9),
+        ("exp100", "kt", "last", "0", 0.5),
+        ("exp100", "kt", "last", "1", 0.52),
+        ("exp10", "focal", "last", "0", 0.9),
+        ("exp10", "bbn", "last", "0", 0.9),
+    ]
+    names = ("split", "row", "epoch", "seed", "accuracy")
+    lines = [dict(zip(names, line, strict=True)) for line in lines]
+    cifar = {section: section.scores.keep(lines, tmp_path / "RESULTS.md")}
+    assert cifar_effect(cifar, "focal") == "+1.5 (200)"  # 60.5 − 59.0
+    assert cifar_effect(cifar, "kt") == "-8.0 ± 1.4 (200)"
     assert cifar_effect(cifar, "bbn") == cifar_effect(cifar, None) == "–"
-    columns = ["row", "folds", "gain", "noise"]
-    birds = pd.DataFrame([("kt", "0 1", -0.02, 0.01), ("kt", "0", 0.3, 0.2)], columns=columns)
+    columns = ["row", "folds", "gain", "noise", "judged"]
+    birds = [("kt", "0 1", -0.02, 0.01, True), ("kt", "0", 0.3, 0.2, True)]
+    birds = pd.DataFrame(birds, columns=columns)
     assert birds_effect(birds, "kt") == "-2.0 ± 1.0"
     assert birds_effect(birds, "ce/tau") == birds_effect(birds, None) == "–"

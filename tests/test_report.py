@@ -1,5 +1,6 @@
 """The report: right numbers, nothing left out, nothing fetched, nothing injected."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,33 +12,37 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score
 
 import src.report.stages as stages_module
 from src.artifacts.dataset import load_dataset
-from src.artifacts.files import read_json, read_table, sha256, write_json, write_table
-from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.files import read_json, read_table, write_json, write_table
+from src.artifacts.predictions import load_predictions
 from src.artifacts.trained import write_config
-from src.config.judge import Judge
 from src.config.read import parse_config
-from src.fusion.store import save_recipe
-from src.metrics import Outcomes, rule_text
+from src.errors import UserError
+from src.metrics import Outcomes
 from src.plots.curves import curve_panels, draw_curves
+from src.report.board import minutes
 from src.report.confusions import worst_pairs
 from src.report.context import gather
+from src.report.held import points_of
+from src.report.held import test_labels as labels_of_the_test
 from src.report.page import SECTIONS, write_report
 from src.report.stages import format_table, gains, score_rows, score_stages, table_of
-from tests.fabricate import count, seal, write_evidence
-
-COUNTS = [40, 30, 22, 16, 12, 9, 7, 5, 4, 3]  # images of digit 0 … 9
-FOLDS, K, EPOCHS = 3, len(COUNTS), 4
-CONFIG = {
-    "data": {"name": "digits"},
-    "bins": {"many": 15, "few": 6},
-    "folds": {"k": FOLDS},
-    "stage2": [{"head": "ncm"}],
-}
+from tests.fabricate import count, seal
+from tests.report_kit import (
+    CONFIG,
+    COUNTS,
+    EVIL,
+    FOLDS,
+    K,
+    fill,
+    manifest,
+    metrics_table,
+    prepare,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,150 +71,6 @@ def run(finished, tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs/digits"
 
 
-def fill(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
-    """What 02, 03, 04 and 06 write."""
-    for stage, sharpness in (("stage1", 3.0), ("stage2/ncm", 12.0)):
-        for fold in range(FOLDS):
-            save(home / stage / f"fold{fold}", images, pixels, fold, sharpness)
-    posthoc(home, images, pixels)
-    write_evidence(home, images[::7], np.arange(len(images[::7])) % K)
-    submission(home.parent / "submissions")
-    searched(home / "search", "train.lr", {})
-    searched(home / "stage2/ncm/search", "ncm.x<y", {"fold": 0, "gain": 0.0125, "noise": 0.005})
-
-
-def prepare(root: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    """What 01 writes, from real digits; classes have names that are HTML."""
-    digits = load_digits()
-    rows = np.concatenate([np.flatnonzero(digits.target == c)[:n] for c, n in enumerate(COUNTS)])
-    (root / "images").mkdir()
-    names = [f"{i:05d}" for i in range(len(rows))]
-    for name, row in zip(names, rows, strict=True):
-        grey = (digits.images[row] * 15.9).astype(np.uint8)
-        Image.fromarray(grey).save(root / "images" / f"{name}.png")
-    label = digits.target[rows]
-    images = pd.DataFrame(
-        {
-            "image_id": names,
-            "path": [f"images/{name}.png" for name in names],
-            "class_id": [f"0{4780 + 3 * c}" for c in label],
-            "label": label,
-            "fold": np.arange(len(rows)) % FOLDS,
-            "group_id": names,
-            "width": 8,
-            "height": 8,
-        }
-    )
-    classes = images.drop_duplicates("label")[["label", "class_id"]]
-    classes["class_name"] = [f"<b>x{c}</b>" for c in range(K)]
-    classes["count"] = COUNTS
-    classes["bin"] = ["many" if n > 15 else "few" if n < 6 else "medium" for n in COUNTS]
-    folder = root / "runs/digits/folds"
-    write_table(folder / "folds.csv", images)
-    write_table(folder / "classes.csv", classes)
-    write_table(folder / "test.csv", images[["image_id", "path"]].head(3))
-    pair = {"image_id_a": names[0], "image_id_b": names[3], "split_a": "train", "split_b": "train"}
-    pair |= {"kind": "exact", "distance": 0, "class_id_a": "04780", "class_id_b": "04780"}
-    write_table(folder / "duplicates.csv", pd.DataFrame([pair | {"conflict": "no"}]))
-    manifest(folder)
-    return images, digits.data[rows]
-
-
-def manifest(directory: Path, **facts) -> None:
-    folds = Path("runs/digits/folds/folds.csv")
-    tree = {"git": "0123456789ab", "inputs": {"folds.csv": sha256(folds)}, "seconds": 61.5}
-    tree |= {"settings": {}, "versions": {"python": "3.11"}, "machine": "x86_64, 2 cores"}
-    seal(directory, **tree | facts)
-
-
-def logits_of(images: pd.DataFrame, pixels: np.ndarray, fold: int, sharpness: float) -> np.ndarray:
-    """Cosine to the class means of the other folds, times `sharpness`, for all images, which are
-    made noisy so that there is something to confuse."""
-    pixels = pixels + np.random.default_rng(0).normal(scale=9, size=pixels.shape)
-    unit = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
-    train = (images["fold"] != fold).to_numpy()
-    label = images["label"].to_numpy()
-    means = np.stack([unit[train & (label == c)].mean(0) for c in range(K)])
-    prior = np.log(np.bincount(label[train], minlength=K)) if sharpness < 10 else 0
-    return (sharpness * unit @ means.T + 0.3 * prior).astype(np.float32)
-
-
-def save(
-    directory: Path, images: pd.DataFrame, pixels: np.ndarray, fold: int, sharpness: float
-) -> None:
-    out = (images["fold"] == fold).to_numpy()
-    logits = logits_of(images, pixels, fold, sharpness)[out]
-    ids, label = images["image_id"][out].to_numpy(), images["label"][out].to_numpy()
-    oof = Predictions(ids, logits, label, np.full(len(ids), fold))
-    oof.save(directory / "oof.npz")
-    metrics_table(fold).to_csv(directory / "metrics.csv", index=False)
-    manifest(directory, select="last", device="cpu")
-
-
-def metrics_table(fold: int) -> pd.DataFrame:
-    """As 02 writes it: validation on even epochs only."""
-    epoch = np.arange(1, EPOCHS + 1)
-    score = np.where(epoch % 2, np.nan, 0.5 + 0.1 * epoch + 0.01 * fold)
-    columns = ("accuracy", "balanced_accuracy", "many", "medium", "few")
-    losses = {"loss": 3 / epoch, "loss_class": 2 / epoch, "loss_bin": 1 / epoch}
-    frame = {"epoch": epoch, "lr": 0.1 / epoch} | losses
-    return pd.DataFrame(frame | {name: score - 0.02 * i for i, name in enumerate(columns)})
-
-
-def posthoc(home: Path, images: pd.DataFrame, pixels: np.ndarray) -> None:
-    parts = [logits_of(images, pixels, fold, 15.0) for fold in range(FOLDS)]
-    fold = images["fold"].to_numpy()
-    logits = np.choose(fold[:, None], parts)
-    directory = home / "posthoc"
-    ids, label = images["image_id"].to_numpy(), images["label"].to_numpy()
-    Predictions(ids, logits, label, fold).save(directory / "oof.npz")
-    steps = [{"step": "tau_norm", "params": {"tau": 0.7}}]
-    steps += [{"step": "shift", "params": {"b": np.zeros(10)}}]
-    recipe = {"head": "stage1", "steps": steps, "rule": rule_text(Judge(standard_errors=2.5))}
-    save_recipe(directory, recipe)
-    tried = ("stage1", "tau_norm", "yes", 0.0416, 0.0066, 0.0766, 0.8512345, "{}", "it's better")
-    rows = [("stage1", "", "", "", "", "", 0.81, "", ""), tried]
-    gains = ["gain", "gain_low", "gain_high"]
-    columns = ["start", "step", "kept", *gains, "accuracy", "params", "reason"]
-    write_table(directory / "table.csv", pd.DataFrame(rows, columns=columns))
-    manifest(directory)
-
-
-def searched(directory: Path, key: str, judged: dict) -> None:
-    """What a search of three trials leaves, one of them pruned."""
-    rows = {"trial": range(3), "state": ["complete", "complete", "pruned"]}
-    rows |= {"score": [0.5, 0.7, np.nan], key: [0.01, 0.02, 0.08]}
-    write_table(directory / "trials.csv", pd.DataFrame(rows))
-    best = {"values": {key: 0.02}, "metric": "accuracy", "score": 0.7, "trial": 1, "trials": 3}
-    write_json(directory / "best.json", best | judged)
-    span = {"low": 0.01, "high": 0.1, "log": True, "choices": None}
-    manifest(directory, settings={"search": {"keys": {key: span}, "fold": 1}})
-
-
-def submission(directory: Path) -> None:
-    """As 06 writes its manifest; the scores are made up, the report only shows them."""
-    scores = {name: 0.9125 for name in ("accuracy", "balanced_accuracy", "macro_f1", "top5")}
-    scores |= {"many": 0.95, "medium": 0.9, "few": 0.6125, "nll": 0.4, "ece": 0.05}
-    weights = {"exp/posthoc": 0.75, "exp/stage1": 0.25}
-    oof = directory.parent / "exp/posthoc/oof.npz"
-    manifest(
-        directory,
-        settings={"members": {"exp": ["posthoc", "stage1"]}, "metric": "balanced_accuracy"},
-        inputs={"exp/posthoc/oof.npz": sha256(oof)},
-        weights=weights,
-        metrics={"oof": scores, "solution": scores | {"images": 12345}},
-        members_oof={name: scores for name in weights},
-        method="greedy",
-        reason="better than the mean & more",
-    )
-    (directory / "manifest.json").rename(directory / "exp.manifest.json")
-
-
-def write() -> str:
-    report = gather("digits", ["exp"], [parse_config(CONFIG)])
-    return write_report(report).read_text(encoding="utf-8")
-
-
 def stage_table() -> pd.DataFrame:
     data = load_dataset("digits")
     return table_of(data, score_rows(data, "exp", score_stages(data, "exp")))
@@ -221,26 +82,27 @@ def test_what_a_stage_gains_over_the_first_has_an_interval(run):
     for metric in ("balanced_accuracy", "accuracy"):
         found = gains(stages, metric, K)
         assert list(found) == list(stages)[1:]
-        for name, text in found.items():
-            gain, low, high = map(float, re.findall(r"[-+]\d\.\d{3}", text))
+        for name, told in found.items():
+            gain, low, high = map(float, re.findall(r"[-+]\d\.\d{3}", str(told)))
             change = table.loc[name, metric] - table[metric].iloc[0]
             assert gain == pytest.approx(change, abs=6e-4) and low <= gain <= high
-    assert set(gains({"a": stages["stage1"], "b": stages["stage1"]}, "top5", K).values()) == {
-        "+0.000 [+0.000, +0.000]"
-    }
+    same = gains({"a": stages["stage1"], "b": stages["stage1"]}, "top5", K)
+    assert str(same["b"]) == "+0.000 [+0.000, +0.000]"
 
 
 def test_the_page_shows_the_interval_of_each_stages_gain(run, page):
     found = gains(score_stages(load_dataset("digits"), "exp"), "balanced_accuracy", K)
-    for text in found.values():
-        assert text.partition(" ")[2].replace("-", "−") in page
+    for told in found.values():
+        assert str(told).partition(" ")[2].replace("-", "−") in page
 
 
 def test_page_has_every_section_and_is_one_file(page):
     for anchor, title, _ in SECTIONS:
         assert f'<section id="{anchor}">' in page, title
-    assert not re.search(r"https?:|<script|@import|<iframe", page)
-    for reference in re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')>\s]+)', page):
+    assert not re.search(r"https?:|@import|<iframe", page)
+    assert re.findall("<script[^>]*>", page) == ['<script type="application/json">', "<script>"]
+    inside = re.findall(r'<[a-z][^>]*?\s(?:src|href)=["\']?([^"\'>]+)', page)
+    for reference in [*inside, *re.findall(r"url\(([^)]+)", page)]:
         assert reference.startswith(("#", "data:")), reference
     for fact in (
         "tau_norm",
@@ -250,10 +112,11 @@ def test_page_has_every_section_and_is_one_file(page):
         "&gt; 15",
         "exact",
         "0.851",
-        "+0.042 [+0.007, +0.077]",
+        "+0.042<small>[+0.007, +0.077]</small>",
         "b = array [10]",
         "more than 2.5 standard errors of the gain",
         "12\u202f345",
+        "2 images show 1 scenes",
     ):
         assert fact in page, fact
     assert page.count("data:image/jpeg;base64,") > 8
@@ -282,7 +145,7 @@ def test_figures_refer_to_parts_that_exist_once(page):
 
 
 def test_class_names_are_escaped(page):
-    assert not re.search(r"<b>x\d</b>", page)
+    assert not re.search(r"<b>x\d</b>", page) and not any(evil in page for evil in EVIL)
     assert re.search(r"&lt;b&gt;x\d&lt;/b&gt;", page)
 
 
@@ -439,3 +302,54 @@ def test_report_does_not_import_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
     )
+
+
+def test_the_leaderboard_is_sorted_and_knows_costs_and_others(page, run):
+    part = page.split('<section id="leaderboard">')[1].split("</section>")[0]
+    scores = [float(text) for text in re.findall(r"<td><b>([0-9.]+)</b>", part)]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    assert part.count("95 %: not known") == 2  # as title and label: an earlier submission has none
+    report = gather("digits", ["exp"], [parse_config(CONFIG)])
+    own = report.experiments[0]
+    noise = 1.96 * own.stages["posthoc"].noise["balanced_accuracy"]
+    assert f"95 %: {own.score('balanced_accuracy') - noise:.3f} to" in part
+    assert minutes([{"cpu_seconds": 90, "seconds": 10}, {"seconds": 30}, {}]) == 2
+    assert f"{minutes(own.manifests.values()):.1f}" in part
+    shutil.copytree(run / "exp", run / "other")
+    told = read_json(run / "other/posthoc/posthoc.json")
+    told |= {"metric": "balanced_accuracy", "scores": {"after": 0.123}}
+    write_json(run / "other/posthoc/posthoc.json", told)
+    assert re.search(r"other<small>not in this report</small>.*?<b>0.123</b>", write(), re.S)
+
+
+def test_gains_out_of_fold_are_held_against_the_test(page):
+    data = load_dataset("digits")
+    truth = labels_of_the_test(data)
+    every = data.images.set_index("image_id")["label"]
+    assert len(truth) == len(data.test) and (truth == every[truth.index]).all()
+    report = gather("digits", ["exp"], [parse_config(CONFIG)])
+    points = points_of(report.experiments[0], data, truth)
+    assert [p.head for p in points] == ["ncm", "posthoc"]
+    before, after = (
+        load_predictions(Path(f"runs/digits/exp/predict/{head}.npz"), K).logits.argmax(1)
+        for head in ("stage1", "ncm")
+    )
+    gain = balanced_accuracy_score(truth, after) - balanced_accuracy_score(truth, before)
+    assert points[0].test.value == pytest.approx(gain)
+    assert str(points[0].test).replace("-", "−") in page
+
+
+def test_times_of_files_are_no_facts_and_a_damaged_image_is_refused(
+    finished, tmp_path, monkeypatch
+):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    for path in Path("runs").rglob("manifest.json"):
+        os.utime(path, (2e9 - path.stat().st_size,) * 2)
+    assert write() == finished[1]
+    shown = next(p for p in map(Path, load_dataset("digits").images["path"]) if p.is_file())
+    assert not shown.is_absolute()  # these are the copy's
+    for path in shown.parent.iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="not a readable image"):
+        write()

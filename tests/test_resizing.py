@@ -16,15 +16,18 @@ from src.artifacts.work import MANIFEST, RUNS
 from src.config.augment import Augment
 from src.config.read import with_values
 from src.config.training import Train
+from src.data.augment import TrainTransform
 from src.data.dataset import Epochs, train_loader
 from src.data.resizing import ResizingTransform, check_augment, training_transform
 from src.data.shift import moves
-from src.data.transforms import Preprocessing, TrainTransform
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.networks.weights import load_network
 from src.rebalance.stage2 import stage2
 from src.runtime import start
-from src.training.job import Fold, build_trainer
+from src.training.fold import Fold
+from src.training.held_out import evaluate
+from src.training.job import build_trainer
 from tests.training_kit import (
     DATASET,
     SIZE,
@@ -195,7 +198,7 @@ def test_training_sees_the_sizes_and_evaluation_its_own(tiny, monkeypatch):
     shapes = []
     network.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape[2:])))
     job = Fold(config, tiny, 0, directory, start("fp32"))
-    stage1_module.evaluate(job, network, build_trainer(job)[0].prep)
+    evaluate(job, network, build_trainer(job)[0].prep)
     assert set(shapes) == {(SIZE, SIZE)}
 
 

@@ -10,8 +10,8 @@ from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
 from src.logits import head_logits
-from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.build import build_network
 from src.networks.ride import divergence
 from src.networks.weights import load_network, load_pretrained
 from tests.fabricate import some_classes

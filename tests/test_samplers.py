@@ -9,7 +9,7 @@ import torch
 
 from src.config.read import parse_config
 from src.data.dataset import Epochs, collate
-from src.data.samplers import SAMPLERS, WEIGHTS, epoch_order, whole_draws
+from src.data.samplers import SAMPLERS, WEIGHTS, by_class, epoch_order, whole_draws
 from src.training.job import build_epochs
 
 
@@ -91,8 +91,11 @@ def test_limits_tie_the_samplers_together():
     np.testing.assert_allclose(progressive(counts, 1, 0.5), 98 / 3 * np.array([1, 1, 0, 1]))
     np.testing.assert_array_equal(powers(counts, 0, 1.0), counts)
     labels = random_tail(3)
-    order = epoch_order("power", labels, labels.max() + 1, 0, 4, power=0.5)
+    order = epoch_order("power", labels, labels.max() + 1, 0, 4)
     np.testing.assert_array_equal(order, epoch_order("square_root", labels, labels.max() + 1, 0, 4))
+    last = epoch_order("progressive", labels, labels.max() + 1, 0, 1, 2)
+    balanced = epoch_order("class_balanced", labels, labels.max() + 1, 0, 1)
+    np.testing.assert_array_equal(last, balanced)
     even = np.repeat(np.arange(4), 6)
     np.testing.assert_array_equal(
         epoch_order("reversed", even, 4, 1, 2), epoch_order("class_balanced", even, 4, 1, 2)
@@ -142,6 +145,15 @@ def test_streams_are_drawn_and_augmented_independently():
     second = [row for batch in batches for _, _, row in batch[8:]]
     assert len(set(first)) == len(first) and len(set(second)) == len(second)
     assert first != second
+
+
+def test_images_of_a_class_are_taken_in_the_order_of_their_rows():
+    """Before they are shuffled: an order of the sort's own would be that of a machine."""
+    still = SimpleNamespace(permutation=lambda x: x, random=lambda: 0.5)
+    labels = np.random.default_rng(0).integers(3, size=3000)
+    counts = np.bincount(labels).astype(float)
+    order = by_class(labels, counts, counts, still)
+    np.testing.assert_array_equal(order, np.argsort(labels, kind="stable"))
 
 
 def test_the_first_stream_does_not_depend_on_the_second():

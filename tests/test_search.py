@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-import src.training.stage1 as training
+import src.training.fit as training
 import src.training.trials as searching
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json, read_table, write_table

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 import src.rebalance.stage2 as stage2_module
 import src.rebalance.trials as searching
@@ -57,7 +58,7 @@ def made(tmp_path, monkeypatch):
         features = ((means[labels] + noise) @ turn).astype(np.float32)
         stage1 = HOME / "stage1" / f"fold{k}"
         stage1.mkdir(parents=True)
-        (stage1 / "weights.safetensors").write_bytes(b"network %d" % k)
+        save_file({"network": np.array([k])}, stage1 / "weights.safetensors")
         head = {"weight": means @ turn, "bias": np.zeros(len(COUNTS))}
         save_head(stage1 / "head.safetensors", "linear", head)
         out = fold == k

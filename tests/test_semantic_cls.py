@@ -14,8 +14,8 @@ from src.config.auxiliaries import SemanticCLS
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
-from src.networks import build_network
 from src.networks.base import Progress
+from src.networks.build import build_network
 from src.networks.guest import Guest
 from src.networks.weights import load_network
 from src.training.loop import Objective

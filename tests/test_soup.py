@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import src.training.stage1 as stage1_module
+import src.training.fit as fit_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, write_json
 from src.artifacts.marks import pseudo_labelled
@@ -269,14 +269,14 @@ def test_a_soup_has_no_settings_to_search(tmp_path):
 def test_the_last_epochs_are_averaged_and_batch_norm_is_estimated_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_dataset()
-    seen, save = [], stage1_module.save_checkpoint
+    seen, save = [], fit_module.save_checkpoint
 
     def spy(where, state):
         own = state["objective"]
         seen.append({k.removeprefix("network."): v.clone() for k, v in own.items()})
         save(where, state)
 
-    monkeypatch.setattr(stage1_module, "save_checkpoint", spy)
+    monkeypatch.setattr(fit_module, "save_checkpoint", spy)
     train_tiny(tiny_config(train={"average_last": 2}), "exp")
     found = weights("exp")
     for name, tensor in found.items():

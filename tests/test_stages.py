@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 import src.fusion.network as network_module
 import src.fusion.step as step_module
@@ -149,8 +150,13 @@ def test_prediction_is_the_mean_over_networks_and_views_of_every_head(trained, m
     kind, arrays = load_head(HOME / "stage1/full/head.safetensors")
     full = networks[[p.name.startswith("full") for p in cached].index(True)]
     np.testing.assert_allclose(head_logits(full.features, arrays, kind), full.logits, atol=1e-3)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is missing"):
+        gone = Mock(side_effect=UserError("the image is missing"))
+        patch.setattr(passes_module, "run_network", gone)
+        predict(cfg, "exp", True)
+    assert all(load_predictions(path, 10) for path in paths.values())  # the old stay
     predict(cfg, "exp", True)  # --overwrite of the whole stage computes anew
-    assert len(passes) == 16
+    assert len(passes) == 16 and not (HOME / ".predict.new").exists()
 
 
 def test_a_new_calibration_costs_no_second_pass(trained, monkeypatch):
@@ -244,7 +250,7 @@ def test_a_prediction_run_goes_on_after_the_views_that_are_done(trained, monkeyp
 def test_no_process_removes_views_that_another_has_yet_to_read(digits, monkeypatch, dawdles):
     """Two processes as two threads; the second is slow. All views are there, as after a kill."""
     data, stage1_home, cache = load_dataset("digits"), HOME / "stage1/fold0", HOME / "predict/cache"
-    write_bytes(stage1_home / "weights.safetensors", b"a network")
+    write_bytes(stage1_home / "weights.safetensors", save({}))
     cfg, ids = config("predict.tta.flip=true"), data.test["image_id"].to_numpy(str)
     part = Predictions(ids, np.eye(10)[np.arange(len(ids)) % 10], *np.full((2, len(ids)), -1))
     part = replace(part, features=np.ones((len(ids), 2)))
@@ -256,7 +262,7 @@ def test_no_process_removes_views_that_another_has_yet_to_read(digits, monkeypat
         return read(path, num_classes)
 
     monkeypatch.setattr(passes_module, "load_predictions", slowly)
-    monkeypatch.setattr(passes_module, "load_network", lambda *_: (torch.nn.Identity(), None))
+    monkeypatch.setattr("src.networks.weights.load_network", lambda *_: (torch.nn.Identity(), None))
     monkeypatch.setattr(passes_module, "EvalTransform", lambda *_: None)
     monkeypatch.setattr(passes_module, "run_network", lambda *_, **__: part)
 
@@ -301,6 +307,7 @@ def test_a_script_without_its_earlier_stage_names_the_script_to_run(tmp_path, sc
     )
     assert found.returncode == 2
     assert names in found.stderr and "Traceback" not in found.stderr
+    assert f"(working directory {tmp_path})" in " ".join(found.stderr.split())
 
 
 def test_each_stage_names_the_one_before_it(digits):

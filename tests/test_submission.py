@@ -23,7 +23,8 @@ from src.prepare.describe import describe
 from src.prepare.prepare import prepare
 from src.submission import FORMATS
 from src.submission.answer import Answer, clipped, rounded
-from src.submission.recognise import read_sample, recognise
+from src.submission.probabilities import find_prefix
+from src.submission.recognise import read_sample, recognise, without_sample
 from src.submission.solution import score_solution, true_classes
 from src.submission.unknown import doubt
 from src.submission.write import copy_submission, write_submission
@@ -81,6 +82,30 @@ def test_a_column_of_values_that_could_be_class_ids_is_told_by_its_pairs(tmp_pat
     assert told(tmp_path, text, classes=["0", "1"]).value_column == "p"
 
 
+def test_columns_that_end_in_some_class_ids_are_columns_like_others(tmp_path):
+    classes = [str(i) for i in range(10)]
+    path = tmp_path / "sample_submission.csv"
+    path.write_text("id,f0,f5,y\na,1.5,2.5,3\nb,1.5,2.5,3\n")
+    sample, keys = read_sample(path, classes, Submission()), Submission()
+    answer = Answer(np.eye(10)[[7, 4]], classes, keys)
+    sheet = recognise(sample, classes, keys)
+    write_submission(tmp_path / "out.csv", sample, sheet, answer, np.array(["b", "a"]))
+    assert (tmp_path / "out.csv").read_text() == "id,f0,f5,y\na,1.5,2.5,4\nb,1.5,2.5,7\n"
+
+
+def test_a_prefix_is_told_by_the_first_or_the_last_class():
+    classes = ["0", "1", "2", "3"]
+    assert find_prefix(["p0", "p1"], classes) == find_prefix(["p2", "p3"], classes) == "p"
+    assert find_prefix(["p1", "p2"], classes) is None and find_prefix(["p0"], classes) is None
+
+
+def test_without_a_sample_the_keys_decide():
+    sheet = without_sample(("id", "y"), Submission(format="topk", k=3), "topk")
+    assert (sheet.k, sheet.prefix, sheet.value_column) == (3, None, None)
+    with pytest.raises(UserError, match="submission.k: not read by the format label"):
+        without_sample(("id", "y"), Submission(k=3), "label")
+
+
 def test_ids_with_spaces_are_one_label(tmp_path):
     assert told(tmp_path, "id,y | a,sea gull", classes=["sea gull", "owl"]).format == "label"
 
@@ -104,6 +129,8 @@ def test_ids_with_spaces_are_one_label(tmp_path):
          "'id', 'y'; did you mean 'y'?"),
         ("id,y | a,NA", {"decimals": 3}, "submission.decimals: not read by the format label"),
         ("id,y | a,NA", {"k": 3}, "submission.k: not read by the format label"),
+        ("id,y | a,NA", {"prefix": "p_"}, "submission.prefix: not read by the format label"),
+        ("id,y | a,NA", {"value_column": "y"}, "submission.value_column: not read by the format"),
         ("id,y | a,NA", {"unknown": {"id": "NA"}}, "'NA' is a class with training images"),
         (PREFIXED, {"unknown": {}}, "classes have no column: '-1'"),
         (PREFIXED, {"unknown": {}, "format": "probabilities"}, "no column 'p_-1'; it has 'id'"),
@@ -148,6 +175,8 @@ def test_a_mistake_in_the_section_is_named(tree, says):
 def test_rounding_keeps_the_sum_and_moves_no_value_by_a_unit(decimals, k):
     p = softmax(np.random.default_rng(k).normal(size=(20, k)) * 2, axis=1)
     p[0] = 1 / k  # all remainders equal
+    p[1, : k // 2 * 2] = np.tile([1.5, 0.5], k // 2) / (k // 2 * 2)  # two kinds of remainders
+    p[1, k // 2 * 2 :] = 0
     found, unit = rounded(p, decimals), 10.0**decimals
     whole = np.rint(found * unit)
     np.testing.assert_allclose(found * unit, whole, atol=1e-4)
@@ -211,6 +240,20 @@ def test_a_solution_may_have_any_form(name):
     table = pd.DataFrame(SOLUTIONS[name]).astype(str)
     found = true_classes(table, name, facts, ["a", "b", "c"])
     assert dict(found[["image_id", "class_id"]].to_numpy()) == {"x": "b", "y": "c", "z": "a"}
+
+
+def test_of_several_columns_of_values_the_submissions_own_says_what_is_true():
+    long = pd.DataFrame({"id": list("xxyy"), "c": list("abab"), "v": [1, 0, 1, 0]})
+    table = long.assign(w=[0, 1, 0, 1]).astype(str)
+    facts = {"id_column": "id", "label_column": "c", "format": "long"}
+    for column, true in (("v", "a"), ("w", "b"), ("gone", "a")):
+        found = true_classes(table, "s.csv", facts | {"value_column": column}, ["a", "b"])
+        assert set(found["class_id"]) == {true}
+
+
+def test_columns_of_classes_that_are_all_impossible_share_the_whole():
+    found = answer([[0, -1e4, -1e4]]).probabilities(np.array([0]), ["b", "c"])
+    np.testing.assert_array_equal(found, [[0.5, 0.5]])
 
 
 def test_a_solution_without_a_true_class_or_column_is_an_error():
@@ -332,6 +375,9 @@ def test_a_competition_of_top_k_from_start_to_finish():
         made.distance, made.best(), truth["species"], strict=False)]  # fmt: skip
     assert result.score["accuracy"] == pytest.approx(np.mean(said))
     assert "nll" not in result.score and result.scored == 7
+    (made.root / "sample_submission.csv").unlink()  # 01 said how many ids a cell has
+    again = read_table(made.submit(overwrite=True).submission).set_index("Id")["species"]
+    assert again.to_dict() == found.to_dict()
 
 
 def test_a_competition_of_probabilities_from_start_to_finish():
@@ -345,10 +391,13 @@ def test_a_competition_of_probabilities_from_start_to_finish():
     found = read_table(result.submission, names)
     assert list(found) == ["Id", *names, "note"] and found["Id"].tolist() == ORDER
     assert set(found["note"]) == {"keep me"}
+    cells = read_table(result.submission)[names]
+    assert cells.map(lambda cell: cell == f"{float(cell):.8g}").all(axis=None)
     expected = made.p().loc[ORDER, [n[2:] for n in names]].to_numpy()
     np.testing.assert_allclose(found[names], expected, rtol=2e-6)
     assert result.score["accuracy"] == pytest.approx(score_of(made))
     first = result.submission.read_bytes()
+    assert first[3] == 0 and first[4:8] == bytes(4)  # neither a name nor a time: RFC 1952
     assert Path("out.csv").read_bytes() == gzip.decompress(first)
     assert made.submit().submission.read_bytes() == first
     made.config = made.config.model_copy(update={"submission": Submission(decimals=2, clip=0.05)})
@@ -388,6 +437,7 @@ def test_without_distances_the_largest_probability_decides_and_never_the_test_im
     made = Made(sample, TRUTH, unknown={"id": "-1", "quantile": 0.7, "head": "probability"})
     result = made.submit()
     assert result.flags.score == "1 - largest probability"
+    assert "accuracy" in result.score and not {"nll", "ece"} & result.score.keys()
     oof = np.concatenate([
         np.load(f"runs/{DATASET}/exp/stage2/ncm/fold{k}/oof.npz")["logits"] for k in (0, 1)
     ])  # fmt: skip

@@ -57,7 +57,7 @@ def test_grids_begin_beside_leaving_the_step_out():
 
 def test_what_is_refused():
     cosine = State(STATE.logits, F, "stage1", {"stage1": ("cosine", {"weight": W, "scale": 1.0})})
-    assert "needs a linear head, stage1 is cosine" in step("max_norm").refuses(cosine)
+    assert "needs a linear head, not one of kind cosine" in step("max_norm").refuses(cosine)
     assert step("max_norm").refuses(STATE) is None
     with pytest.raises(UserError, match="max_norm starts again from the weights"):
         config(posthoc={"steps": ["tau_norm", "max_norm"]})

@@ -30,7 +30,7 @@ from src.initialisers import INITIALISERS
 from src.language import ENCODERS
 from src.losses import CRITERIA
 from src.metrics import table as metrics
-from src.networks import NETWORKS
+from src.networks.build import NETWORKS
 from src.networks.pooling import POOLINGS
 from src.networks.tuning import TUNINGS
 from src.prepare.read import READERS

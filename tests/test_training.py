@@ -12,19 +12,22 @@ import pytest
 import torch
 from torch import nn
 
+import src.training.fit as fit_module
 import src.training.keep as keep_module
 import src.training.stage1 as stage1_module
+import src.training.train as train_module
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_json, sha256
 from src.artifacts.predictions import load_predictions
 from src.config.model import Model
 from src.config.training import Train
 from src.errors import UserError
-from src.networks import build_network
 from src.networks.base import Body, Progress
+from src.networks.build import build_network
 from src.runtime import start
-from src.training.job import Fold, build_trainer
-from src.training.loop import Objective
+from src.training.fold import Fold
+from src.training.job import build_trainer
+from src.training.loop import Objective, Trainer
 from src.training.optim import build_optimizer, build_schedule
 from src.training.stage1 import stage1
 from tests.conftest import ROOT, digits_config
@@ -55,6 +58,56 @@ def test_folds_of_one_experiment_are_trained_with_one_config(tmp_path, monkeypat
     assert "train.lr: 0.05 there, 0.01 now" in str(said.value) and "lr: 0.05" in about.read_text()
     stage1(other, "exp", ["0", "1"], True)  # all of them anew
     assert "lr: 0.01" in about.read_text()
+
+
+def test_a_run_that_is_refused_leaves_no_config_and_all_that_it_was_to_replace(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    home, wrong = Path("runs/tiny/exp"), tiny_config({"backbone": "mobilnetv2_100"})
+    with pytest.raises(UserError, match="timm has no model 'mobilnetv2_100'"):
+        stage1(wrong, "exp", ["0"], False)
+    assert not (home / "config.yaml").exists()
+    stage1(tiny_config(), "exp", ["0"], False)
+    before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    with pytest.raises(UserError, match="timm has no model 'mobilnetv2_100'"):
+        stage1(wrong, "exp", ["0"], True)
+    assert {p: p.read_bytes() for p in before} == before
+    other, save = tiny_config(train={"lr": 0.01}), fit_module.save_checkpoint
+
+    def stopped(where: Path, state: dict) -> None:
+        save(where, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit_module, "save_checkpoint", stopped)
+        stage1(other, "exp", ["0"], True)
+    assert {p: p.read_bytes() for p in before} == before
+    stage1(other, "exp", ["0"], False)
+    assert "lr: 0.01" in (home / "config.yaml").read_text()
+    assert read_json(home / "stage1/fold0/manifest.json")["settings"]["train"]["lr"] == 0.01
+    assert not list((home / "stage1").glob(".*.new"))
+
+
+def test_files_that_a_config_names_are_looked_for_before_it_is_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset()
+    train_tiny(tiny_config(), "exp", stop_after=1, monkeypatch=monkeypatch)
+    for pretrained, said in (
+        ("w.pth", r"model.pretrained: w.pth is missing \(working directory"),
+        ("experiment:gone", "gone/stage1/fold0/weights.safetensors is missing"),
+    ):
+        wrong = tiny_config({"pretrained": pretrained})
+        with pytest.raises(UserError, match=said):
+            stage1(wrong, "exp", ["0"], False)
+    Path("c.yaml").write_text("{data: {root: tiny}, model: {pretrained: w.pth}}")
+    code = "import sys, runpy; sys.argv[1:] = ['--config', 'c.yaml']\ntry:\n"
+    code += f"    runpy.run_path({str(ROOT / '02_train_stage1.py')!r}, run_name='__main__')\n"
+    code += "finally:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert "w.pth is missing" in done.stderr and done.stdout == "False\n"
 
 
 def test_out_of_fold_covers_every_image_that_is_not_always_train_exactly_once(digits):
@@ -120,14 +173,14 @@ def test_a_fold_that_does_not_exist_is_an_error(digits, fold):
 
 def stop_after(monkeypatch, epochs: int) -> None:
     """Let a run die while it trains epoch number `epochs` (0-based)."""
-    train_epoch = stage1_module.Trainer.train_epoch
+    train_epoch = Trainer.train_epoch
 
     def dying(self, loader, epoch):
         if epoch == epochs:
             raise KeyboardInterrupt
         return train_epoch(self, loader, epoch)
 
-    monkeypatch.setattr(stage1_module.Trainer, "train_epoch", dying)
+    monkeypatch.setattr(Trainer, "train_epoch", dying)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +237,15 @@ def test_a_method_that_was_stopped_ends_with_the_same_bytes(model, train, tmp_pa
 
 def watch_evaluations(monkeypatch) -> list[np.ndarray]:
     """The logits of every evaluation, in order."""
-    seen, evaluate = [], stage1_module.evaluate
+    seen, evaluate = [], fit_module.evaluate
 
     def watched(*args):
         found = evaluate(*args)
         seen.append(found.logits)
         return found
 
-    monkeypatch.setattr(stage1_module, "evaluate", watched)
+    for module in (fit_module, train_module):
+        monkeypatch.setattr(module, "evaluate", watched)
     return seen
 
 
@@ -211,12 +265,12 @@ def test_the_last_epoch_is_evaluated_once_also_after_a_kill(digits, monkeypatch)
 
 @pytest.mark.parametrize("best", [0, 1])
 def test_the_out_of_fold_logits_are_those_of_the_kept_epoch(digits, monkeypatch, best):
-    seen, scores = watch_evaluations(monkeypatch), stage1_module.scores
+    seen, scores = watch_evaluations(monkeypatch), fit_module.scores
 
     def planted(job, found):
         return scores(job, found) | {"balanced_accuracy": float(len(seen) - 1 == best)}
 
-    monkeypatch.setattr(stage1_module, "scores", planted)
+    monkeypatch.setattr(fit_module, "scores", planted)
     stage1(digits_config("train.select=best"), "exp", ["0"], False)
     assert len(seen) == (3 if best == 0 else 2)
     assert not np.array_equal(seen[0], seen[1])

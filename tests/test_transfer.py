@@ -16,7 +16,7 @@ from src.artifacts.work import MANIFEST, RUNS
 from src.config.model import Model
 from src.data.transforms import Preprocessing
 from src.errors import UserError
-from src.networks import NETWORKS, build_network
+from src.networks.build import NETWORKS, build_network
 from src.networks.transfer import grouped, matched
 from src.networks.weights import load_network, load_pretrained, save_network
 from src.training.stage1 import stage1

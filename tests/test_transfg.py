@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from src.config.model import Model
 from src.data.dataset import Batch
 from src.errors import UserError
-from src.networks import build_network, check_image_size
 from src.networks.attention import class_row
 from src.networks.base import Progress
+from src.networks.build import build_network, check_image_size
 from src.networks.transfg import contrast, overlap
 from src.networks.weights import load_network, load_pretrained
 from tests.fabricate import some_classes

@@ -13,7 +13,7 @@ from torch import nn
 from src.config.read import parse_config
 from src.config.tuning import LoRA
 from src.errors import UserError
-from src.networks import build_network
+from src.networks.build import build_network
 from src.networks.evidence import maps_of
 from src.networks.guest import Guest
 from src.networks.tuning import added, tune

@@ -15,7 +15,8 @@ from src.networks.origins import read_ours
 from src.networks.tuning import added
 from src.networks.weights import load_network
 from src.runtime import start
-from src.training.job import Fold, build_trainer
+from src.training.fold import Fold
+from src.training.job import build_trainer
 from tests.training_kit import (
     DATASET,
     SIZE,

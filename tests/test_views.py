@@ -24,7 +24,8 @@ from src.inference.worth import OutOfFold, fitted_weights, pool_of_views
 from src.metrics import Gain
 from src.posthoc.calibrate import posthoc
 from src.runtime import start
-from src.training.stage1 import Fold, train_fold
+from src.training.fold import Fold
+from src.training.stage1 import train_fold
 from tests.training_kit import tiny_config, tiny_dataset
 
 HOME = Path("runs/tiny/exp")

@@ -9,8 +9,8 @@ from src.artifacts.dataset import load_dataset
 from src.config.model import Model
 from src.config.networks import BBN
 from src.config.training import Train
-from src.networks import build_network
 from src.networks.base import Body
+from src.networks.build import build_network
 from src.networks.weights import load_pretrained, save_network
 from src.training.optim import build_optimizer
 from tests.fabricate import some_classes

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+import src.training.fit as fit
 import src.training.stage1 as stage1
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import write_arrays, write_table
@@ -81,7 +82,7 @@ def train_tiny(config, experiment: str, stop_after: int | None = None, monkeypat
     if stop_after is None:
         stage1.train_fold(job, overwrite=False)
         return directory
-    save = stage1.save_checkpoint
+    save = fit.save_checkpoint
 
     def save_and_stop(where: Path, state: dict) -> None:
         save(where, state)
@@ -89,7 +90,7 @@ def train_tiny(config, experiment: str, stop_after: int | None = None, monkeypat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage1, "save_checkpoint", save_and_stop)
+        patch.setattr(fit, "save_checkpoint", save_and_stop)
         try:
             stage1.train_fold(job, overwrite=False)
         except KeyboardInterrupt:

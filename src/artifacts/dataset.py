@@ -6,7 +6,7 @@ classes.csv  label, class_id, class_name, count, bin; row i is label i
 test.csv     image_id, path, … in submission order
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from src.artifacts.files import read_json, read_table, sha256
 from src.artifacts.ids import check_unique
-from src.artifacts.work import MANIFEST, RUNS, checked, require
+from src.artifacts.work import MANIFEST, RUNS, checked
 from src.config.data import OURS
 from src.errors import UserError, some
 from src.metrics import bin_numbers
@@ -56,13 +56,15 @@ class LabelText(NamedTuple):
 @dataclass(frozen=True)
 class Dataset:
     """The tables that 01 wrote. `images` is sorted by image_id, `classes` by label. text: made of
-    the names by src/language, where it is needed"""
+    the names by src/language, where it is needed · chosen: networks that take part, folds and None
+    for `full`; None: all (`--folds` of the scripts)"""
 
     directory: Path
     images: pd.DataFrame
     classes: pd.DataFrame
     test: pd.DataFrame
     text: LabelText | None = None
+    chosen: tuple[int | None, ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -70,8 +72,28 @@ class Dataset:
         return len(self.classes)
 
     @property
-    def folds(self) -> list[int]:
+    def every_fold(self) -> list[int]:
         return sorted(set(self.images["fold"]) - {ALWAYS_TRAIN})
+
+    @property
+    def folds(self) -> list[int]:
+        """Those that take part."""
+        return [k for k in self.every_fold if self.chosen is None or k in self.chosen]
+
+    def choose(self, folds: list[str]) -> "Dataset":
+        """What `--folds` asks for alone; nothing: all. Errors: UserError for a fold that is none"""
+        if not folds:
+            return self
+        return replace(self, chosen=tuple(parse_fold(text, self) for text in folds))
+
+    def numbered(self, script: str) -> "Dataset":
+        """Itself. Errors: UserError where `--folds` names nothing that holds images out."""
+        if not self.folds:
+            raise UserError(
+                f"--folds {FULL}: it holds no images out, and {script} goes by those; name "
+                f"numbers of {self.every_fold}, too"
+            )
+        return self
 
     def training(self, fold: int | None) -> pd.DataFrame:
         """Images that fold `fold` trains on; None: all of them (`full`)."""
@@ -95,6 +117,15 @@ class Dataset:
         return {} if self.text is None else {"text": self.text.path}
 
 
+def parse_fold(text: str, data: Dataset) -> int | None:
+    """None: `full`. Errors: UserError for what is neither that nor one of the folds."""
+    if text == FULL:
+        return None
+    if text not in map(str, data.every_fold):  # int() also takes "٣", and fails for "²"
+        raise UserError(f"--folds {text}: expected numbers of {data.every_fold} or `{FULL}`")
+    return int(text)
+
+
 def own_columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """What data.columns names, of the images in a part of folds.csv or test.csv: [N] text each."""
     return {name: table[name].to_numpy(dtype=str) for name in table.columns if name not in OURS}
@@ -107,7 +138,11 @@ def dataset_dir(name: str) -> Path:
 def load_dataset(name: str) -> Dataset:
     """Errors: UserError when 01 has not finished, or its tables are damaged or contradict."""
     directory = dataset_dir(name)
-    require(directory / MANIFEST, "01_prepare_folds.py")
+    if not (directory / MANIFEST).is_file():
+        raise UserError(
+            f"{directory / MANIFEST} is missing (working directory {Path.cwd()}). Run `python "
+            "01_prepare_folds.py` with the same --config first, or start this where that was run."
+        )
     numbers, texts = ("label", "fold", "width", "height"), ("image_id", "path")
     images = _table(directory / "folds.csv", numbers, texts).sort_values("image_id", kind="stable")
     named = ("class_id", "class_name", "bin")
@@ -165,11 +200,19 @@ def fold_of(stage1: Path) -> int | None:
 def finished_networks(home: Path, data: Dataset) -> list[Path]:
     """Directories stage1/fold<k> and stage1/full of an experiment that 02 finished, in that order.
 
-    Errors: UserError when there is none, or one was made from another folds.csv.
+    Errors: UserError when there is none, one of `data.chosen` lacks, or one was made from another
+    folds.csv.
     """
-    names = [fold_name(fold) for fold in (*data.folds, None)]
-    found = [home / "stage1" / name for name in names]
-    found = [path for path in found if (path / MANIFEST).is_file()]
+    every = (*data.folds, *((None,) if data.chosen is None or None in data.chosen else ()))
+    found = [home / "stage1" / fold_name(fold) for fold in every]
+    lacking = [path.name for path in found if not (path / MANIFEST).is_file()]
+    found = [path for path in found if path.name not in lacking]
+    if data.chosen is not None and lacking:
+        numbers = " ".join(name.removeprefix("fold") for name in lacking)
+        raise UserError(
+            f"{home / 'stage1'}: {' '.join(lacking)}, which --folds asks for, is not finished. Run "
+            f"`python 02_train_stage1.py --folds {numbers}` with the same --config first."
+        )
     if not found:
         raise UserError(
             f"{home / 'stage1'} has no finished network. Run `python 02_train_stage1.py` with the "

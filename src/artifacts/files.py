@@ -4,7 +4,6 @@ Every file is written to a temporary name, flushed to the disk and renamed, so a
 half of one.
 """
 
-import errno
 import glob
 import hashlib
 import io
@@ -20,12 +19,18 @@ from types import UnionType
 import numpy as np
 import pandas as pd
 
-from src.errors import UserError, read_text, shortened
+from src.errors import MORE_ROOM, UserError, no_room, read_text, shortened
+
+BINARY = (".parquet", ".feather")  # tables that pandas reads with pyarrow alone, which is not here
 
 
-def write_atomic(path: str | Path, write: Callable[[io.BufferedIOBase], None]) -> Path:
+def write_atomic(
+    path: str | Path, write: Callable[[io.BufferedIOBase], None], *, among_many: bool = False
+) -> Path:
     """Call `write(file)` on a temporary file beside `path`, then rename it to `path`.
 
+    among_many: do not look for what killed processes left of it, which takes as long as there are
+    files beside it; the caller clears that away once.
     Errors: UserError when the disk is full; the temporary file is removed and an older `path` is
     left as it was.
     """
@@ -33,7 +38,8 @@ def write_atomic(path: str | Path, write: Callable[[io.BufferedIOBase], None]) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(glob.escape(f".{path.name}.") + "*.tmp"):
+        mine = glob.escape(f".{path.name}.") + "*.tmp"
+        for left in () if among_many else path.parent.glob(mine):
             left.unlink(missing_ok=True)  # by a process that was killed
         with open(temporary, "wb") as file:
             write(file)
@@ -42,12 +48,10 @@ def write_atomic(path: str | Path, write: Callable[[io.BufferedIOBase], None]) -
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(error):
+        if isinstance(error, Exception) and (why := no_room(error)):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise UserError(
-                f"{path}: the disk is full ({free:.0f} MiB free); nothing was half-written. "
-                "Free some space and run the same command again, it continues where it stopped."
+                f"{path}: {why} ({free:.0f} MiB free); nothing was half-written. {MORE_ROOM}"
             ) from error
         raise
     return path
@@ -110,8 +114,14 @@ def _kind(kind: type | UnionType) -> str:
     return names.get(kind, "a number" if kind == int | float else str(kind))
 
 
-def write_table(path: str | Path, table: pd.DataFrame) -> Path:
-    return write_text(path, table.to_csv(index=False, lineterminator="\n"))
+def write_table(path: str | Path, table: pd.DataFrame, *, among_many: bool = False) -> Path:
+    text = table.to_csv(index=False, lineterminator="\n").encode("utf-8")
+    return write_atomic(path, lambda file: file.write(text), among_many=among_many)
+
+
+def is_tsv(path: str | Path) -> bool:
+    """Whether a table's cells are separated by tabs, by its name."""
+    return ".tsv" in Path(str(path).lower()).suffixes[-2:]  # .tsv.gz, too
 
 
 def read_table(
@@ -121,7 +131,8 @@ def read_table(
     only: list[str] | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
-    """Read a CSV with every column as text (`00123`, `1e5` and `NA` survive), except `numbers`.
+    """Read a CSV, or by its name a TSV, every column as text (`00123`, `1e5` and `NA` survive) but
+    `numbers`.
 
     only: these columns · rows: so many from the top
     Errors: UserError for a missing or malformed file, a missing column, or a cell of a number
@@ -130,15 +141,25 @@ def read_table(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if path.suffix.lower() in BINARY:
+        kind = path.suffix.lower()[1:]
+        raise UserError(
+            f"{path}: tables are read as CSV or TSV, and this is {kind}. Make a CSV of it, with "
+            f'`pip install pyarrow` and `python -c "import pandas as pd; pd.read_{kind}('
+            f'{str(path)!r}).to_csv({str(path.with_suffix(".csv"))!r}, index=False)"`.'
+        )
     try:
         how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        how["sep"] = "\t" if is_tsv(path) else ","
         table = pd.read_csv(path, usecols=only, nrows=rows, **how)
     except (ValueError, OSError, OverflowError) as error:  # parser, encoding, permission
-        raise UserError(f"{path}: not a readable CSV table in UTF-8: {error}") from error
+        kind = "TSV" if is_tsv(path) else "CSV"
+        raise UserError(f"{path}: not a readable {kind} table in UTF-8: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too many for row names
         raise UserError(
             f"{path}: the lines have more cells than the header, which names "
-            f"{list(table.columns)}. Correct the header, or the commas at the ends of the lines."
+            f"{list(table.columns)}. Correct the header, or the "
+            f"{'tabs' if is_tsv(path) else 'commas'} at the ends of the lines."
         )
     for column in numbers:
         if column not in table:

@@ -12,17 +12,17 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
 
-from src.errors import UserError
+from src import cli
+from src.errors import READ_ONLY, UserError
 
 TAKEN = (errno.EACCES, errno.EAGAIN)  # what fcntl says when another process has the lock
 # what some network file systems say
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 # By path. Closing any second handle of a file would let go of its lock, so there is only this one
 _mine: dict[Path, IO] = {}
 
@@ -76,7 +76,7 @@ def take(path: Path, *, wait: bool = False) -> str | None:
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held open as long as the lock)
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115 (held open as long as the lock)
     except OSError as error:
         if error.errno in READ_ONLY:  # then nothing can be written there anyway
             return None
@@ -90,9 +90,9 @@ def take(path: Path, *, wait: bool = False) -> str | None:
         if error.errno not in NO_LOCKS:
             raise
         _say_without(str(path.parent))
-    file.truncate(0)
-    file.write(_about_me())
-    file.flush()
+    with suppress(OSError):  # of a full disk: it is locked all the same, without a word of who
+        file.truncate(0)
+        file.write(_about_me().encode())
     _mine[path] = file
     return None
 
@@ -112,10 +112,10 @@ def _holder(file: IO) -> str:
         time.sleep(pause)
         file.seek(0)
         if text := file.read():
-            return text
+            return text.decode(errors="replace")
     return "another process"
 
 
 @cache
 def _say_without(directory: str) -> None:
-    print(f"{directory}: files cannot be locked here; do not start one command twice at once")
+    cli.say(f"{directory}: files cannot be locked here; do not start one command twice at once")

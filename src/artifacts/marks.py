@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from src.artifacts.files import read_json
-from src.artifacts.work import MANIFEST
+from src.artifacts.work import MANIFEST, made
 from src.config.names import STAGE1
 
 PSEUDO = "pseudo-labels"  # the mark beside its name
@@ -14,7 +14,7 @@ def pseudo_labelled(home: Path) -> str | None:
 
     home: of the experiment. Read from the manifests of its networks.
     """
-    paths = sorted((home / STAGE1).glob(f"*/{MANIFEST}"))
+    paths = made(home / STAGE1, MANIFEST)
     facts = [read_json(path).get("pseudo") for path in paths]
     facts = [found for found in facts if found]  # older manifests lack the key
     if not facts:

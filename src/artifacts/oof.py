@@ -24,7 +24,8 @@ def check_finished(directory: Path, dataset: Dataset, script: str, or_else: str 
         numbers = " ".join(map(str, unfinished))
         raise UserError(
             f"{directory}: folds {numbers} of {' '.join(map(str, dataset.folds))} are missing. "
-            f"Run `python {script} --folds {numbers}` with the same --config first.{or_else}"
+            f"Run `python {script} --folds {numbers}` with the same --config first, or this with "
+            f"--folds and those that are finished.{or_else}"
         )
 
 

@@ -168,13 +168,16 @@ def concatenate(parts: list[Predictions]) -> Predictions:
 
 def save_features(path: Path, image_id: np.ndarray, features: np.ndarray) -> Path:
     """image_id: [N] · features: [N, D]; written sorted by image_id."""
-    order = np.argsort(image_id, kind="stable")
-    ids = image_id.astype(str)[order]
-    return write_arrays(path, image_id=ids, features=features.astype(np.float32)[order])
+    order = slice(None) if is_sorted(image_id) else np.argsort(image_id, kind="stable")
+    rows = features[order].astype(np.float32, copy=False)
+    return write_arrays(path, image_id=image_id[order].astype(str, copy=False), features=rows)
 
 
 def load_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Ids [N], sorted, and features [N, D]. Errors: UserError for a damaged file."""
     arrays = _read(path, ("image_id", "features"))
-    order = np.argsort(arrays["image_id"], kind="stable")
-    return arrays["image_id"][order], arrays["features"][order]
+    ids, features = arrays["image_id"], arrays["features"]
+    if is_sorted(ids):
+        return ids, features
+    order = np.argsort(ids, kind="stable")
+    return ids[order], features[order]

@@ -14,6 +14,7 @@ from src.artifacts.work import checked
 from src.errors import UserError, shortened
 
 HEADER = "longtail"
+AGAIN = "run 02 again with --overwrite"  # what to do about damaged weights
 
 
 def header(about: dict) -> dict[str, str]:

@@ -4,6 +4,7 @@ A YAML that was edited after 02, or another `--set`, must not change what 03 …
 network that is there.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -21,10 +22,11 @@ SHOWN = 6  # keys that are named
 FIXED = ("model", "train", "soup", "seed")  # decided by 02; the rest is for later stages to choose
 
 
-def write_config(home: Path, config: Config, searched: dict) -> Path:
-    """runs/<dataset>/<experiment>/config.yaml: every key; a comment says which values of `searched`
-    are from a search."""
+def write_config(home: Path, config: Config, searched: dict, decided: Iterable[str] = ()) -> Path:
+    """runs/<dataset>/<experiment>/config.yaml: every key; comments say which values of `searched`
+    are from a search, and the lines of `decided` what `auto` became, and why."""
     notes = [f"# from search/best.json: {key} = {value!r}\n" for key, value in searched.items()]
+    notes += [f"# {line}\n" for line in decided]
     text = yaml.safe_dump(dump_config(config), sort_keys=False, allow_unicode=True)
     return write_text(home / FILE, "".join(notes) + text)
 
@@ -37,15 +39,10 @@ def trained_config(config: Config, home: Path) -> Config:
     hand counts. Errors: UserError for a damaged file, or one that today's keys do not fit.
     """
     path = home / FILE
-    if not path.is_file():
+    found = read_trained(home)
+    if not found:
         return config
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({error}); run 02 again, it writes it") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected the keys of a config; run 02 again, it writes it")
-    fixed = {key: value for key, value in upgraded(found).items() if key in FIXED}
+    fixed = {key: value for key, value in found.items() if key in FIXED}
     kept = parse_config(dump_config(config) | fixed, str(path))
     speed = {key: getattr(config.train, key) for key in volatile_keys(config.train)}
     kept = kept.model_copy(update={"train": kept.train.model_copy(update=speed)})
@@ -57,11 +54,28 @@ def trained_config(config: Config, home: Path) -> Config:
     return kept
 
 
+def read_trained(home: Path) -> dict:
+    """config.yaml of an experiment in today's keys; empty where there is none. Errors: UserError
+    for a damaged file."""
+    path = home / FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({error}); run 02 again, it writes it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected the keys of a config; run 02 again, it writes it")
+    return upgraded(found)
+
+
 def _differing(now: Config, then: Config) -> list[str]:
-    """`key = value then (now value now)` of a few keys; searched ones are meant to differ."""
+    """`key = value then (now value now)` of a few keys; searched ones and those
+    that the data decided are meant to differ."""
     old, new = flatten(dump_config(then)), flatten(dump_config(now))
     searched = now.search.keys if now.search.use else ()
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    keys = [key for key in keys if key not in searched]
+    keys = [key for key in keys if key not in searched and key != "auto"]
+    keys = [key for key in keys if not any(f"{key}.".startswith(f"{a}.") for a in now.auto)]
     shown = [f"{k} = {old.get(k)!r} (now {new.get(k)!r})" for k in keys[:SHOWN]]
     return shown + ([f"{len(keys) - SHOWN} more keys"] if len(keys) > SHOWN else [])

@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
 
+from src import cli
 from src.artifacts.files import read_json, sha256, write_json
 from src.artifacts.lock import let_go, own
 from src.config.tree import defaults_like, flatten, plain
@@ -29,6 +30,11 @@ PACKAGES = ("numpy", "pandas", "scikit-learn", "torch", "torchvision", "timm", "
 
 class Work:
     """One directory of artifacts: is it finished, and with the same settings and inputs?
+
+    overwrite: what is there stays until the new one is complete and its manifest written; until
+    then that is beside it, in `.<name>.new`, so that for a while there must be room for both. One
+    that was stopped is continued by the next start without `overwrite`; another with it begins
+    again.
 
         work = Work(directory, settings, inputs={"folds.csv": path}, overwrite=args.overwrite)
         if work.finished():
@@ -53,23 +59,38 @@ class Work:
         redo_on_new_inputs: bool = True,
         main: bool = True,
         shared: bool = False,
+        beside: str = "copy the config to a new name",
     ):
-        self.directory = Path(directory)
+        self.place = self.directory = Path(directory)
+        self.new = replacement(self.place)
+        self.main = main
+        if main and not shared:
+            own(self.place)
+            self._put_in_place()  # had its process been killed before that
+        replaces = overwrite and self.place.is_dir()  # at once: others begin to write soon
         self.settings = plain(settings, volatile=False)
         self.defaults = flatten(defaults_like(settings))
         self.inputs = {name: sha256(checked(path)) for name, path in sorted(inputs.items())}
         self.redo_on_new_inputs = redo_on_new_inputs
-        self.main = main
-        self.began = time.time()
-        if main and not shared:
-            own(self.directory)
-        if overwrite and main and self.directory.is_dir():
-            (self.directory / MANIFEST).unlink(missing_ok=True)  # first: from here on unfinished
-            shutil.rmtree(self.directory)
+        self.beside = beside
+        self.began, self.cpu = time.monotonic(), cpu_seconds()  # a clock may be set back
+        if overwrite and main and self.new.is_dir():
+            shutil.rmtree(self.new)
+        if replaces or self.new.is_dir():
+            self.directory = self.new
+            self.beside = f"remove {self.new} to keep {self.place} as it is"
 
     def manifest(self) -> dict:
         needs = dict.fromkeys(("settings", "inputs", "outputs", "metrics"), dict)
-        return read_json(self.directory / MANIFEST, needs)
+        path = self.directory / MANIFEST
+        manifest = read_json(path, needs)
+        names = [PurePosixPath(name) for name in manifest["outputs"]]
+        if outside := [str(n) for n in names if n.is_absolute() or ".." in n.parts or not n.parts]:
+            raise UserError(
+                f"{path}: its outputs {some(outside)} are no files in {self.directory}; it was "
+                "damaged or edited. Delete it and run the script that writes it again."
+            )
+        return manifest
 
     def finished(self, *, wanted: Iterable[str] = ()) -> bool:
         """True: nothing to do. False: start or continue. Only the main process speaks and deletes.
@@ -87,27 +108,36 @@ class Work:
             self.check_inputs(manifest["inputs"], path)
         if new := [name for name in wanted if name not in manifest["outputs"]]:
             if self.main:
-                print(f"{self.directory}: finished without {some(new)}; making what is missing")
+                cli.say(f"{self.directory}: finished without {some(new)}; making what is missing")
                 path.unlink()
             return False
         changed = self._changed(manifest["inputs"])
         lost = [name for name in manifest["outputs"] if not self._intact(name, manifest)]
         if changed or lost:
             if self.main:
-                print(f"{self.directory}: {some(changed or lost)} changed since; doing it again")
+                cli.say(f"{self.directory}: {some(changed or lost)} changed since; doing it again")
                 path.unlink()
                 for name in lost:  # or it would be taken for work that is done already
                     (self.directory / name).unlink(missing_ok=True)
             return False
         if self.main:
-            print(f"{self.directory}: finished already, skipped")
+            cli.say(f"{self.directory}: finished already, skipped")
         self.release()
         return True
 
     def release(self) -> None:
         """Let others work on the directory."""
         if self.main:
-            let_go(self.directory)
+            let_go(self.place)
+
+    def _put_in_place(self) -> None:
+        """What is new and complete, instead of what it replaces."""
+        if (self.new / MANIFEST).is_file():
+            if self.place.is_dir():
+                (self.place / MANIFEST).unlink(missing_ok=True)  # first: it is no longer whole
+                shutil.rmtree(self.place)
+            self.new.rename(self.place)
+            self.directory = self.place
 
     def _intact(self, name: str, manifest: dict) -> bool:
         path = self.directory / name
@@ -122,7 +152,7 @@ class Work:
         if changed := self._changed(found):
             raise UserError(
                 f"{origin}: made from another {some(changed)} than the one there now. "
-                "Run again with --overwrite to replace it, or choose another experiment name."
+                f"Run again with --overwrite to replace it, or {self.beside}."
             )
 
     def check_settings(self, found: dict, origin: Path) -> None:
@@ -138,11 +168,14 @@ class Work:
             raise UserError(
                 f"{origin}: made with another config; what differs:\n"
                 + "\n".join(lines)
-                + "\nRun again with --overwrite to replace it, or copy the config to a new name."
+                + f"\nRun again with --overwrite to replace it, or {self.beside}."
             )
 
     def finish(self, outputs: Iterable[str], metrics: dict | None = None, **facts) -> None:
-        """Write the manifest. `outputs` are file names in the directory; `facts` go in as given."""
+        """Write the manifest, and replace what is to be replaced: `directory` may be another then.
+
+        outputs: names of files in the directory · facts: go in as given
+        """
         write_json(
             self.directory / MANIFEST,
             {
@@ -155,12 +188,30 @@ class Work:
                 "outputs": {name: sha256(self.directory / name) for name in sorted(outputs)},
                 "versions": versions(),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "seconds": round(time.time() - self.began, 1),
+                "seconds": round(time.monotonic() - self.began, 1),
+                "cpu_seconds": round(cpu_seconds() - self.cpu, 1),
                 "metrics": metrics or {},
                 **facts,
             },
         )
+        self._put_in_place()
         self.release()
+
+
+def replacement(directory: Path) -> Path:
+    """Where what is to replace a directory is made."""
+    return directory.with_name(f".{directory.name}.new")
+
+
+def made(directory: Path, name: str) -> list[Path]:
+    """Files `name` of the directories in `directory`, sorted: of what is in its place, and not of
+    what is to replace it one day."""
+    return sorted(directory.glob(f"[!.]*/{name}"))
+
+
+def settled(directory: Path) -> bool:
+    """Whether it is finished, and nothing that was begun is to replace it."""
+    return (directory / MANIFEST).is_file() and not replacement(directory).is_dir()
 
 
 def checked(path: Path) -> Path:
@@ -196,6 +247,11 @@ def require(path: Path, script: str) -> Path:
     if not Path(path).exists():
         raise UserError(f"{path} is missing. Run `python {script}` with the same --config first.")
     return Path(path)
+
+
+def cpu_seconds() -> float:
+    """Seconds of all cores that this process and its finished children have used."""
+    return sum(os.times()[:4])
 
 
 def digest(tree: dict) -> str:

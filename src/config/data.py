@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from src.config.scenes import Scenes
 from src.config.section import VOLATILE, Section
 from src.errors import some
 
@@ -29,6 +30,12 @@ class Data(Section):
         "train",
         description="under root. folder source: directory; csv, list and coco source: file",
     )
+    class_folders: Literal["id_name", "whole", "leaf"] = Field(
+        "id_name",
+        description="folder source: what the class id is. id_name: of train's folders, what stands "
+        "before the first underscore, and the class name what stands after it; whole: their whole "
+        "names; leaf: the whole name of the folder that an image lies in, however deep",
+    )
     test: str | None = Field(
         "test", description="like train, for the test images; null: there are none"
     )
@@ -47,6 +54,11 @@ class Data(Section):
         "image_id", description="csv source and data.metadata: column with the image's id"
     )
     label_column: str = Field("class_id", description="csv source: column with the class id")
+    one_hot: bool = Field(
+        False,
+        description="csv source: train has no label_column, but for each class a column that is "
+        "called as its id and holds 0 and 1: all columns that do, but group_column and columns",
+    )
     name_column: str | None = Field(None, description="csv source: column with the class's name")
     group_column: str | None = Field(
         None,
@@ -76,7 +88,12 @@ class Data(Section):
     test_images: str = Field(
         "", description="csv, list and coco source: directory of test images, under root"
     )
-    suffix: str = Field("", description="csv source: what to add to an id to get the file's name")
+    suffix: str = Field(
+        "",
+        description="csv source: what to add to an id to get the file's name; *: nothing is known "
+        "of it but that it is the one image of that name, with whatever ending or none, anywhere "
+        "below train_images or test_images",
+    )
     torchvision: Literal[
         "CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "SVHN", "STL10", "GTSRB", "DTD",
         "Food101", "Flowers102", "FGVCAircraft", "OxfordIIITPet", "StanfordCars",
@@ -88,6 +105,13 @@ class Data(Section):
         description="torchvision source: let torchvision download what is missing",
         json_schema_extra=VOLATILE,
     )
+    limit: int | None = Field(
+        None,
+        ge=2,
+        description="to try things out, and what --smoke sets: about so many training images, each "
+        "class in proportion and with one at least, and a quarter as many test images, which are "
+        "then all that the submission is about; null: all",
+    )
     bad_images: Literal["stop", "skip"] = Field(
         "stop", description="what to do with unreadable, truncated or empty image files"
     )
@@ -98,6 +122,10 @@ class Data(Section):
         description="largest difference in bits (of 64) between the perceptual hashes of two "
         "images that count as the same photo; null: only identical files count. Different birds "
         "in the same pose were seen 6 apart",
+    )
+    scenes: Scenes = Field(
+        default_factory=Scenes,
+        description="photographs in bursts: images of one scene are never split over folds",
     )
     resize: int | None = Field(
         None,
@@ -135,6 +163,15 @@ class Data(Section):
             )
         if self.metadata is not None and not names:
             raise ValueError("metadata is read for data.columns, which names none")
+        if self.one_hot and self.source != "csv":
+            raise ValueError(f"one_hot is of source csv, and source is {self.source}")
+        if self.one_hot and (both := {"label_column", "name_column"} & {*self.changed()}):
+            raise ValueError(
+                f"one_hot says that columns of 0 and 1 are the classes, and {some(sorted(both))} "
+                "that one column names them; leave one out"
+            )
+        if "class_folders" in self.changed() and self.source not in ("folder", "torchvision"):
+            raise ValueError("class_folders is of source folder; the others have ids of their own")
         return self
 
 

@@ -5,9 +5,12 @@ import difflib
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from src.config.other_words import KEYS
 from src.config.schema import Config
-from src.config.walk import all_keys, choices_in, sections_in, tags_of
+from src.config.walk import choices_in, sections_in, sure_keys, tags_of
 from src.errors import shortened
+
+ALIKE = 0.75  # difflib's ratio from which two words may be one; `search` and `epochs` have 0.5
 
 
 def explain(error: dict) -> str:
@@ -21,6 +24,10 @@ def explain(error: dict) -> str:
     field = _field_at(location)
     meaning = f" ({field.description})" if field is not None and field.description else ""
     options, found = [], error["input"]
+    if error["type"] in ("model_type", "model_attributes_type"):
+        inside = [key for s in _sections_at(location) for key in s.model_fields]
+        keys = f"with keys of its own: {', '.join(inside)}"
+        return f"`{key}`: found {shortened(repr(found))}; expected a section {keys}{meaning}"
     if error["type"] == "union_tag_not_found":
         by = error["ctx"]["discriminator"]
         known = ", ".join(tag for s in _sections_at(location) for tag in tags_of(s))
@@ -43,11 +50,37 @@ def _is_tag(above: tuple, part: str | int) -> bool:
 
 
 def _nearest_key(location: tuple) -> str:
+    """Of the keys that could have been meant: first those beside the unknown one, then those of the
+    same section, then all, the least deep of equals. A word of others for a key counts as the key;
+    likeness alone counts where it is strong, or it would offer `search` for `epochs`."""
     unknown = str(location[-1])
     siblings = [key for s in _sections_at(location[:-1]) for key in s.model_fields]
-    near = difflib.get_close_matches(unknown, siblings, 1, 0.5)
-    near = near or [k for k in all_keys() if k.rsplit(".", 1)[-1] == unknown]
-    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(siblings)}"
+    parents = [str(p) for i, p in enumerate(location[:-1]) if _is_key(location[:i], p)]
+    ours = KEYS.get(unknown.lower(), unknown)
+    near = [key for key in siblings if key == ours] or _alike(unknown, siblings)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    every = sorted(sure_keys(), key=lambda key: key.count("."))
+    last = {key: key.rsplit(".", 1)[-1] for key in every}
+    for words, top in (((unknown, ours), parents[:1]), ((ours, unknown), [])):
+        for word in words:
+            found = [k for k in every if last[k] == word and k.split(".")[: len(top)] == top]
+            if found:
+                return f"did you mean `{found[0]}`?"
+    near = difflib.get_close_matches(unknown, list(last.values()), 1, ALIKE)
+    if near:
+        return f"did you mean `{next(key for key in every if last[key] == near[0])}`?"
+    return f"known here: {', '.join(siblings)}"
+
+
+def _alike(word: str, others: list[str]) -> list[str]:
+    """One with other letters here and there, or cut short: `epoch`, `pool` for `pooling`."""
+    near = difflib.get_close_matches(word, others, 1, ALIKE)
+    return near or [o for o in others if len(word) > 2 and o.startswith(word)]
+
+
+def _is_key(above: tuple, part: str | int) -> bool:
+    return any(part in s.model_fields for s in _sections_at(above))
 
 
 def _sections_at(location: tuple) -> list[type[BaseModel]]:

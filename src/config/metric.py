@@ -19,6 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from src.config.other_words import METRICS
+
 PLAIN = (
     "accuracy",
     "balanced_accuracy",
@@ -36,8 +38,8 @@ FAMILIES = {  # and the keys they need
 }
 OPTIONAL = {"kappa": ("order",), "python": ("greater_is_better",)}
 FORMS = (
-    f"{', '.join(PLAIN)}, kappa (quadratic), top<k> as in top5, map<k>, f<beta> as in f0.5, "
-    "python:path/to/file.py:function"
+    f"{', '.join(PLAIN)}, kappa (quadratic), top<k> as in top5, map<k>, f<beta> as in f0.5 "
+    "(averaged over classes; f1 is macro_f1), python:path/to/file.py:function"
 )
 PYTHON = re.compile(r"python:(?P<file>.+\.py):(?P<function>\w+)(:(?P<order>lower|greater))?")
 
@@ -74,6 +76,7 @@ def parse(text: str) -> MetricText:
         lower = None if found["order"] is None else found["order"] == "lower"
         return MetricText("python", file=found["file"], function=found["function"], lower=lower)
     near = difflib.get_close_matches(text, [*PLAIN, "kappa", "top5", "map5", "f0.5"], 1)
+    near = [METRICS[text.lower()]] if text.lower() in METRICS else near
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"found {text!r}, which is no metric{hint} Known are {FORMS}")
 
@@ -90,6 +93,11 @@ def short_name(text: str) -> str:
     if found:
         return found["function"]
     return "kappa" if text.startswith("kappa:") else text
+
+
+def unit(scored_by: str) -> str:
+    """What a gain is counted in, by a metric's text or `nll`."""
+    return "NLL (nats)" if scored_by == "nll" else short_name(scored_by).replace("_", " ")
 
 
 def metric_text(value: Any) -> str:

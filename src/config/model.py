@@ -1,5 +1,6 @@
 """Keys of stage 1's network."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,9 @@ from src.config.networks import Network, Plain
 from src.config.section import Section, named
 from src.config.tuning import Tuning
 from src.config.upgrade import NETWORKS
+from src.errors import UserError
+
+EXPERIMENT = "experiment:"  # before the name of one whose weights `pretrained` takes
 
 
 class BackbonePooling(Section):
@@ -170,3 +174,20 @@ class Model(Section):
     def text(self) -> bool:
         """Whether the head looks at the label text (src/config/text.py)."""
         return self.head == "label_embedding"
+
+    @property
+    def weights_file(self) -> Path | None:
+        """What `pretrained` names where it is a file, and no hub, experiment or nothing."""
+        named = self.pretrained
+        is_file = isinstance(named, str) and not named.startswith(EXPERIMENT)
+        return Path(named) if is_file else None
+
+
+def check_weights_file(path: Path | None) -> None:
+    """Errors: UserError when weights that `Model.weights_file` names are missing. For before torch
+    is imported, and before what is there already is compared with the config."""
+    if path is not None and not path.is_file():
+        raise UserError(
+            f"model.pretrained: {path} is missing (working directory {Path.cwd()}). Put the "
+            "weights there, or set model.pretrained=true to fetch timm's, or false"
+        )

@@ -5,6 +5,7 @@
 """
 
 STAGE1 = "stage1"
+SMOKE = "-smoke"  # ends the names of directories under runs/ of what was only tried
 AT = "@"
 
 

@@ -5,11 +5,14 @@ that 04 and 06 start fast.
 """
 
 import difflib
+import shlex
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from pydantic import ValidationError
 
+from src.config.auto import take_auto
 from src.config.explain import explain
 from src.config.head_keys import head_key
 from src.config.metric import parse
@@ -28,6 +31,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     wrong type or value (with what was expected).
     """
     path = Path(path)
+    if path.is_dir() or (path.is_file() and is_zipfile(path)):
+        raise UserError(
+            f"{path}: this is a {'directory' if path.is_dir() else 'zip'}, not a config; to have "
+            f"one written for it: `python 01_prepare_folds.py --inspect {shlex.quote(str(path))}`"
+        )
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -38,6 +46,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raise UserError(f"{path}: expected `key: value` pairs, found {type(tree).__name__}")
     for item in overrides:
         _override(tree, item)
+    take_auto(tree)
     config = parse_config(tree, str(path))
     _check_own_metrics(config)
     _check_search(config, str(path))
@@ -95,6 +104,9 @@ def _override(tree: dict, item: str) -> None:
     """Set one `train.lr=0.1` or `stage2.0.epochs=5` in the tree."""
     key, equals, text = item.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {shortened(item)}: expected key=value, for example train.epochs=3")
+        raise UserError(
+            f"--set {shortened(item)}: expected key=value without spaces, for example "
+            "train.epochs=3"
+        )
     origin = f"--set {shortened(item)}"
     put(tree, key, load_yaml(text, origin), origin)

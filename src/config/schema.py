@@ -5,9 +5,11 @@ One file per section stands beside this one; what stands there is the reference,
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from src.config.auto import RULES
 from src.config.data import Bins, Data, Folds, Longtail
 from src.config.ensemble import Ensemble
 from src.config.exclusions import check_training, check_views
@@ -89,6 +91,11 @@ class Config(Section):
     submission: Submission = Field(
         default_factory=Submission, description="the file for the leaderboard, as 06 writes it"
     )
+    auto: tuple[Literal[tuple(RULES)], ...] = Field(
+        (),
+        description="keys that 02 decides by the training images, saying why; `train.epochs: auto` "
+        "is short for it",
+    )
     seed: int = Field(0, ge=0, description="of everything random in stages 1 and 2")
 
     @model_validator(mode="after")
@@ -111,6 +118,10 @@ class Config(Section):
         check_training(self.train, self.model)
         if self.soup is not None:
             self.soup.check()
+            if self.auto:
+                raise ValueError(
+                    f"auto: {some(self.auto)} is of training, and a soup trains nothing"
+                )
         if self.observations.changed() and self.data.observation is None:
             raise ValueError(
                 f"observations.{self.observations.changed()[0]} is of images that share a "

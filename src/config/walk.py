@@ -32,3 +32,14 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         below = [k for m in sections_in(field.annotation) for k in all_keys(m, f"{prefix}{key}.")]
         keys += below or [prefix + key]
     return keys
+
+
+def sure_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Keys that are there whatever the config says, and those that hold a section: all but what
+    stands inside a choice of several sections, such as the gamma of focal loss."""
+    keys = []
+    for key, field in section.model_fields.items():
+        inside = sections_in(field.annotation)
+        below = sure_keys(inside[0], f"{prefix}{key}.") if len(inside) == 1 else []
+        keys += [prefix + key, *below]
+    return keys

@@ -13,6 +13,7 @@ import psutil
 
 from src.data.images import load_image
 from src.errors import UserError
+from src.progress import each
 
 _KEPT: dict[str, np.ndarray] = {}
 SAMPLE = 64  # images whose size stands for all
@@ -37,7 +38,8 @@ def keep_images(paths: Iterable[str], threads: int) -> None:
     needed = np.mean([image.nbytes for image in sample]) * len(left)
     check_room(needed, free_memory(), f"{len(left)} decoded images", "memory")
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for path, image in zip(left, pool.map(load_image, left), strict=True):
+        images = zip(left, pool.map(load_image, left), strict=True)
+        for path, image in each(images, "decoding images", "img", len(left)):
             _KEPT[path] = image
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.cache import read_image
+from src.errors import UserError
 
 Draw = tuple[int, int, int]  # epoch, position in the epoch, row of the table
 
@@ -155,6 +156,31 @@ class ImageTable(Dataset):
         image = self.transform(read_image(self.paths[row]), (epoch, position))
         return image, int(self.labels[row]), row
 
+    def __getitems__(self, draws: list[Draw]) -> list[tuple[np.ndarray, int, int]] | UserError:
+        """What a loader asks for. A UserError goes to it as a value: torch would make the traceback
+        of a worker of it; any other exception is a bug, and keeps its traceback."""
+        try:
+            return [self[draw] for draw in draws]
+        except UserError as error:
+            return error
+
+
+class Loader(DataLoader):
+    """torch's, of an ImageTable. Errors: its UserErrors, word for word, also from workers."""
+
+    def __init__(self, table: ImageTable, *, collate_fn, **settings):
+        super().__init__(table, collate_fn=partial(_unless_error, collate_fn), **settings)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _unless_error(collate_fn, items):
+    return items if isinstance(items, UserError) else collate_fn(items)
+
 
 def collate(items: list[tuple[np.ndarray, int, int]], streams: int = 1) -> Batch:
     """The first half of the items is the batch and the second its `other`, if there are two."""
@@ -202,9 +228,9 @@ class Epochs:
 
 def train_loader(
     table: pd.DataFrame, transform, epochs: Epochs, workers: int, pin_memory: bool
-) -> DataLoader:
+) -> Loader:
     """Batches of one epoch per iteration; set `epochs.epoch` before each."""
-    return DataLoader(
+    return Loader(
         ImageTable(table, transform),
         batch_sampler=epochs,
         num_workers=workers,
@@ -222,10 +248,10 @@ def eval_loader(
     batch_size: int,
     workers: int,
     pin_memory: bool,
-) -> DataLoader:
+) -> Loader:
     """The rows that `draws` name, in order; nothing is padded or dropped."""
     batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
-    return DataLoader(
+    return Loader(
         ImageTable(table, transform),
         batch_sampler=batches,
         num_workers=min(workers, len(batches)),

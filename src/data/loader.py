@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 from src.config.data import Data
+from src.data.augment import TrainTransform
 from src.data.cache import check_room, free_memory, keep_images, read_image
 from src.data.dataset import Batch, Draw, Epochs, train_loader
 from src.data.shift import margin, moves
-from src.data.transforms import TrainTransform
 
 
 def training_loader(

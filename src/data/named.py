@@ -1,7 +1,7 @@
 """Transforms of albumentations by their names and arguments: `train.augment.extra`.
 
 They are what YAML can say of them; a wrong name, argument or value is an error here, where
-albumentations warns or fails on the first image. With transforms.py, the only file that knows it.
+albumentations warns or fails on the first image. With augment.py, the only file that knows it.
 """
 
 import difflib

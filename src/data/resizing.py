@@ -16,7 +16,8 @@ import numpy as np
 
 from src.config.schema import Config
 from src.config.training import Train
-from src.data.transforms import Preprocessing, TrainTransform
+from src.data.augment import TrainTransform
+from src.data.transforms import Preprocessing
 
 
 class ResizingTransform:

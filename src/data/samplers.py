@@ -56,7 +56,7 @@ def epoch_order(
     labels: [N] · epoch: 0-based, of `epochs` in all; time = epoch / (epochs − 1) goes from 0 to 1 ·
     power: q of the sampler `power` · stream: 1 for the second sampler of a training
     """
-    rng = np.random.default_rng((seed, epoch, stream) if stream else (seed, epoch))
+    rng = np.random.default_rng((seed, epoch, stream))
     if sampler == "instance":
         return rng.permutation(len(labels))
     counts = np.bincount(labels, minlength=num_classes).astype(float)

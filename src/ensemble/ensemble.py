@@ -9,6 +9,7 @@ import pandas as pd
 
 from src.artifacts.files import write_arrays, write_json
 from src.artifacts.marks import pseudo_labelled
+from src.artifacts.parts import caveat
 from src.config.schema import Config
 from src.ensemble.choice import Choice
 from src.ensemble.combiner import Pool
@@ -16,7 +17,7 @@ from src.ensemble.decisions import written
 from src.ensemble.expected import expected
 from src.ensemble.gathered import Gathered, gather
 from src.ensemble.label_shift import Shift, label_shift
-from src.ensemble.record import facts_of, manifest_of, oof_table, save_test
+from src.ensemble.record import facts_of, known, manifest_of, oof_noise, oof_table, save_test
 from src.ensemble.review import Review, combined
 from src.forecast import Forecast
 from src.fusion.decision import Decision, decided
@@ -35,7 +36,8 @@ class Result:
     scores · choice: the combiner and why · score: on the solution, where there is one · scored:
     how many of `images` test images that is · review: of several members, what each brings ·
     decision: how labels were made of it · expected: the score that it can expect · shift: what was
-    done about the test's class prior, where that was asked for"""
+    done about the test's class prior, where that was asked for · caveat: where some folds stand for
+    all"""
 
     submission: Path
     sheet: Sheet
@@ -49,13 +51,14 @@ class Result:
     decision: Decision | None = None
     expected: Forecast | None = None
     shift: Shift | None = None
+    caveat: str | None = None
 
 
 @dataclass(frozen=True)
 class Made:
     """What became of the members. choice, review, decision, flags, shift, forecast, table: as in
     `Result` · test: log-probabilities [M, K] of the test images sorted by image_id, shifted where a
-    shift is kept"""
+    shift is kept · noise: standard errors of the ensemble's scores in `table`"""
 
     choice: Choice
     review: Review | None
@@ -65,6 +68,7 @@ class Made:
     flags: Flags | None
     shift: Shift | None
     forecast: Forecast
+    noise: dict[str, float]
 
 
 def ensemble(
@@ -74,16 +78,17 @@ def ensemble(
     overwrite: bool = False,
     out: str | Path | None = None,
     solution: str | Path | None = None,
+    folds: list[str] = (),
 ) -> Result:
     """Combine the members, write runs/<dataset>/submissions/<name>.csv (or .csv.gz), .npz and
     .manifest.json.
 
     configs, experiments: one each per experiment · out: also write the submission there · solution:
-    true labels; None: the file that 01 found, if any. Computed anew each time, in seconds.
-    Errors: UserError, see `src.ensemble.gathered.gather`.
+    true labels; None: the file that 01 found, if any · folds: numbers; none: all. Computed anew
+    each time, in seconds. Errors: UserError, see `src.ensemble.gathered.gather`.
     """
-    began = time.time()
-    found = gather(configs, experiments, solution, overwrite)
+    began = time.monotonic()
+    found = gather(configs, experiments, solution, overwrite, folds)
     made = _made(found)
     score, scored = _scored(found, made)  # a solution that cannot be read stops it here
     path = _submission(found, made)
@@ -104,12 +109,13 @@ def ensemble(
         made.decision,
         made.forecast,
         made.shift,
+        caveat(found.scored_on),
     )
 
 
 def _made(found: Gathered) -> Made:
     """Everything that is fitted out of fold, and what it makes of the test images."""
-    config, pool, fold, members = found.config, found.pool, found.fold, found.members
+    config, pool, fold, members = found.config, found.pool, found.parts, found.members
     choice, review = combined([m.name for m in members], pool, fold, config)
     oof = choice.cross_fitted(pool.members, fold)
     test = choice.combine([m.test for m in members])
@@ -126,11 +132,10 @@ def _made(found: Gathered) -> Made:
     shift = shift_of(config, pool, oof, fold, test, decision, counts)
     shifted, rows = shift.apply(test) if shift else test, found.asked.rows
     pair = (test[rows], decision.apply(shifted[rows]))
-    foreseen = expected(
-        members, choice, oof, pool.labels, fold, *pair, decision, found.dataset, config
-    )
+    foreseen = expected(found, choice, oof, *pair, decision)
     agreed = found.asked.agreed(unknown)
-    return Made(choice, review, decision, table, shifted, agreed, shift, foreseen)
+    noise = oof_noise(oof, pool.labels, fold, found.dataset, decision)
+    return Made(choice, review, decision, table, shifted, agreed, shift, foreseen, noise)
 
 
 def shift_of(
@@ -190,7 +195,7 @@ def _record(
     chosen = facts_of(made.choice, found.members, config)
     chosen |= {"params": pack(made.choice.final, arrays), "folds": found.scored_on.folds}
     chosen |= {"decision": pack(made.decision.facts(), arrays, "decision")}
-    chosen |= {"expected": made.forecast.facts()}
+    chosen |= {"expected": made.forecast.facts(), "noise": known(made.noise)}
     if made.shift:
         chosen["label_shift"] = pack(made.shift.facts(), arrays, "label_shift")
     if made.review:

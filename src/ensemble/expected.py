@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from src.artifacts.dataset import Dataset
 from src.artifacts.target_prior import load_target_prior
-from src.config.schema import Config
 from src.ensemble.choice import Choice
+from src.ensemble.gathered import Gathered
 from src.ensemble.members import Member
 from src.forecast import Evidence, Forecast, Views, forecast
 from src.fusion.decision import Decision
@@ -13,20 +12,17 @@ from src.metrics import NORMAL
 
 
 def expected(
-    members: list[Member],
+    found: Gathered,
     choice: Choice,
     oof: np.ndarray,
-    labels: np.ndarray,
-    fold: np.ndarray,
     test: np.ndarray,
     given: np.ndarray,
     decision: Decision,
-    dataset: Dataset,
-    config: Config,
 ) -> Forecast:
-    """oof: the members combined, cross-fitted, [N, K] · labels, fold: of these images, [N] ·
-    test: log-probabilities [M, K] of the test images · given: what the submission makes of them,
-    [M, K] · decision: which does so · dataset: with every fold that was trained on"""
+    """oof: the members combined, cross-fitted, [N, K] · test: log-probabilities [M, K] of the test
+    images · given: what the submission makes of them, [M, K] · decision: which does so"""
+    members, dataset, config = found.members, found.dataset, found.config
+    labels, fold = found.pool.labels, found.fold
     shares = np.array(choice.shares or [1 / len(members)] * len(members))
     names = [member.name.partition("/")[0] for member in members]
     experiments = np.unique(names, return_inverse=True)[1]
@@ -46,7 +42,7 @@ def expected(
         metric=config.metric,
         target=load_target_prior(config, dataset),
         views=views_of(members, shares, config.metric),
-        decided=(decision.cross_fitted(oof, fold), given),
+        decided=(decision.cross_fitted(oof, found.parts), given),
     )
     return forecast(evidence, config.seed)
 

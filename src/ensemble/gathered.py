@@ -8,6 +8,7 @@ import numpy as np
 
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import read_json
+from src.artifacts.parts import parts_of
 from src.artifacts.target_prior import csv_of, load_target_prior
 from src.artifacts.work import RUNS, Work, digest
 from src.config.metric import own_files
@@ -32,8 +33,9 @@ class Gathered:
     """configs, experiments: one each per experiment · dataset: with every fold that was trained on
     · scored_on: with the folds that all members have · asked: what the submission has rows for ·
     sample, sheet: the competition's sample and how it is made up · solution: file of true labels ·
-    members, pool: what is combined, and its out-of-fold side with labels · fold: [N] · name: of
-    the submission in `work.directory`"""
+    members, pool: what is combined, and its out-of-fold side with labels · fold: [N] · parts: what
+    is cross-fitted over, [N], the folds unless there is one alone · name: of the submission in
+    `work.directory`"""
 
     configs: list[Config]
     experiments: list[str]
@@ -46,6 +48,7 @@ class Gathered:
     members: list[Member]
     pool: Pool
     fold: np.ndarray
+    parts: np.ndarray
     name: str
     work: Work
 
@@ -60,13 +63,17 @@ class Gathered:
 
 
 def gather(
-    configs: list[Config], experiments: list[str], solution: str | Path | None, overwrite: bool
+    configs: list[Config],
+    experiments: list[str],
+    solution: str | Path | None,
+    overwrite: bool,
+    folds: list[str] = (),
 ) -> Gathered:
     """Errors: UserError when experiments do not go together, an earlier stage is missing, folds
     differ, or a submission of that name was made with other settings (without `overwrite`)."""
     check_together(configs, experiments)
     config = configs[0]
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(config.dataset).choose(folds).numbered("06")
     if dataset.test.empty:
         raise UserError(f"{dataset.directory / 'test.csv'} lists no images: nothing to submit")
     asked = asked_for(config, dataset)
@@ -80,12 +87,12 @@ def gather(
     manifest = directory / f"{name}.manifest.json"
     if manifest.is_file() and not overwrite:
         work.check_settings(read_json(manifest, {"settings": dict})["settings"], manifest)
-    labels, fold = _held_out(scored_on, config)
+    labels, fold, parts = _held_out(scored_on, config)
     bins = bin_numbers(dataset.classes["bin"].to_numpy())
     target = load_target_prior(config, dataset)
     pool = Pool([m.oof for m in members], labels, config.metric, bins, target)
     where = (dataset, scored_on, asked, sample, sheet, truth)
-    return Gathered(configs, experiments, *where, members, pool, fold, name, work)
+    return Gathered(configs, experiments, *where, members, pool, fold, parts, name, work)
 
 
 def check_together(configs: list[Config], experiments: list[str]) -> None:
@@ -121,14 +128,14 @@ def submission_name(experiments: list[str]) -> str:
     return f"{experiments[0][:80]}+{len(experiments) - 1}-more-{short}"
 
 
-def _held_out(dataset: Dataset, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and folds of the held-out images or observations, in the order of the members."""
+def _held_out(dataset: Dataset, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, folds and parts of the held-out images or observations, in the order of members."""
     images = dataset.images[dataset.images["fold"].isin(dataset.folds)]
     ids = np.sort(images["image_id"].to_numpy(str))
     observed = observations_of(config, images, ids, dataset.directory / "folds.csv")
     ids = ids if observed is None else ids[observed.first]
     rows = images.set_index("image_id").loc[ids]
-    return rows["label"].to_numpy(), rows["fold"].to_numpy()
+    return rows["label"].to_numpy(), rows["fold"].to_numpy(), parts_of(dataset, ids)
 
 
 def _settings(configs: list[Config], experiments: list[str]) -> dict:

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from src.artifacts.dataset import ALWAYS_TRAIN, INPUTS, Dataset, check_same_folds, fold_name
+from src.artifacts.dataset import INPUTS, Dataset, check_same_folds, fold_name
 from src.artifacts.files import read_json, sha256
 from src.artifacts.ids import check_same_ids
 from src.artifacts.oof import check_finished, check_held_out, head_dir, load_oof, script_of
+from src.artifacts.parts import check_posthoc, parts_of
 from src.artifacts.predictions import Predictions, load_predictions
-from src.artifacts.work import MANIFEST, RUNS, checked, require
+from src.artifacts.work import MANIFEST, RUNS, checked, made
+from src.config.names import STAGE1, of_stage1
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.observations import Strength, cross_fitted, observations_of
@@ -65,8 +67,7 @@ def held_out_by_all(configs: list[Config], experiments: list[str], dataset: Data
             f"no fold is finished by all members, so that they cannot be compared ({there}). Run "
             "`python 02_train_stage1.py --folds K` (and 03) of those that lack a fold of the others"
         )
-    images = dataset.images
-    return replace(dataset, images=images[images["fold"].isin([*common, ALWAYS_TRAIN])])
+    return replace(dataset, chosen=tuple(sorted(common)))
 
 
 def load_members(
@@ -86,9 +87,9 @@ def load_members(
 
 def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset, config: Config) -> Member:
     home = RUNS / dataset.directory.parent.name / experiment
-    oof, files = _oof(home, head, dataset, scored)
-    path = require(home / "predict" / f"{head}.npz", "05_predict.py")
-    require(path.with_name(MANIFEST), "05_predict.py")
+    oof, files = _oof(home, head, dataset, scored, config)
+    path = _made(home / "predict" / f"{head}.npz", home, config)
+    _made(path.with_name(MANIFEST), home, config)
     manifest = read_json(path.with_name(MANIFEST), INPUTS)
     check_same_folds(manifest, dataset, path)
     if head == "posthoc":
@@ -98,14 +99,36 @@ def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset, config:
     named = {f"{experiment}/{p.relative_to(home).as_posix()}": p for p in [*files, path]}
     pair, strength = [log_probabilities(found.logits) for found in (oof, test)], None
     if config.data.observation is not None:
-        pair, strength = _shared(pair, (oof, test), dataset, config)
+        pair, strength = _shared(pair, (oof, test), dataset, scored, config)
     return Member(f"{experiment}/{head}", *pair, named, strength, manifest)
+
+
+def _made(path: Path, home: Path, config: Config) -> Path:
+    """`path`. Errors: UserError when it is missing, with all the scripts that are still to run."""
+    if path.is_file():
+        return path
+    heads = [home / "stage2" / name for name in config.head_names if not of_stage1(name)]
+    stages = [
+        ("02_train_stage1.py", [home / STAGE1]),
+        ("03_train_stage2.py", heads),
+        ("04_posthoc_calibrate.py", [home / "posthoc"]),
+    ]
+    lacking = [script for script, places in stages if not all(map(_begun, places))]
+    first, *then = [*lacking, "05_predict.py"]
+    more = f", then {', '.join(script[:2] for script in then)}" if then else ""
+    raise UserError(f"{path} is missing. Run `python {first}` with the same --config first{more}.")
+
+
+def _begun(stage: Path) -> bool:
+    """Whether a stage is finished, or one of its folds."""
+    return (stage / MANIFEST).is_file() or bool(made(stage, MANIFEST))
 
 
 def _shared(
     pair: list[np.ndarray],
     images: tuple[Predictions, Predictions],
     dataset: Dataset,
+    scored: Dataset,
     config: Config,
 ) -> tuple[list[np.ndarray], Strength]:
     """Log-probabilities of out-of-fold observations [U, K], cross-fitted, and of test images
@@ -117,19 +140,21 @@ def _shared(
     )
     oof = images[0]
     how = (config.metric, config.judge)
-    out, strength = cross_fitted(pair[0], oof.label, oof.fold, held_out, *how)
+    parts = parts_of(scored, oof.image_id)
+    out, strength = cross_fitted(pair[0], oof.label, parts, held_out, *how)
     return [out, test.with_strength(strength.value).pool(pair[1])[test.of]], strength
 
 
 def _oof(
-    home: Path, head: str, dataset: Dataset, scored: Dataset
+    home: Path, head: str, dataset: Dataset, scored: Dataset, config: Config
 ) -> tuple[Predictions, list[Path]]:
     if head == "posthoc":
-        path = require(home / "posthoc" / MANIFEST, "04_posthoc_calibrate.py").with_name("oof.npz")
+        path = _made(home / "posthoc" / MANIFEST, home, config).with_name("oof.npz")
         check_same_folds(read_json(path.with_name(MANIFEST), INPUTS), dataset, path)
+        made = check_posthoc(path.parent, scored)
         oof = load_predictions(path, dataset.num_classes)
-        check_held_out(oof, dataset, path)
-        if scored.folds != dataset.folds:
+        check_held_out(oof, replace(dataset, chosen=tuple(made)), path)
+        if scored.folds != made:
             oof = oof.rows(np.isin(oof.fold, scored.folds))
         return oof, [path]
     oof = load_oof(home, head, scored)

@@ -9,7 +9,6 @@ or are equal; equal ones are told apart by the mean probability, which is scaled
 """
 
 import numpy as np
-from scipy.stats import rankdata
 
 from src.ensemble.combiner import Members, Params
 from src.ensemble.mean import Mean
@@ -20,6 +19,8 @@ class RankMean(Mean):
 
     @staticmethod
     def combine(members: Members, params: Params) -> np.ndarray:
+        from scipy.stats import rankdata  # slow to import
+
         count = len(members)
         mean = sum(rankdata(-m, axis=1) - 1 for m in members) / count  # [N, K]
         sure = sum(np.exp(m.astype(np.float64)) for m in members) / count

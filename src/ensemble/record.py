@@ -15,7 +15,7 @@ from src.config.schema import Config
 from src.ensemble.choice import Choice
 from src.ensemble.members import Member
 from src.fusion.decision import Decision
-from src.metrics import Gain, rule_text, summary
+from src.metrics import Gain, outcomes_of, rule_text, standard_errors, summary
 
 
 def oof_table(
@@ -42,6 +42,14 @@ def oof_table(
     whole = float("nan") if shares is None else 1.0
     last = {"member": "ensemble", "weight": whole} | scores | gain.named()
     return pd.DataFrame([*rows, last])
+
+
+def oof_noise(
+    oof: np.ndarray, labels: np.ndarray, fold: np.ndarray, dataset: Dataset, decision: Decision
+) -> dict[str, float]:
+    """Standard errors of the last row's scores by bootstrap over images (src/metrics/spread.py)."""
+    found = outcomes_of(oof, labels, decision.metric).decided(decision.cross_fitted(oof, fold))
+    return standard_errors(found, labels, dataset.classes["bin"].to_numpy(), decision.metric)
 
 
 def save_test(path: Path, test: np.ndarray, dataset: Dataset) -> None:
@@ -87,7 +95,7 @@ def manifest_of(
         "inputs": work.inputs,
         "outputs": {name: sha256(work.directory / name) for name in files},
         "versions": versions(),
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(time.monotonic() - began, 1),
         "metrics": metrics,
         **chosen,
         "members_oof": {name: known(row) for name, row in rows.items()},

@@ -22,8 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 
 from src.fusion.pair import Paired, scaled
 from src.fusion.step import Params, State, Unfit
@@ -107,6 +105,9 @@ class ASM(Paired):
 
     def _network(self, parts: list[Seen]) -> Params:
         """An MLP on some folds as plain arrays; all t = 1 and at most MOST others."""
+        from sklearn.exceptions import ConvergenceWarning  # slow, and most runs fit none
+        from sklearn.neural_network import MLPClassifier
+
         x, t = (np.concatenate([getattr(p, key) for p in parts]) for key in ("x", "target"))
         rng = np.random.default_rng(self.section.seed)
         yes, no = np.flatnonzero(t), np.flatnonzero(~t)

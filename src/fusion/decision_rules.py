@@ -87,10 +87,9 @@ def fit_ordinal(p: np.ndarray, labels: np.ndarray, metric: str, weights: np.ndar
     labels do, while means vary less. So μ is stretched about its average first, by the factor from
     1 (none) to 4 whose kappa is highest: the thresholds between places move together.
     """
-    places = parse(metric).order or range(p.shape[1])
-    params = {"places": np.asarray(places, float), "centre": 0.0, "stretch": 1.0}
-    mean = p @ params["places"].astype(p.dtype)  # μ, [n]
-    params["centre"] = float(weights @ mean / weights.sum())
+    places = np.asarray(parse(metric).order or range(p.shape[1]), float)
+    mean = p @ places.astype(p.dtype)  # μ, [n]
+    params = {"places": places, "centre": float(weights @ mean / weights.sum())}
     options = [params | {"stretch": float(stretch)} for stretch in STRETCHES]
     of = metric_of(metric)
     scores = []

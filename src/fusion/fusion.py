@@ -48,8 +48,9 @@ class Fusion(Step):
     def refuses(self, state: State):
         heads = [head for head in self.reads() if head != state.start]
         if not heads:
-            found = "the start head is the only one" if self.reads() else "there is none"
-            return f"needs another head, of kind ncm in stage2 or by name in `heads`: {found}"
+            if self.reads():
+                return "a head is not fused with itself, and there is no other to fuse it with"
+            return "needs another head: one of kind ncm in stage2, or one named in `heads`"
         return next(filter(None, (check_pair(state, head) for head in heads)), None)
 
     @staticmethod

@@ -47,9 +47,7 @@ class LogitAdjustment(Step):
                 else "the target prior is that of the training images"
             )
         by = self._balanced() if of_stage1(state.start) else None
-        return (
-            f"{by} has balanced the classes already" if by else f"{state.start} is balanced already"
-        )
+        return f"{by or 'the head'} has balanced the classes already"
 
     def _balanced(self) -> str | None:
         return balanced_by(self.config.model, self.config.train)

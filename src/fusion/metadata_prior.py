@@ -16,7 +16,7 @@ useful first: a column without information gets no strength.
 import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from src.errors import UserError, some
 from src.fusion.likelihood import likelihood
@@ -24,7 +24,7 @@ from src.fusion.metadata import Columns, Table, tables
 from src.fusion.pool import Pool
 from src.fusion.step import State, Step
 
-EVIDENCE = chi2.ppf(0.99, 1) / 2  # nats; of tables that say nothing 1 in 100 reaches it
+EVIDENCE = chdtri(1, 0.01) / 2  # nats; of tables that say nothing 1 in 100 reaches it
 MOST = 2.0  # strength
 CELLS = 2**24  # logits from which the strengths, a handful of numbers, are fitted
 
@@ -43,7 +43,8 @@ class MetadataPrior(Step):
 
     def fit(self, states: list[State], labels: list[np.ndarray]):
         names = self.columns()
-        prior = np.maximum(states[0].counts, 1) / np.maximum(states[0].counts, 1).sum()
+        counts = np.maximum(states[0].counts, 1)
+        prior = counts / counts.sum()
         told = [{name: s.columns[name] for name in names} for s in states]
         kept, strength = _strengths(_sampled(states, told, labels, prior), prior)
         found = tables(_joined(told), np.concatenate(labels), prior)

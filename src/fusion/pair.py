@@ -49,7 +49,7 @@ class Paired(Step):
 
     def refuses(self, state: State) -> str | None:
         if (head := self.other(state)) is None:
-            return "needs another head, of kind ncm in stage2 or by name in `head`"
+            return "needs another head: one of kind ncm in stage2, or one named in `head`"
         return check_pair(state, head)
 
     def other(self, state: State) -> str | None:

@@ -23,7 +23,7 @@ class FromWeights(Step):
         features that they hand over: both are left alone."""
         kind, arrays = state.heads.get(state.start, (None, None))
         if kind != "linear":
-            return f"needs a linear head, {state.start} is {kind or 'none'}"
+            return f"needs a linear head, not one of kind {kind}" if kind else "needs a linear head"
         if state.features is None:
             return "needs features, none are stored"
         if seen(state.features, arrays).shape[1] != arrays["weight"].shape[1]:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from PIL import Image
 from torch.nn import functional as F
 
+from src import cli
 from src.artifacts.dataset import ALWAYS_TRAIN, Dataset, finished_networks, fold_of, load_dataset
 from src.artifacts.evidence import DIRECTORY, FILE, Looked
 from src.artifacts.files import read_json
@@ -36,7 +37,7 @@ GRID = 32  # places in height and width of a map that is kept, at most
 FULL = -1  # in place of a fold
 
 
-def evidence(config: Config, experiment: str, overwrite: bool) -> Path:
+def evidence(config: Config, experiment: str, overwrite: bool, folds: list[str] = ()) -> Path:
     """Write predict/evidence/evidence.npz (see src/artifacts/evidence.py); returns its path.
 
     Another `predict.evidence` than it was made with makes it anew. Images that cannot be read are
@@ -47,13 +48,15 @@ def evidence(config: Config, experiment: str, overwrite: bool) -> Path:
     home = RUNS / config.dataset / experiment
     path = home / "predict" / DIRECTORY / FILE
     if state.is_main_process:
-        _make(config, home, path, state.device, overwrite)
+        data = load_dataset(config.dataset).choose(folds)
+        _make(config, data, home, path, state.device, overwrite)
     state.wait_for_everyone()
     return path
 
 
-def _make(config: Config, home: Path, path: Path, device: torch.device, overwrite: bool) -> None:
-    data = load_dataset(config.dataset)
+def _make(
+    config: Config, data: Dataset, home: Path, path: Path, device: torch.device, overwrite: bool
+) -> None:
     networks = {_number(stage1): stage1 for stage1 in finished_networks(home, data)}
     logits = {"predict/posthoc.npz": require(home / "predict/posthoc.npz", "05_predict.py")}
     if (oof := home / "posthoc" / "oof.npz").is_file():
@@ -67,7 +70,7 @@ def _make(config: Config, home: Path, path: Path, device: torch.device, overwrit
         return
     sample = _sample(logits, data, networks, config.predict.evidence)
     looked = look(sample, networks, data, device)
-    looked.save(path)
+    looked.save(work.directory / FILE)
     work.finish([FILE], images=len(looked))
 
 
@@ -120,7 +123,9 @@ def look(
             seen |= zip(part, looked_at(network, prep, images, device), strict=True)
         size = prep.size
     if lost:
-        print(f"predict/evidence: {len(lost)} images cannot be read and are left out: {some(lost)}")
+        cli.say(
+            f"predict/evidence: {len(lost)} images cannot be read and are left out: {some(lost)}"
+        )
     order = sorted(seen)
     columns = {name: sample.loc[order, name].to_numpy() for name in CHOSEN}
     columns |= {name: columns[name].astype(str) for name in ("image_id", "split", "kind")}

@@ -22,7 +22,11 @@ from src.data.transforms import EvalTransform, View
 from src.inference.views import keep_views, tta_views, view_files
 from src.networks.batchnorm import load_statistics
 from src.networks.forward import run_network
-from src.networks.weights import load_network
+from src.networks.kept import kept_features
+
+SHARED = (
+    "cache/shared"  # features that several networks have of the test images, until all are done
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def network_predictions(
     keep = config.predict.keep_views and not one.held_out
     if merged.is_file() and (not keep or all(path.is_file() for path in parts)):
         return load_predictions(merged, data.num_classes)
-    _run_views(config, data, one, parts, accelerator)
+    _run_views(config, data, one, parts, directory, accelerator)
     mean = mean_of(parts, data.num_classes, weights)
     accelerator.wait_for_everyone()  # all have looked what is there, and have read the views
     if accelerator.is_main_process:
@@ -99,7 +103,7 @@ def view_parts(
 ) -> list[Path]:
     """Files of the single views, in the order of `tta_views`; those that lack are made."""
     parts, _ = _parts(config, data, one, directory, accelerator)
-    _run_views(config, data, one, parts, accelerator)
+    _run_views(config, data, one, parts, directory, accelerator)
     accelerator.wait_for_everyone()
     return parts
 
@@ -135,13 +139,23 @@ def _parts(
 
 
 def _run_views(
-    config: Config, data: Dataset, one: Pass, parts: list[Path], accelerator: Accelerator
+    config: Config,
+    data: Dataset,
+    one: Pass,
+    parts: list[Path],
+    directory: Path,
+    accelerator: Accelerator,
 ) -> None:
     """Write the predictions of each view to its file of `parts`, unless it is there."""
     if all(path.is_file() for path in parts):
         return
+    from src.networks.weights import load_network  # slow to import
+
     views = tta_views(config.predict.tta)
-    network, prep = load_network(one.stage1 / "weights.safetensors", data)
+    weights, shared = one.stage1 / "weights.safetensors", None
+    network, prep = load_network(weights, data)
+    if not one.held_out and one.statistics is None:
+        shared = kept_features(weights, directory / SHARED, data.directory / "test.csv")
     if one.statistics is not None:
         load_statistics(one.statistics, network)
     network.to(accelerator.device)
@@ -161,6 +175,7 @@ def _run_views(
                 workers=config.data.workers,
                 label=f"{one.stage1.name}, view {i + 1}/{len(views)}"
                 + (" (out of fold)" if one.held_out else ""),
+                kept=shared,
             )
         accelerator.wait_for_everyone()  # all have looked whether it is there
         if accelerator.is_main_process:

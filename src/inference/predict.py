@@ -1,18 +1,21 @@
 """Test images → test logits of every head, averaged over views and networks.
 
-The backbone runs once per network and view. Its features and logits are kept per network as means
-over the views (`predict/cache/`, see passes.py), so a new head or a new calibration costs seconds.
+The backbone runs once per network and view, or per view where all networks have the same frozen one
+(src/networks/kept.py). Its features and logits are kept per network as means over the views
+(`predict/cache/`, see passes.py), so a new head or a new calibration costs seconds.
 With predict.keep_views each view's own stay, in `predict/views/`; with predict.keep_networks each
 network's final ones, in `predict/networks/`. What the views are worth, and which weights they get,
 is for worth.py.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from src.artifacts.dataset import finished_networks, fold_of, load_dataset
 from src.artifacts.marks import marks
+from src.artifacts.parts import check_posthoc
 from src.artifacts.predictions import network_file
 from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work, require
@@ -23,20 +26,23 @@ from src.fusion.network import all_logits
 from src.fusion.store import ARRAYS, RECIPE, load_recipe
 from src.inference.heads import Trained, all_distances, trained_heads
 from src.inference.networks import keep_network
-from src.inference.passes import network_predictions
+from src.inference.passes import SHARED, network_predictions
 from src.inference.views import tta_views, view_files
 from src.inference.worth import FILE as VIEWS
 from src.inference.worth import worth_of_views
+from src.metrics import chunks
 from src.runtime import start
 
 
-def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]:
+def predict(
+    config: Config, experiment: str, overwrite: bool, folds: list[str] = ()
+) -> dict[str, Path]:
     """Write predict/<head>.npz for stage1, every stage-2 head and posthoc; returns their paths.
 
-    Errors: UserError when an earlier stage is missing or was run on other folds, or there are no
-    test images.
+    folds: numbers and `full`; none: all that 02 finished. Errors: UserError when an earlier stage
+    is missing or was run on other folds, or there are no test images.
     """
-    data = load_dataset(config.dataset)
+    data = load_dataset(config.dataset).choose(folds)
     if data.test.empty:
         raise UserError(f"{data.directory / 'test.csv'} lists no images; set data.test, run 01")
     home = RUNS / config.dataset / experiment
@@ -45,6 +51,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
     names = config.head_names
     networks = [trained_heads(path, config) for path in finished_networks(home, data)]
     posthoc = require(home / "posthoc" / RECIPE, "04_posthoc_calibrate.py").parent
+    check_posthoc(posthoc, data)
     inputs = {name: data.directory / name for name in ("folds.csv", "test.csv")}
     inputs |= {n: posthoc / n for n in (RECIPE, ARRAYS) if (posthoc / n).is_file()}
     for network in networks:
@@ -56,7 +63,7 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
         asked = config.predict.keep_networks
         kept = [network_file(network.name, head) for network in networks for head in asked]
         finished = work.finished(wanted=[*views, *kept])
-    paths = {name: work.directory / f"{name}.npz" for name in (*names, "posthoc")}
+    paths = {name: home / "predict" / f"{name}.npz" for name in (*names, "posthoc")}
     if finished:
         return paths
     recipe, counts = load_recipe(posthoc), data.counts(data.images)
@@ -79,7 +86,8 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
             keep_network(work.directory, whose, asked, found, logits, loaded, recipe, counts)
     if main:
         for name, path in paths.items():
-            found.with_logits(sums[name], distances.get(name)).save(path)
+            found.with_logits(sums[name], distances.get(name)).save(work.directory / path.name)
+        shutil.rmtree(work.directory / SHARED, ignore_errors=True)
         work.finish(
             [*(path.name for path in paths.values()), *views, *kept],
             networks=[network.name for network in networks],
@@ -92,9 +100,12 @@ def predict(config: Config, experiment: str, overwrite: bool) -> dict[str, Path]
 
 
 def _add(sums: dict[str, np.ndarray], parts: dict[str, np.ndarray], count: int) -> None:
-    """Add a part of a mean over `count` networks to each name's sum."""
+    """Add a part of a mean over `count` networks to each name's sum, in place and in chunks: there
+    is a sum [M, K] of every head already."""
     for name, part in parts.items():
-        sums[name] = sums.get(name, 0) + part.astype(np.float64) / count
+        total = sums.setdefault(name, np.zeros(part.shape, np.float32))
+        for rows in chunks(len(part), part[:1].size):
+            total[rows] += part[rows] / np.float32(count)
 
 
 def _files_of_views(config: Config, networks: list[Trained]) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from src import cli
 from src.artifacts.dataset import Dataset, fold_of
 from src.artifacts.files import read_json, write_json
 from src.artifacts.oof import check_held_out
@@ -145,7 +146,9 @@ def measured(seen: OutOfFold) -> dict:
         found, fitted, outcome = fitted_weights(seen, labels, used)
         if found["kept"]:
             weights, used = fitted, outcome
-        print(f"weights of the views: {'fitted' if found['kept'] else 'equal'}, {found['reason']}")
+        cli.say(
+            f"weights of the views: {'fitted' if found['kept'] else 'equal'}, {found['reason']}"
+        )
     gain = paired_gain(before, used, labels, data.num_classes, config.metric)
     scores = [SCORES[config.metric](x, labels, data.num_classes) for x in (before, used)]
     return {

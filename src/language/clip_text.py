@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from src.artifacts.files import sha256
+from src.artifacts.hub import hub_or_cache
 from src.errors import UserError, needs, shortened
-from src.language.local import hub_or_cache
 
 KEY = "text.encoder"
 BATCH = 64  # texts at once

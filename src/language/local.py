@@ -1,15 +1,13 @@
 """Models of the Hugging Face hub as local directories: what is there already comes first."""
 
-import urllib.request
 from pathlib import Path
 
 from src.artifacts.files import sha256
+from src.artifacts.hub import hub_or_cache
 from src.artifacts.work import digest
 from src.errors import UserError, shortened
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # weights without pickle, and tokenizers
-HUB = "https://huggingface.co"
-SECONDS = 5  # that the hub may take to answer at all
 
 
 def local_directory(model: str, key: str) -> Path:
@@ -47,17 +45,6 @@ def local_sha256(source: str | Path) -> str | None:
     if path.is_dir():
         return files_sha256(path)
     return sha256(path) if path.is_file() else None
-
-
-def hub_or_cache() -> None:
-    """Where the hub does not answer, let its client look at the cache alone and not try for a
-    minute."""
-    from huggingface_hub import constants
-
-    try:
-        urllib.request.urlopen(urllib.request.Request(HUB, method="HEAD"), timeout=SECONDS)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
 
 
 def files_sha256(directory: Path) -> str:

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from src import cli
 from src.artifacts.dataset import Dataset, LabelText
 from src.artifacts.files import read_arrays, write_arrays
+from src.artifacts.lock import locked
 from src.artifacts.work import digest
 from src.config.schema import Config
 from src.config.text import Text, needs_text
@@ -36,7 +38,8 @@ def with_text(data: Dataset, config: Config, parts: tuple, accelerator: Accelera
     """
     if data.text is not None or not needs_text(*parts):
         return data
-    with accelerator.main_process_first():
+    folds = data.directory
+    with accelerator.main_process_first(), locked(folds / "text"):  # of two commands one makes it
         path = text_file(data, config)
     return replace(data, text=LabelText(read_arrays(path)["embeddings"], path))
 
@@ -50,7 +53,7 @@ def text_file(data: Dataset, config: Config) -> Path:
     asked |= {"templates": list(("{}",) if by_id else text.sentences)}
     path = data.directory / f"text-{digest(asked)[:12]}.npz"
     if path.is_file() and (why := _stale(path, text, ids)):
-        print(f"{path}: {why}; making it again", flush=True)
+        cli.say(f"{path}: {why}; making it again")
     elif path.is_file():
         return path
     templates = asked["templates"]
@@ -61,8 +64,8 @@ def text_file(data: Dataset, config: Config) -> Path:
     about.pop("class_id")
     array = np.array(json.dumps(about, ensure_ascii=False))
     write_arrays(path, class_id=np.array(ids), embeddings=rows, about=array)
-    print(f"{path}: label text of {len(ids)} classes, {rows.shape[1]} wide, by "
-          f"{text.encoder.name}", flush=True)  # fmt: skip
+    cli.say(f"{path}: label text of {len(ids)} classes, {rows.shape[1]} wide, by "
+          f"{text.encoder.name}")  # fmt: skip
     return path
 
 

@@ -26,7 +26,6 @@ class Criterion(nn.Module):
         super().__init__()
         self.weighted_from = math.inf
         self.weighted = False
-        self.constant("weights", np.ones(classes.num))
 
     def constant(self, name: str, values: np.ndarray) -> None:
         """A float32 buffer that follows the module to its device and stays out of checkpoints."""

@@ -14,7 +14,7 @@ def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
 
     β = 0 weighs all classes alike, β → 1 by 1 / N_c. Classes without an image get 0.
     """
-    counts = np.asarray(counts, float)
+    counts = np.asarray(counts)
     present = counts > 0
     inverse = np.where(present, (1 - beta) / (1 - beta ** np.maximum(counts, 1)), 0.0)
     return inverse * present.sum() / inverse.sum()

@@ -25,7 +25,7 @@ class LADELoss(Criterion):
         super().__init__(config, classes)
         self.alpha, self.penalty = config.alpha, config.penalty
         self.softmax = BalancedSoftmaxLoss(BalancedSoftmax(), classes)
-        counts = np.asarray(classes.counts, float)
+        counts = np.asarray(classes.counts)
         total = counts.sum()
         self.constant("prior", counts / total)
         self.constant("log_ratio", np.log(len(counts) * np.maximum(counts, 1) / total))
@@ -44,9 +44,9 @@ class LADELoss(Criterion):
     ) -> torch.Tensor:
         """R of a batch. With shares, each image's part of the means counts by its share, and g by
         their mean: the two label sets of mixed images add up."""
-        images, share = len(labels), torch.as_tensor(share, device=logits.device).to(logits)
+        images, share = len(labels), torch.as_tensor(share).to(logits)
         own = logits.gather(1, labels[:, None])[:, 0]  # z_{i, y_i}
-        members = torch.bincount(labels, minlength=logits.shape[1])[labels]
+        members = torch.bincount(labels)[labels]
         means = (share * self.prior[labels] * own / members).sum()
         spread = torch.logsumexp(logits - self.log_ratio, 0) - math.log(images)  # g, [K]
         bound = (self.prior * (spread + self.penalty * spread**2)).sum()

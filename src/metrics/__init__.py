@@ -8,7 +8,7 @@ logits keeps their outcomes, [N], and never the logits. Rows are read in chunks,
 needs memory of the size of the logits.
 """
 
-from src.config.metric import short_name
+from src.config.metric import short_name, unit
 from src.metrics.bins import BINS, bin_names, bin_numbers, need_bins
 from src.metrics.calibration import by_bin, classwise, equal_mass, equal_width
 from src.metrics.gain import DRAWS, NORMAL, Gain, gain_text, paired_gain, rule_text
@@ -22,6 +22,7 @@ from src.metrics.scores import (
     recalls,
     top5,
 )
+from src.metrics.spread import standard_errors, wilson
 from src.metrics.summary import Outcomes, calibration, outcomes_of, pooled, summary
 from src.metrics.table import (
     LABELS,
@@ -78,8 +79,11 @@ __all__ = [
     "recalls",
     "rule_text",
     "short_name",
+    "unit",
     "sign",
+    "standard_errors",
     "summary",
     "surprise",
     "top5",
+    "wilson",
 ]

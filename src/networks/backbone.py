@@ -6,12 +6,14 @@ import timm
 from timm.layers import DropPath
 from torch import nn
 
+from src.artifacts.hub import hub_or_cache
 from src.config.model import Model
 from src.data.transforms import Preprocessing
-from src.errors import UserError
+from src.errors import UserError, shortened
 from src.networks.anti_alias import BLUR, check_blurred, no_place
 from src.networks.cifar_resnet import DEPTHS, CifarResNet
 from src.networks.clip_towers import check_tag, image_tower, is_open_clip
+from src.networks.on_disk import instead_of_hub
 from src.networks.pooling import POOLINGS
 
 CIFAR_CFG = {
@@ -62,6 +64,8 @@ def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Mo
         kwargs["drop_path_rate"] = model.drop_path
     if blur is not None:
         kwargs["aa_layer"] = blur
+    if pretrained:
+        hub_or_cache()
     try:
         backbone = timm.create_model(model.backbone, pretrained=pretrained, num_classes=0, **kwargs)
     except TypeError as error:
@@ -75,7 +79,7 @@ def _with_its_own_pooling(model: Model, pretrained: bool, width: float) -> nn.Mo
             raise
         raise UserError(
             f"model.pretrained: the weights of {model.backbone} could not be fetched from the hub "
-            f"({error}). Give a local file instead: model.pretrained=path/to/weights.safetensors"
+            f"({shortened(str(error))}). {instead_of_hub(model.backbone)}"
         ) from error
     if blur is not None:
         check_blurred(backbone, model.backbone)

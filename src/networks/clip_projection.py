@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 
 from src.config.model import Model
 from src.config.text import Text
-from src.networks.origins import read_theirs
 
 NAMES = ("visual.proj", "proj")  # [D, E], as open_clip and the authors save it
 HEAD = "head.weight"  # [E, D], as timm does
@@ -24,6 +22,10 @@ def image_projection(model: Model, text: Text, asked: str) -> np.ndarray | None:
         return None
     if "clip" not in model.backbone or model.pretrained is False:
         return None
+    import timm  # slow to import
+
+    from src.networks.origins import read_theirs
+
     if model.pretrained is True:
         found = timm.create_model(model.backbone, pretrained=True, **model.kwargs).state_dict()
     elif Path(model.pretrained).is_file():

@@ -14,6 +14,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
+from src.artifacts.hub import hub_or_cache
 from src.config.model import Model
 from src.config.networks import OPEN_CLIP
 from src.errors import UserError, needs, shortened, some
@@ -72,6 +73,8 @@ def tokens_of(model: Model, captions: list[str]) -> torch.Tensor:
     open_clip = _open_clip()
     settings, _ = _settings(model)
     length = settings["text_cfg"].get("context_length", 77)
+    if "hf_tokenizer_name" in settings["text_cfg"]:
+        hub_or_cache()
     try:
         tokenizer = open_clip.get_tokenizer(_split(model.backbone)[0], context_length=length)
         return tokenizer(captions)
@@ -88,6 +91,7 @@ def tag_weights(model: Model) -> Path:
     open_clip = _open_clip()
     architecture, tag = _split(model.backbone)
     check_tag(model)
+    hub_or_cache()
     try:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, tag)))
     except Exception as error:  # of requests, urllib, huggingface_hub and open_clip

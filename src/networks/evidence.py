@@ -28,12 +28,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from src.networks.attention import class_rollout, no_rollout
-
 
 def maps_of(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """`rollout` or `class_activation`, [N, h, w] at least 0, of images [N, 3, H, W]; none where the
     network has neither. The rollout is that of `network.backbone`."""
+    from src.networks.attention import class_rollout, no_rollout  # slow to import: timm
+
     backbone = network.backbone
     if getattr(backbone, "global_pool", "") == "token":
         if no_rollout(backbone):

@@ -3,18 +3,21 @@
 The one function behind validation (02), feature caching (03) and prediction (05).
 """
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from src.artifacts.dataset import own_columns
-from src.artifacts.predictions import UNKNOWN, Predictions, from_arrays
+from src.artifacts.predictions import UNKNOWN, Predictions, from_arrays, is_sorted
 from src.config.schema import Config
 from src.data.dataset import eval_loader
 from src.data.transforms import EvalTransform, Preprocessing
 from src.networks.base import Network
+from src.networks.kept import Kept
+from src.progress import progress
 from src.runtime import gather_arrays
 
 
@@ -31,35 +34,41 @@ def run_network(
     channels_last: bool = True,
     label: str | None = None,
     view: int = 0,
+    kept: Kept | None = None,
 ) -> Predictions:
     """Predictions of every row of `table` (columns image_id, path, maybe label and fold, and those
     of data.columns, which are kept).
 
     Each process takes every n-th image and none is padded; all processes get all rows, sorted by
-    image_id. `label` names the progress bar, None hides it. `view` numbers the random draws of an
-    augmenting transform.
+    image_id. `label` names the progress, None hides it. `view` numbers the random draws of an
+    augmenting transform. kept: where features of the network's body are, if it is frozen; images
+    that are there are not passed again.
     """
+    if kept is not None:
+        again = partial(
+            run_network, network, transform=transform, prep=prep, accelerator=accelerator,
+            batch_size=batch_size, workers=workers, channels_last=channels_last, label=label,
+        )  # fmt: skip
+        features = kept.features(table, transform.view, accelerator, again)
+        return _classified(network, features, table, accelerator, batch_size)
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = table.iloc[rank::world]
     device = accelerator.device
     pin = device.type == "cuda"
     draws = [(view, position, row) for row, position in enumerate(range(rank, len(table), world))]
     loader = eval_loader(mine, transform, draws, batch_size, workers, pin)
-    bar = tqdm(
-        total=len(mine), desc=label, unit="img", disable=None if label and rank == 0 else True
-    )
     network.eval()
     logits, features = [], []
-    for batch in loader:
-        images = prep.normalise(batch.images.to(device, non_blocking=True))
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with accelerator.autocast():
-            output = network(images)
-        logits.append(output.logits.float().cpu().numpy())
-        features.append(output.features.float().cpu().numpy())
-        bar.update(len(images))
-    bar.close()
+    with progress(len(mine), label) as bar:
+        for batch in loader:
+            images = prep.normalise(batch.images.to(device, non_blocking=True))
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with accelerator.autocast():
+                output = network(images)
+            logits.append(output.logits.float().cpu().numpy())
+            features.append(output.features.float().cpu().numpy())
+            bar.update(len(images))
     found = Predictions(
         mine["image_id"].to_numpy(dtype=str),
         np.concatenate(logits),
@@ -70,7 +79,33 @@ def run_network(
     )
     if world > 1:
         found = from_arrays(gather_arrays(found.arrays()))
-    return found.take(np.sort(found.image_id))
+    ids = found.image_id
+    return found if is_sorted(ids) else found.take(np.sort(ids))
+
+
+def _classified(
+    network: Network,
+    features: np.ndarray,
+    table: pd.DataFrame,
+    accelerator: Accelerator,
+    batch_size: int,
+) -> Predictions:
+    """Logits of features [N, D], those of `table` by image_id."""
+    network.eval()
+    logits = []
+    for part in torch.from_numpy(features).split(batch_size):
+        with accelerator.autocast():
+            found = network.classifier(part.to(accelerator.device))
+        logits.append(found.float().cpu().numpy())
+    table = table.sort_values("image_id")
+    return Predictions(
+        table["image_id"].to_numpy(dtype=str),
+        np.concatenate(logits),
+        _column(table, "label"),
+        _column(table, "fold"),
+        features,
+        own_columns(table),
+    )
 
 
 def _column(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -84,6 +119,7 @@ def run_evaluation(
     config: Config,
     accelerator: Accelerator,
     label: str | None = None,
+    kept: Kept | None = None,
 ) -> Predictions:
     """`run_network` on the evaluation view, in the batches that 02 evaluates in."""
     return run_network(
@@ -96,4 +132,5 @@ def run_evaluation(
         workers=config.data.workers,
         channels_last=config.train.channels_last,
         label=label,
+        kept=kept,
     )

@@ -26,17 +26,19 @@ class Rest:
     """Frozen tensors that their source gives back, so that no file of ours holds them.
 
     names: in the network's state · source: a weights file, or timm's hub · source_sha256: of that
-    file · sha256: `tensors_sha256` of the tensors
+    file · sha256: `tensors_sha256` of the tensors · body: they are all tensors but the head's, and
+    the head alone makes logits of features (src/networks/kept.py)
     """
 
     names: frozenset[str]
     source: str
     source_sha256: str | None
     sha256: str
+    body: bool = False
 
     def facts(self) -> dict:
         """What a file says about it; the names are those that the file lacks."""
-        keys = ("source", "source_sha256", "sha256")
+        keys = ("source", "source_sha256", "sha256", "body")
         return {key: getattr(self, key) for key in keys}
 
 

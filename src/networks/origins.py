@@ -11,9 +11,9 @@ from timm.models import load_state_dict
 
 from src.artifacts.dataset import FULL
 from src.artifacts.files import read_table, sha256
-from src.artifacts.tensors import read_shapes, read_tensors
-from src.artifacts.work import RUNS, checked, require
-from src.config.model import Model
+from src.artifacts.tensors import AGAIN, read_shapes, read_tensors
+from src.artifacts.work import RUNS, checked, made, require
+from src.config.model import EXPERIMENT, Model, check_weights_file
 from src.config.tree import dump_config, flatten
 from src.config.upgrade import upgraded_model
 from src.errors import UserError, shortened, some
@@ -21,9 +21,7 @@ from src.networks.clip_towers import is_open_clip, tag_weights
 from src.networks.transfer import Rows, matched
 from src.networks.tuning import added
 
-EXPERIMENT = "experiment:"
 NEEDED = {"model": dict, "preprocessing": dict, "classes_sha256": str}
-AGAIN = "run 02 again with --overwrite"
 SHAPING = ("kwargs", "anti_alias", "blur_kernel", "pooling", "network.width")  # in model
 RESAMPLED = ("pos", "relative")  # tensors on a grid of the image have these in their names
 
@@ -36,7 +34,7 @@ def source_of(model: Model, dataset: str, fold_name: str) -> Path | None:
         return None
     if model.pretrained.startswith(EXPERIMENT):
         return _experiment_weights(model.pretrained.removeprefix(EXPERIMENT), dataset, fold_name)
-    return Path(model.pretrained)
+    return model.weights_file
 
 
 def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
@@ -50,7 +48,7 @@ def _experiment_weights(name: str, dataset: str, fold_name: str) -> Path:
     same = stage1 / fold_name / "weights.safetensors"
     if same.is_file() or not other or other == dataset:
         return require(same, f"02_train_stage1.py (of {experiment}, {fold_name})")
-    found = sorted(stage1.glob("*/weights.safetensors"))
+    found = made(stage1, "weights.safetensors")
     if not found:
         raise UserError(f"model.pretrained: no weights under {stage1}; run 02 of it first")
     return next((p for p in found if p.parent.name == FULL), found[0])
@@ -87,11 +85,7 @@ def model_of(about: dict, path: Path) -> Model:
 
 def read_theirs(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name, of a .safetensors file or of what `torch.save` wrote."""
-    if not path.is_file():
-        raise UserError(
-            f"model.pretrained: {path} is missing (working directory {Path.cwd()}). Put the "
-            "weights there, or set model.pretrained=true to fetch timm's, or false"
-        )
+    check_weights_file(path)
     try:
         found = load_state_dict(str(path), use_ema=True, weights_only=True)
         tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}

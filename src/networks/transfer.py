@@ -47,7 +47,8 @@ class WarmStart:
 
     source: the file · copied: how many of `total` came as they were, or in other rows · resized:
     onto another grid · new: not in the source · reshaped: new, as the source's have another shape ·
-    unused: in the source alone · head: which of its rows came
+    unused: in the source alone · head: which of its rows came · classes: of the new head, where all
+    but the heads came and the source has no more than one of its own; else 0
     """
 
     source: str
@@ -58,10 +59,13 @@ class WarmStart:
     reshaped: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     head: str | None = None
+    classes: int = 0
 
     def __str__(self) -> str:
         if not self.total:
             return self.source
+        if self.classes:
+            return f"{self.source}: pretrained body, new head of {self.classes} classes"
         parts = [f"{self.source}: copied {self.copied} of {self.total} tensors"]
         for name, groups in self._groups().items():
             if groups:
@@ -138,7 +142,21 @@ def take(
         grouped(reshaped, own),
         grouped(unused, state.keys() | set(without_place)),
         head,
+        0 if resized or reshaped or head else _new_head(own, state, heads, new, unused),
     )
+
+
+def _new_head(own: State, state: State, heads: set[str], new: set[str], unused: set[str]) -> int:
+    """Classes of the heads where these are all that is new, and what is unused is a weight [K', D],
+    and a bias, that a plain backbone had in their place; else 0."""
+    spare = sorted(unused)
+    fits = not spare or (
+        {f"{_layer(spare[0])}.{name}" for name in ("weight", "bias")} >= unused
+        and _layer(spare[0]).startswith("backbone.")
+        and all(state[k].ndim <= 2 for k in spare)
+    )
+    weights = [own[k] for k in new if k.endswith(".weight")]
+    return len(weights[0]) if weights and fits and {_layer(k) for k in new} <= heads else 0
 
 
 def _check_body(own: State, usable: State, found: State, source: str) -> None:

@@ -17,20 +17,19 @@ from safetensors.torch import save
 
 from src.artifacts.dataset import Dataset, dataset_dir, load_dataset
 from src.artifacts.files import sha256, write_bytes
-from src.artifacts.tensors import header, read_shapes
+from src.artifacts.tensors import AGAIN, header, read_shapes
 from src.artifacts.work import require
-from src.config.model import Model
+from src.config.model import Model, check_weights_file
 from src.config.tree import dump_config
 from src.config.upgrade import upgraded_model
 from src.data.transforms import Preprocessing, preprocessing_from
 from src.errors import UserError, shortened
-from src.networks import NETWORKS, blank_network, build_network
 from src.networks.base import Network
+from src.networks.build import NETWORKS, blank_network, build_network
 from src.networks.clip_towers import from_checkpoint, is_open_clip
 from src.networks.convert import converted
 from src.networks.freeze import Rest, tensors_sha256, trained
 from src.networks.origins import (
-    AGAIN,
     EXPERIMENT,
     check_backbone,
     model_of,
@@ -80,8 +79,7 @@ def load_network(path: Path, data: Dataset) -> tuple[Network, Preprocessing]:
     about, tensors = read_ours(require(path, "02_train_stage1.py"))
     if about["classes_sha256"] != sha256(data.directory / "classes.csv"):
         raise UserError(
-            f"{path}: trained on other classes than {data.directory / 'classes.csv'} lists; "
-            "run 02 again with --overwrite"
+            f"{path}: trained on other classes than {data.directory / 'classes.csv'} lists; {AGAIN}"
         )
     rest = about.get("frozen")  # None: the file holds everything
     try:
@@ -143,7 +141,7 @@ def _with_rest(
             found = f"timm {timm.__version__} makes other tensors of it; install the one of 02"
         else:
             found = f"the file there now has {now}; bring back the right one"
-        raise UserError(f"{holds}, but {found}, or run 02 again with --overwrite")
+        raise UserError(f"{holds}, but {found}, or {AGAIN}")
     network.load_state_dict(own | tensors)
     return network
 
@@ -169,6 +167,7 @@ def check_warm_start(model: Model, data: Dataset, fold_names: list[str]) -> None
     another backbone; no tensor is loaded for that."""
     if isinstance(model.pretrained, bool) or not fold_names:
         return
+    check_weights_file(model.weights_file)
     ours = model.pretrained.startswith(EXPERIMENT)
     blank = blank_network(model, data.classes_of(data.images)) if ours else None
     for name in fold_names:

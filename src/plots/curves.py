@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from src.artifacts.dataset import FULL
 from src.artifacts.files import read_table
+from src.artifacts.work import made
 from src.plots.style import INK, MUTED, TERM_COLORS, Panel, bin_color, legend_above, png
 
 BINS = ("many", "medium", "few", "head", "tail")
@@ -17,7 +18,7 @@ Metrics = dict[str, pd.DataFrame]
 
 def load_curves(stage1: Path) -> Metrics:
     """metrics.csv of every fold (and `full`) under a stage1 directory, by the fold's name."""
-    order = sorted(stage1.glob("*/metrics.csv"), key=lambda p: (len(p.parent.name), p.parent.name))
+    order = sorted(made(stage1, "metrics.csv"), key=lambda path: len(path.parent.name))
     found = {path.parent.name: numeric(read_table(path)) for path in order}
     full = {name: found.pop(name) for name in (FULL,) if name in found}
     return found | full

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.artifacts.dataset import load_dataset
+from src import cli
+from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.files import write_table
 from src.artifacts.marks import marks
 from src.artifacts.oof import head_dir, load_head_folds, optimism
+from src.artifacts.parts import caveat, in_parts
 from src.artifacts.predictions import Predictions, concatenate
 from src.artifacts.target_prior import load_target_prior
 from src.artifacts.trained import trained_config
@@ -39,6 +41,8 @@ from src.posthoc.inputs import (
 )
 from src.posthoc.joint import studies_of, try_jointly
 from src.posthoc.results import facts, load_table, numbers, search_log, table_of, trial_row
+from src.posthoc.words import head_in_words, refusals_in_words
+from src.progress import each
 
 ON_TARGET = "on_target"  # the metric under the target prior, where there is one
 TABLES = ("search.csv", "table.csv", "oof.npz")
@@ -55,7 +59,9 @@ class Tuned:
     scores: dict[str, float]
 
 
-def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.DataFrame:
+def posthoc(
+    config: Config, experiment: str, *, overwrite: bool = False, folds: list[str] = ()
+) -> pd.DataFrame:
     """Search, judge and write runs/<dataset>/<experiment>/posthoc/.
 
     Returns what each step does, as in posthoc/table.csv: columns start (the head), step, kept, gain
@@ -63,9 +69,10 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     interval), params, reason and the scores of `src.metrics.summary`. Rows: every head as trained
     (step is empty), every step tried on it (on top of those kept before it), and at the end
     `final`. All scores are cross-fitted.
-    Errors: UserError when folds are missing, or made from another folds.csv.
+    folds: numbers; none: all. Errors: UserError when they are missing, or made from another
+    folds.csv.
     """
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(config.dataset).choose(folds).numbered("04")
     home = RUNS / config.dataset / experiment
     config = trained_config(config, home)
     settings = {"posthoc": config.posthoc, "metric": config.metric, "judge": config.judge}
@@ -78,15 +85,17 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     work = Work(home / "posthoc", settings, inputs=files, overwrite=overwrite)
     if work.finished():
         return load_table(work.directory / "table.csv")
-    stage1 = load_head_folds(home, STAGE1, dataset)
+    stage1 = in_parts(load_head_folds(home, STAGE1, dataset), dataset)
     bins = dataset.classes["bin"].to_numpy()
     rows, log, tuned = [], [], []
     studies = studies_of(work.directory, work.settings, work.inputs.items())
-    for name in config.head_names:
+    for name in each(config.head_names, "calibration", "heads"):
         asked = steps if name in start_names(config) else []
         head = load_start(name, steps, stage1, home, dataset, config)
         tuned.append(_tune(head, asked, config, bins, rows, log, studies / name))
         del head  # before the next one is loaded
+    for line in refusals_in_words({t.name: t.trials for t in tuned}):
+        cli.say(line)
     ends = [t for t in tuned if t.name in start_names(config)]
     by = config.metric if config.target_prior is None else ON_TARGET
     best = min(ends, key=lambda t: (-sign(config.metric) * t.scores[by], len(t.recipes[None])))
@@ -100,13 +109,15 @@ def posthoc(config: Config, experiment: str, *, overwrite: bool = False) -> pd.D
     start = load_start(best.name, steps, stage1, home, dataset, config)
     _pooled(start, best.recipes, stage1, dataset.num_classes).save(work.directory / "oof.npz")
     tree["decision"] = _decision(start, best.recipes, config)
+    tree |= only(dataset)
     outputs = save_recipe(work.directory, tree)
     write_table(work.directory / "search.csv", pd.DataFrame(log))
     write_table(work.directory / "table.csv", table)
     scores = numbers(best.scores)
     work.finish(
-        [*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name, **marks(home)
-    )
+        [*outputs, *TABLES], scores, optimistic=bool(reasons), head=best.name,
+        folds=dataset.folds, **marks(home),
+    )  # fmt: skip
     return load_table(work.directory / "table.csv")
 
 
@@ -121,7 +132,7 @@ def _tune(
 ) -> Tuned:
     """Take one head through the steps; append to the table's rows and to the search's log."""
     recipes, trials = no_steps(start), []
-    kept = _scores(start, recipes, bins, config.metric)
+    plain = kept = _scores(start, recipes, bins, config.metric)
     rows.append({"start": start.name, "step": ""} | kept)
     for attempt in _attempts(start, steps, config, studies):
         trial = attempt(recipes, config)
@@ -131,7 +142,9 @@ def _tune(
         trials.append(trial)
         rows.append(trial_row(start.name, trial, scores))
         log += search_log(start.name, trial)
-        print(f"{start.name} + {trial.step}: {'kept' if trial.kept else 'dropped'}, {trial.reason}")
+    if trials:
+        scores = (plain[config.metric], kept[config.metric])
+        cli.say(head_in_words(start.name, *scores, trials, config.metric))
     return Tuned(start.name, trials, recipes, kept)
 
 
@@ -168,6 +181,15 @@ def _decision(start: Start, recipes: Recipes, config: Config) -> dict:
     del found
     facts = decided(config, logits, start.scored(start.states), fold, target).facts()
     return {key: value for key, value in facts.items() if key != "params"}
+
+
+def only(dataset: Dataset) -> dict:
+    """For posthoc.json, where some folds stand for all: that they do. Of one alone nothing was
+    chosen without it, so its own network goes without steps where that is asked for."""
+    if not (note := caveat(dataset)):
+        return {}
+    alone = len(dataset.folds) == 1
+    return {"caveat": note} | ({"per_fold": {str(dataset.folds[0]): []}} if alone else {})
 
 
 def _pooled(

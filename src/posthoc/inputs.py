@@ -10,6 +10,7 @@ from src.artifacts.dataset import INPUTS, Dataset, fold_name
 from src.artifacts.files import read_json
 from src.artifacts.heads import head_path, load_head
 from src.artifacts.oof import check_finished, head_dir, load_head_folds, script_of
+from src.artifacts.parts import in_parts
 from src.artifacts.predictions import Predictions
 from src.artifacts.target_prior import csv_of, load_target_prior
 from src.artifacts.work import MANIFEST
@@ -136,23 +137,21 @@ def load_start(
             found[fold].logits,
             stage1[fold].features,
             name,
-            _load_heads({name} | reads, experiment, fold),
+            _load_heads({name} | reads, experiment, int(own.fold[0])),
             counts,
             {n: folds[fold].logits for n, folds in given.items()},
             stage1[fold].columns,
             bins,
             target,
         )
-        for fold in dataset.folds
+        for fold, own in stage1.items()
     }
-    labels = {fold: found[fold].label for fold in dataset.folds}
+    labels = {fold: found[fold].label for fold in stage1}
     observed = {}
     if config.data.observation is not None:
         images, origin = dataset.images, dataset.directory / "folds.csv"
-        observed = {
-            k: observations_of(config, images, found[k].image_id, origin) for k in dataset.folds
-        }
-        logits = {k: found[k].logits for k in dataset.folds}
+        observed = {k: observations_of(config, images, found[k].image_id, origin) for k in stage1}
+        logits = {k: found[k].logits for k in stage1}
         strength = fitted_strength(logits, labels, observed, config.metric, config.judge)
         observed = {k: o.with_strength(strength.per_fold[k]) for k, o in observed.items()}
     return Start(name, states, labels, observed)
@@ -165,10 +164,11 @@ def _moved(config: Config) -> set[str]:
 
 
 def _load_folds(name: str, experiment: Path, dataset: Dataset) -> dict[int, Predictions]:
-    """A head's predictions, if they are of the network that is there now."""
+    """A head's predictions by fold, or by part of a single one, if they are of the network that is
+    there now."""
     for fold in () if of_stage1(name) else map(fold_name, dataset.folds):
         _check_weights(experiment / "stage2" / name / fold, experiment / STAGE1 / fold)
-    return load_head_folds(experiment, name, dataset)
+    return in_parts(load_head_folds(experiment, name, dataset), dataset)
 
 
 def _load_heads(names: set[str], experiment: Path, fold: int) -> dict[str, Head]:

@@ -1,15 +1,20 @@
-"""Source `csv`: tables with a column of image ids, a column of class ids, and image directories.
+"""Source `csv`: tables with a column of image ids and one of class ids, or one of 0 and 1 for each
+class, and image directories.
 
-The file of an image is <root>/<train_images>/<id><suffix>; an id may hold directories itself.
+The file of an image is <root>/<train_images>/<id><suffix>; an id may hold directories itself. With
+the suffix `*` it is the one image of that name anywhere below <train_images>.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from src.artifacts.files import read_table
 from src.artifacts.ids import check_unique
 from src.config.data import Data
+from src.errors import UserError, some
+from src.prepare.folder import image_files
+from src.prepare.one_hot import classes_of
 from src.prepare.sources import (
     Asked,
     Source,
@@ -17,22 +22,30 @@ from src.prepare.sources import (
     check_rows,
     image_paths,
     in_submission_order,
+    portable,
     require_columns,
     source_file,
     source_of_tables,
 )
+
+ANY = "*"  # data.suffix
 
 
 def read_csv_tables(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing table or column, a table without rows, empty or repeated
     ids, rows without a file, and a test table whose ids are not those of the sample submission."""
     train_path = source_file(data, "train", "table")
-    asked = {"image_column": data.image_column, "label_column": data.label_column}
+    asked = {"image_column": data.image_column}
+    asked |= {} if data.one_hot else {"label_column": data.label_column}
     asked |= {"name_column": data.name_column} if data.name_column else {}
     asked |= {"group_column": data.group_column} if data.group_column else {}
     table = _read(train_path, asked)
-    check_filled(table, data.label_column, train_path)
-    classes = table[data.label_column]
+    if data.one_hot:
+        no_class = {data.image_column, data.group_column, *data.columns}
+        classes = classes_of(table, no_class, train_path)
+    else:
+        check_filled(table, data.label_column, train_path)
+        classes = table[data.label_column]
     train = pd.DataFrame(
         {
             "image_id": table[data.image_column],
@@ -78,5 +91,31 @@ def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def _paths(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
+    if data.suffix == ANY:
+        return _found(data, key, ids, table)
     named = "<id><suffix>, with data.suffix (for example .jpg),"
     return image_paths(data, key, ids + data.suffix, table, named)
+
+
+def _found(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
+    """Of each id the one image of that name, with or without ending. Errors: UserError for ids with
+    none or several."""
+    directory = Path(data.root) / getattr(data, key)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; data.{key} names it")
+    files, _ = image_files(directory)
+    of_id: dict[str, list[str]] = {}
+    for file in files:
+        path = PurePosixPath(file)
+        for name in {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}:
+            of_id.setdefault(name, []).append(file)
+    found = {image_id: of_id.get(image_id, []) for image_id in ids}
+    for count, what in ((0, "no image"), (2, "several images")):
+        odd = [i for i, there in found.items() if (len(there) > 1 if count else not there)]
+        if odd:
+            one = f": {some(found[odd[0]])}" if count else ""
+            raise UserError(
+                f"{table}: {len(odd)} of {len(found)} ids have {what} below {directory}: "
+                f"{some(odd)}{one}. Correct data.{key}, or complete the download."
+            )
+    return [f"{portable(directory)}/{found[image_id][0]}" for image_id in ids]

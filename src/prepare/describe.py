@@ -6,6 +6,7 @@ import pandas as pd
 
 from src.artifacts.dataset import ALWAYS_TRAIN
 from src.artifacts.files import read_json, read_table
+from src.artifacts.scenes import scenes_in_words
 from src.artifacts.work import MANIFEST
 from src.errors import some
 from src.metrics import bin_names
@@ -21,7 +22,9 @@ def describe(directory: Path) -> str:
     pairs = read_table(directory / "duplicates.csv", ("distance",))
     head = f"{len(images)} train images of {len(classes)} classes, {len(test)} test images"
     parts = [head, _bins(classes), _folds(images, classes), _duplicates(pairs, images)]
-    submission = read_json(directory / MANIFEST).get("submission", {})
+    manifest = read_json(directory / MANIFEST)
+    parts += filter(None, [scenes_in_words(manifest.get("scenes", {}))])
+    submission = manifest.get("submission", {})
     if "format" in submission and len(test):  # older manifests lack it
         parts.append(f"submission, {submission['format']}: {submission['why']}")
     files = "\n".join(f"  {directory / name}" for name in ("folds.csv", "classes.csv", "test.csv"))
@@ -64,7 +67,9 @@ def _duplicates(pairs: pd.DataFrame, images: pd.DataFrame) -> str:
     ]
     across = pairs[pairs["split_a"] != pairs["split_b"]]
     if len(across):
-        lines.append(f"  one in train, one in test: {len(across)}: {_examples(across)}")
+        lines.append(
+            f"  one in train, one in test, nothing to do: {len(across)}: {_examples(across)}"
+        )
     conflict = pairs[pairs["conflict"] == "yes"]
     if len(conflict):
         lines.append(
@@ -75,6 +80,11 @@ def _duplicates(pairs: pd.DataFrame, images: pd.DataFrame) -> str:
         lines.append(
             f"  the largest group has {largest.iloc[0]} images ({largest.index[0]!r} …); if they "
             "are not one photo, lower data.near_duplicates"
+        )
+    elif "near" in kinds:
+        lines.append(
+            "  figures/duplicates.png shows pairs; if they are not one photo, lower "
+            "data.near_duplicates"
         )
     return "\n".join(lines)
 

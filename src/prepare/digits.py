@@ -5,8 +5,6 @@ taken before the tail is cut, a sample submission and a solution.
 """
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,9 @@ import pandas as pd
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from src import cli
 from src.artifacts.files import write_table
+from src.artifacts.whole import half_made
 from src.prepare.longtail import tail_counts
 
 CLASSES = (  # class id and name of digits 0 … 9; gaps, and another order than the digits'
@@ -36,15 +36,10 @@ def write_digits(root: Path) -> None:
     """Write the competition to `root` unless it is there; never half of it."""
     if root.exists():
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        _write(temporary)
-        temporary.chmod(0o755)
-        os.rename(temporary, root)
-        print(f"{root}: written, scikit-learn's handwritten digits with a 1:{RATIO} tail")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with half_made(root) as half:
+        _write(half)
+        os.rename(half, root)
+    cli.say(f"{root}: written, scikit-learn's handwritten digits with a 1:{RATIO} tail")
 
 
 def _write(root: Path) -> None:

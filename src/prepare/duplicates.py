@@ -1,8 +1,11 @@
 """Images that show the same photo: identical files, and near copies by perceptual hash.
 
 All images of one photo become one group, and a group never spans two folds. Nothing here compares
-all pairs: 500,000 images take seconds.
+all pairs, whatever N is: see `near_pairs`.
 """
+
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -20,6 +23,8 @@ COLUMNS = [
     "class_id_b",
     "conflict",
 ]
+BITS = 64
+SORTING = 30  # a row costs in a sort as much as so many comparisons
 FLAT = 26  # a hash has its median's half of 64 bits set; far fewer: an image without structure
 
 
@@ -54,12 +59,15 @@ def find_duplicates(images: pd.DataFrame, limit: int | None) -> tuple[pd.DataFra
 def near_pairs(hashes: np.ndarray, limit: int) -> np.ndarray:
     """Pairs (i, j, distance), i < j, of 64-bit hashes that differ in at most `limit` bits, [P, 3].
 
-    Pigeonhole: of limit + 1 bands of bits, two such hashes agree in at least one. So only hashes
-    that share a band are compared. Memory: O(N + P). hashes: uint64 [N], distinct.
+    Pigeonhole: of limit + s bands of bits, two such hashes agree in at least s. So for every choice
+    of s bands only hashes that agree in all of them are compared, C(limit + s, s) sorts and about
+    N² / 2^(64 s / (limit + s)) comparisons each; s grows with N, so that these never are the most.
+    Memory: O(N + P). hashes: uint64 [N], distinct.
     """
     found = [np.empty((0, 3), dtype=np.int64)]
-    for band in range(limit + 1):
-        mask = np.uint64(sum(1 << bit for bit in range(band, 64, limit + 1)))
+    bands, same = _bands(len(hashes), limit)
+    for chosen in combinations(range(bands), same):
+        mask = np.uint64(sum(1 << bit for bit in range(BITS) if bit % bands in chosen))
         keys = hashes & mask
         order = np.argsort(keys, kind="stable")
         ends = np.searchsorted(keys[order], keys[order], side="right")
@@ -72,6 +80,17 @@ def near_pairs(hashes: np.ndarray, limit: int) -> np.ndarray:
             found.append(np.stack([low, high, distance[close]], axis=1))
             step += 1
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _bands(count: int, limit: int) -> tuple[int, int]:
+    """How many bands, and in how many of them close hashes agree, for the least work."""
+
+    def work(same: int) -> float:
+        bits = BITS * same / (limit + same)
+        return comb(limit + same, same) * (SORTING * count + count**2 / 2**bits)
+
+    same = min((1, 2, 3), key=work)
+    return limit + same, same
 
 
 def _with_first(values: pd.Series, distance: int) -> np.ndarray:

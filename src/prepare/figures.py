@@ -21,12 +21,16 @@ PAIRS = 8  # duplicate pairs shown
 
 
 def draw_figures(
-    directory: Path, images: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, paths: dict
+    directory: Path,
+    images: pd.DataFrame,
+    classes: pd.DataFrame,
+    pairs: pd.DataFrame,
+    paths: pd.Series,
 ) -> list[str]:
     """Write figures/*.png below `directory`; returns their names.
 
-    images: folds.csv · classes: classes.csv · pairs: duplicates.csv · paths: (split, image_id) →
-    file of every image.
+    images: folds.csv · classes: classes.csv · pairs: duplicates.csv · paths: by
+    (split, image_id) the file of every image.
     """
     home = directory / "figures"
     png([partial(distribution_panel, classes=classes)], home / "class_distribution.png", 1)
@@ -75,7 +79,7 @@ def _spread(images: pd.DataFrame, inside: pd.DataFrame):
     return shown.sort_values(["rank", "turn"], kind="stable").itertuples(name="Shown")
 
 
-def _duplicates(pairs: pd.DataFrame, paths: dict):
+def _duplicates(pairs: pd.DataFrame, paths: pd.Series):
     """Pairs one above the other: conflicting labels first, then the largest distances."""
     shown = pairs.assign(rank=(pairs["conflict"] != "yes")).sort_values(
         ["rank", "distance"], ascending=[True, False], kind="stable"

@@ -1,7 +1,9 @@
 """Source `folder`: train/<classID>_<className>/*.jpg and test/<imageID>.jpg.
 
 The class id is what stands before the first underscore of the folder's name, the class name what
-stands after it; a name without underscore is both. Train ids are `<class folder>/<file stem>`.
+stands after it; a name without underscore is both, and so is every name with data.class_folders
+whole, and with leaf that of the folder that the image lies in. Train ids are
+`<class folder>/<file stem>`.
 Where all test images lie in class folders, as in train, their labels become the solution.
 """
 
@@ -16,6 +18,7 @@ from src.prepare.sources import (
     Asked,
     Source,
     check_names,
+    nearest_file,
     optional_file,
     portable,
 )
@@ -29,13 +32,17 @@ def read_folder(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing directory, a class folder without an id or without images,
     two folders with one id, listed test images that are missing."""
     root = Path(data.root)
-    train, notes = _read_train(root / data.train)
+    leaf = data.class_folders == "leaf"
+    whole = data.class_folders == "whole"
+    train, notes = (
+        _read_leaves(root / data.train) if leaf else _read_train(root / data.train, whole)
+    )
     test = pd.DataFrame({"image_id": [], "path": []}, dtype=str)
     truth = None
     if data.test is not None:
-        test, more = _read_test(root / data.test, submission)
+        test, more = read_test(root / data.test, submission)
         notes += more
-        truth = _labels_of_folders(test, root / data.test, train)
+        truth = None if leaf else _labels_of_folders(test, root / data.test, train)
     solution = optional_file(data, "solution") if len(test) else None
     tables = {"sample_submission": submission.path, "solution": solution}
     return Source(
@@ -49,14 +56,9 @@ def read_folder(data: Data, submission: Asked) -> Source:
     )
 
 
-def _read_train(directory: Path) -> tuple[pd.DataFrame, list[str]]:
-    if not directory.is_dir():
-        raise UserError(
-            f"{directory}: no such directory; expected {directory}/<classID>_<className>/*.jpg. "
-            "Did you unpack the competition's files there? Otherwise correct data.root and "
-            "data.train."
-        )
-    folders = _class_folders(directory)
+def _read_train(directory: Path, whole: bool) -> tuple[pd.DataFrame, list[str]]:
+    """whole: a folder's name is its class id"""
+    folders = _class_folders(_there(directory), whole)
     rows, ignored = [], []
     for folder in folders:
         files, others = image_files(directory / folder)
@@ -67,15 +69,47 @@ def _read_train(directory: Path) -> tuple[pd.DataFrame, list[str]]:
                 f"{directory / folder}: no images in this class folder, {found} was found. Put "
                 f"the images there (one of {' '.join(sorted(ENDINGS))}) or remove the folder."
             )
-        class_id, _, class_name = folder.partition("_")
+        class_id, _, class_name = (folder, "", "") if whole else folder.partition("_")
         prefix = f"{portable(directory)}/{folder}/"
         for file, stem in zip(files, _stems(files), strict=True):
             rows.append((f"{folder}/{stem}", prefix + file, class_id, class_name or class_id, ""))
+    return _table(rows), _notes(directory, ignored)
+
+
+def _read_leaves(directory: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Classes are the folders that images lie in; those of one name are one class."""
+    files, ignored = image_files(_there(directory))
+    loose = [file for file in files if "/" not in file]
+    if loose or not files:
+        found = f"{len(loose)} images outside folders: {some(loose)}" if loose else "no images"
+        raise UserError(f"{directory}: {found}; expected each image in the folder of its class")
+    prefix, rows = portable(directory) + "/", []
+    for file, stem in zip(files, _stems(files), strict=True):
+        name = PurePosixPath(file).parent.name
+        rows.append((stem, prefix + file, name, name, ""))
+    return _table(rows), _notes(directory, ignored)
+
+
+def _there(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such directory{nearest_file(directory)}; expected "
+            f"{directory}/<classID>_<className>/*.jpg. "
+            "Did you unpack the competition's files there? Otherwise correct data.root and "
+            "data.train."
+        )
+    return directory
+
+
+def _table(rows: list[tuple]) -> pd.DataFrame:
+    columns = ["image_id", "path", "class_id", "class_name", "group"]
+    return pd.DataFrame(rows, columns=columns, dtype=str)
+
+
+def _notes(directory: Path, ignored: list[str]) -> list[str]:
     plain = [name for name in ignored if not name.endswith("/")]
     note = f"{len(plain)} files in {directory} are no images by their ending: {some(plain)}"
-    notes = [*_links_note(directory, ignored), *([note] if plain else [])]
-    columns = ["image_id", "path", "class_id", "class_name", "group"]
-    return pd.DataFrame(rows, columns=columns, dtype=str), notes
+    return [*_links_note(directory, ignored), *([note] if plain else [])]
 
 
 def _links_note(directory: Path, others: list[str]) -> list[str]:
@@ -84,7 +118,7 @@ def _links_note(directory: Path, others: list[str]) -> list[str]:
     return [note] if links else []
 
 
-def _class_folders(directory: Path) -> list[str]:
+def _class_folders(directory: Path, whole: bool) -> list[str]:
     """Names, sorted. Links to directories count, where they lead to a directory of their own."""
     names = sorted(filter(visible, os.listdir(directory)))
     check_names(names, directory)
@@ -97,7 +131,8 @@ def _class_folders(directory: Path) -> list[str]:
     folders = [name for name in names if os.path.isdir(directory / name)]
     if not folders:
         raise UserError(f"{directory}: no class folders; expected <classID>_<className>/ in it")
-    _check_class_ids(directory, folders)
+    if not whole:
+        _check_class_ids(directory, folders)
     owner = {}
     for name in folders:
         real = os.path.realpath(directory / name)
@@ -126,13 +161,15 @@ def _check_class_ids(directory: Path, folders: list[str]) -> None:
             raise UserError(
                 f"{directory}: the folders {owner[class_id]!r} and {name!r} have one class id, "
                 f"{class_id!r}. Expected <classID>_<className> with an id of its own for each "
-                "class: merge them or rename one. If underscores are part of your names, put an "
-                "id before them (1_red_fox, 2_red_kite)."
+                "class: merge them or rename one. If underscores are part of your names, set "
+                "data.class_folders=whole."
             )
         owner[class_id] = name
 
 
-def _read_test(directory: Path, submission: Asked) -> tuple[pd.DataFrame, list[str]]:
+def read_test(directory: Path, submission: Asked) -> tuple[pd.DataFrame, list[str]]:
+    """image_id and path of test images anywhere below a directory, and notes. Ids are files' names
+    with or without ending, those of the sample where it asks for some, in its order."""
     if not directory.is_dir():
         raise UserError(
             f"{directory}: no such directory; expected the test images in it. Correct data.test, "

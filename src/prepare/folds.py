@@ -5,6 +5,7 @@ images and 8,142 classes of iNaturalist 2018) and knows no rare classes.
 """
 
 import numpy as np
+import pandas as pd
 
 from src.artifacts.dataset import ALWAYS_TRAIN
 from src.errors import UserError
@@ -22,39 +23,36 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, k: int, seed: int) -> np.
     """
     table = _Groups(labels, groups)
     fold = _place(table, _place_order(table, seed), k)
-    _repair(table, fold, k)
+    _repair(table, fold)
     of_image = fold[table.of_image]
     _check(labels, table.of_image, of_image, k)
     return of_image
 
 
 class _Groups:
-    """Images counted by group: for group g, its labels[g] with counts[g] images each."""
+    """Images counted by group. Flat arrays: lists of N small ones took gigabytes."""
 
     def __init__(self, labels: np.ndarray, groups: np.ndarray):
-        first, self.of_image = _by_first_row(groups)
-        self.size = len(first)
+        self.of_image, found = pd.factorize(groups)  # numbered by first row: by the order alone
+        self.size = len(found)
         self.num_classes = int(labels.max()) + 1
         self.images = np.bincount(self.of_image, minlength=self.size)
         pair, count = np.unique(
             self.of_image.astype(np.int64) * self.num_classes + labels, return_counts=True
         )
         owner, label = pair // self.num_classes, pair % self.num_classes
-        bounds = np.searchsorted(owner, np.arange(1, self.size))
-        self.labels = np.split(label, bounds)
-        self.counts = np.split(count, bounds)
-        self.class_groups = np.bincount(label, minlength=self.num_classes)
-        self.class_images = np.bincount(labels, minlength=self.num_classes)
+        self._labels, self._counts = label, count
+        self._bounds = np.searchsorted(owner, np.arange(self.size + 1)).tolist()
+        self.class_groups = np.bincount(label)
+        self.class_images = np.bincount(labels)
         by_label = np.argsort(label, kind="stable")
         ends = np.cumsum(self.class_groups)[:-1]
         self.members = np.split(owner[by_label], ends)  # groups of each class, ascending
 
-
-def _by_first_row(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups numbered by their first row, so that numbers depend on nothing but the row order."""
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))
-    return np.sort(first), rank[inverse]
+    def within(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of a group, and how many of its images have each."""
+        part = slice(self._bounds[group], self._bounds[group + 1])
+        return self._labels[part], self._counts[part]
 
 
 def _place_order(table: _Groups, seed: int) -> np.ndarray:
@@ -77,7 +75,7 @@ def _place(table: _Groups, order: np.ndarray, k: int) -> np.ndarray:
     share = np.zeros((k, table.num_classes))
     total = np.zeros(k, dtype=np.int64)
     for group in order:
-        labels, counts = table.labels[group], table.counts[group]
+        labels, counts = table.within(group)
         weight = counts / table.class_images[labels]
         load = np.round(share[:, labels] @ weight, 12)
         best = np.lexsort((total, load))[0]
@@ -87,27 +85,30 @@ def _place(table: _Groups, order: np.ndarray, k: int) -> np.ndarray:
     return fold
 
 
-def _repair(table: _Groups, fold: np.ndarray, k: int) -> None:
-    """Move one group of each class that is held out in one fold alone; if that harms another
-    class, train on the group always. In place."""
+def _repair(table: _Groups, fold: np.ndarray) -> None:
+    """Move one group of each class that is held out in one fold alone to the fold with the fewest
+    images; if that harms another class, train on the group always. In place. Such a class has two
+    groups or more, so no fold gets empty."""
+    held_out = fold >= 0
+    images = np.bincount(fold[held_out], table.images[held_out])
     for members in table.members:
         if len(set(fold[members])) != 1 or fold[members[0]] == ALWAYS_TRAIN:
             continue
-        images = np.bincount(fold[fold >= 0], table.images[fold >= 0], minlength=k)
         others = [f for f in np.argsort(images, kind="stable") if f != fold[members[0]]]
         group = members[np.argmin(table.images[members])]
         before = fold[group]
         fold[group] = others[0]
-        if any(len(set(fold[table.members[c]])) == 1 for c in table.labels[group]):
+        if any(len(set(fold[table.members[c]])) == 1 for c in table.within(group)[0]):
             fold[group] = ALWAYS_TRAIN
-        if not np.any(fold == before):
-            raise UserError(f"fold {before} is empty; choose a smaller folds.k than {k}")
+        else:
+            images[fold[group]] += table.images[group]
+        images[before] -= table.images[group]
 
 
 def _check(labels: np.ndarray, groups: np.ndarray, fold: np.ndarray, k: int) -> None:
     """What must hold whatever happened above: no leak, no class without training images."""
-    pairs = np.unique(np.stack([groups, fold]), axis=1)
-    assert len(np.unique(pairs[0])) == pairs.shape[1], "a group spans two folds"
+    pairs = np.unique(groups.astype(np.int64) * (k + 1) + fold + 1)
+    assert len(np.unique(pairs // (k + 1))) == len(pairs), "a group spans two folds"
     assert fold.min() >= ALWAYS_TRAIN and fold.max() < k, "a fold outside -1 … k-1"
     assert set(range(k)) <= set(fold.tolist()), f"folds {set(range(k)) - set(fold.tolist())} empty"
     present = np.unique(labels)

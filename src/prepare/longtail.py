@@ -5,6 +5,7 @@ from bisect import bisect_left
 import numpy as np
 import pandas as pd
 
+from src import cli
 from src.config.data import Longtail
 from src.errors import UserError
 
@@ -61,7 +62,7 @@ def _counts(sizes: list[int], class_ids: list[str], longtail: Longtail) -> list[
         wanted = tail_counts(profile, largest + 1, len(sizes), ratio)
         rows = zip(class_ids, sizes, wanted, strict=True)
         short = next(f"class {c} has only {size}" for c, size, n in rows if size < n)
-        print(
+        cli.say(
             f"note: {asked} starts from {largest} images in the largest class instead of {mean} "
             f"(all images / classes), because {short}"
         )

@@ -1,14 +1,16 @@
 """01 as one call: raw images → classes.csv, folds.csv, test.csv and what they rest on."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from src import cli
 from src.artifacts.dataset import dataset_dir
 from src.artifacts.files import read_json, write_table, write_text
 from src.artifacts.lock import own
+from src.artifacts.scenes import SCENES
 from src.artifacts.work import MANIFEST, Work
 from src.config.data import OURS
 from src.config.schema import Config
@@ -16,15 +18,20 @@ from src.errors import UserError, some
 from src.prepare.classes import class_lines, class_order, class_table
 from src.prepare.columns import beside
 from src.prepare.duplicates import find_duplicates
+from src.prepare.few import few_images, few_rows, few_test_images
 from src.prepare.figures import draw_figures
 from src.prepare.folds import make_folds
 from src.prepare.longtail import cut_tail
 from src.prepare.observations import observed
 from src.prepare.read import read_source
-from src.prepare.scan import clean_up, scan_images
+from src.prepare.scan import FACTS, PARTS, clean_up, scan_images
+from src.prepare.scenes import find_scenes, joined, split_by
 from src.prepare.sources import Source
 
-FACTS = ["width", "height", "sha1", "phash"]
+BESIDE = (  # another config has the same folds, whatever its name is
+    "set data.name to a new name to have folds of both kinds: all experiments on one dataset share "
+    "its folds, and those that were trained on the old ones would have to be trained again"
+)
 
 
 def prepare(config: Config, overwrite: bool = False) -> Path:
@@ -33,29 +40,41 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
     Finished work is skipped, a killed run is continued. Errors: UserError for everything that
     `read_source` finds, unreadable images, classes that are left without an image, and a directory
     that was made with other settings or from other images.
+    overwrite: what is there stays until all images were read and the folds made. The resized
+    copies, whose names are those of their content and size, stay where they are in any case.
     """
     directory = dataset_dir(config.dataset)
     own(directory)  # already here: some sources are first written to data.root
     source = read_source(config.data, config.submission)
     settings = {key: getattr(config, key) for key in ("data", "longtail", "bins", "folds")}
-    work = Work(directory, settings, source.tables, overwrite=overwrite)
+    work = Work(directory, settings, source.tables, beside=BESIDE)
     listing = _listing(source)
-    if work.finished():
+    if overwrite:
+        shutil.rmtree(directory / PARTS, ignore_errors=True)  # every image is read again
+    elif work.finished():
         _check_listing(directory, listing)
         return directory
     for note in source.notes:
-        print(f"note: {note}")
+        cli.say(f"note: {note}")
     class_ids = class_order(source.train["class_id"])
     train = cut_tail(source.train, class_ids, config.longtail)
+    if config.data.limit is not None:
+        train = few_images(train, config.data.limit)
+        source = few_test_images(source, config.data)
     train, test, bad = _read_images(train, source.test, directory, config)
     classes = class_table(train, class_ids, config.bins)
     _check_classes(classes, source)
     pairs = _group(train, test, source.fields, config)
     label_of = dict(zip(classes["class_id"], classes["label"], strict=True))
     train["label"] = train["class_id"].map(label_of).astype(int)
-    labels, groups = train["label"].to_numpy(), train["group_id"].to_numpy(str)
-    train["fold"] = make_folds(labels, groups, config.folds.k, config.folds.seed)
-    outputs = _write(directory, train, test, classes, pairs, bad, source.fields)
+    scenes, seen = _folds(train, config, source)
+    _clear(directory)
+    if config.data.limit is not None:
+        source = few_rows(source, config.data, directory)
+    outputs = [write_table(directory / SCENES, scenes).name] if len(scenes) else []
+    outputs += _write(directory, train, test, classes, pairs, bad, source.fields)
+    cut = (source.sample_submission, source.solution)  # to data.limit
+    outputs += [path.name for path in cut if path and path.parent == directory]
     solution = source.solution
     if source.truth is not None:
         solution = write_table(directory / "solution.csv", source.truth)
@@ -69,6 +88,7 @@ def prepare(config: Config, overwrite: bool = False) -> Path:
         solution=_posix(solution),
         listing=listing,
         left_out=len(bad),
+        scenes=seen,
     )
     return directory
 
@@ -100,7 +120,7 @@ def _report_bad(bad: pd.DataFrame, listed: Path, policy: str) -> None:
     lines = "\n".join(lines)
     in_test = int((bad["split"] == "test").sum())
     if policy == "skip" and not in_test:
-        print(f"left out {len(bad)} train images that cannot be read ({listed}):\n{lines}")
+        cli.say(f"left out {len(bad)} train images that cannot be read ({listed}):\n{lines}")
         return
     hint = "Replace or remove these files, or set data.bad_images=skip to leave them out."
     if in_test:
@@ -150,6 +170,45 @@ def _group(
     return pairs
 
 
+def _folds(train: pd.DataFrame, config: Config, source: Source) -> tuple[pd.DataFrame, dict]:
+    """Add fold to `train`, and to group_id the scenes. Returns the images of scenes (image_id,
+    class_id, scene) and what the manifest says of them."""
+    label, k, seed = train["label"].to_numpy(), config.folds.k, config.folds.seed
+    keys, features, lacking = config.data.scenes, None, ""
+    if keys.features == "network" and keys.mode != "never":
+        from src.prepare.scene_network import pretrained_features  # torch, for no other part of 01
+
+        features, lacking = pretrained_features(config)
+        if lacking:
+            cli.say(f"note: scenes are told by pixels, not by a network: {lacking}")
+    listed = train.merge(source.train[["image_id", "path"]], on="image_id", suffixes=("", "_given"))
+    found = find_scenes(listed.rename(columns={"path_given": "source"}), keys, features,
+                        config.data.workers)  # fmt: skip
+    size = pd.Series(found.scene).groupby(found.scene).transform("size").to_numpy()
+    seen = found.facts | {"scenes": len(set(found.scene[size > 1].tolist()))}
+    seen |= {"images": int((size > 1).sum()), "largest": int(size.max())}
+    seen |= {"network_lacking": lacking} if lacking else {}
+    groups = train["group_id"].to_numpy()
+    if seen["scenes"]:
+        without = make_folds(label, groups, k, seed)
+        seen["split_without"] = round(split_by(without, found.scene), 4)
+        train["group_id"] = joined(groups, found.scene, train["image_id"].to_numpy())
+    train["fold"] = make_folds(label, train["group_id"].to_numpy(), k, seed)
+    table = train[["image_id", "class_id"]].assign(scene=found.scene)
+    table["scene"] = table.groupby("scene")["image_id"].transform("min")
+    return table[size > 1], seen
+
+
+def _clear(directory: Path) -> None:
+    """Remove what earlier starts left, the manifest first, but for what this one has made."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for path in sorted(directory.iterdir()):
+        if path.is_file() and path.name != "bad_images.csv":
+            path.unlink()
+        elif path.is_dir() and path.name not in ("images", PARTS):
+            shutil.rmtree(path)
+
+
 def _write(directory: Path, train, test, classes, pairs, bad, fields) -> list[str]:
     """Write all tables and figures; returns the names of the files."""
     write_table(directory / "folds.csv", beside(train[list(OURS)], fields.get("train")))
@@ -162,8 +221,8 @@ def _write(directory: Path, train, test, classes, pairs, bad, fields) -> list[st
         outputs.append("bad_images.csv")
     else:
         (directory / "bad_images.csv").unlink(missing_ok=True)
-    paths = {("train", i): p for i, p in zip(train["image_id"], train["path"], strict=True)}
-    paths |= {("test", i): p for i, p in zip(test["image_id"], test["path"], strict=True)}
+    both = pd.concat([train.assign(split="train"), test.assign(split="test")])
+    paths = both.set_index(["split", "image_id"])["path"]
     return outputs + draw_figures(directory, train, classes, pairs, paths)
 
 
@@ -171,7 +230,7 @@ def _listing(source: Source) -> str:
     """A fingerprint of which images and classes there are, so that a skip can notice a change."""
     sha = hashlib.sha256()
     for table in (source.train, source.test):
-        rows = np.sort(["\t".join(row) for row in table.itertuples(index=False, name=None)])
+        rows = sorted("\t".join(row) for row in table.itertuples(index=False, name=None))
         sha.update("\n".join([*rows, ""]).encode())
     return sha.hexdigest()
 

@@ -19,18 +19,20 @@ from pathlib import Path
 import imagehash
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
+from src import cli
 from src.artifacts.files import read_table, write_atomic, write_table
 from src.config.data import Data
-from src.data.images import to_rgb
+from src.data.images import is_sealed, sealed, to_rgb
 from src.errors import UserError
 from src.prepare.sources import portable
+from src.progress import progress
 
 PARTS = "scan"  # directory of finished chunks; removed when 01 has finished
 CHUNK = 32  # images per task
 FLUSH = 256  # images per part file
 KEY = ["source", "size", "mtime_ns"]
+FACTS = ["width", "height", "sha1", "phash"]
 COLUMNS = [*KEY, "width", "height", "sha1", "phash", "path", "problem"]
 
 
@@ -54,9 +56,9 @@ def scan_images(paths: list[str], directory: Path, data: Data) -> pd.DataFrame:
     wanted = pd.DataFrame([_key(path) for path in dict.fromkeys(paths)], columns=KEY)
     known = _load_parts(directory / PARTS, copy)
     known = wanted.merge(known, on=KEY)
-    left = [path for path in wanted["source"] if path not in set(known["source"])]
+    left = wanted.loc[~wanted["source"].isin(known["source"]), "source"].tolist()
     if len(known):
-        print(f"{directory / PARTS}: {len(known)} images were read before, {len(left)} are left")
+        cli.say(f"{directory / PARTS}: {len(known)} images were read before, {len(left)} are left")
     fresh = _scan(left, directory / PARTS, copy, data.workers)
     rows = pd.concat([known, fresh]) if len(fresh) else known
     rows = rows.set_index("source").loc[paths].reset_index()
@@ -85,13 +87,14 @@ def _scan(paths: list[str], parts: Path, copy: Copy | None, workers: int) -> pd.
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     every, unsaved = [], []
     number = len(list(parts.glob("part-*.csv")))
-    with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
+    with progress(len(paths), "reading images") as bar:
         for rows in _in_parallel(chunks, copy, workers):
             bar.update(len(rows))
             every += rows
             unsaved += [row for row in rows if not row[-1]]  # a broken file is tried again
             if unsaved and (len(unsaved) >= FLUSH or len(every) == len(paths)):
-                write_table(parts / f"part-{number:06d}.csv", _table(unsaved))
+                part = parts / f"part-{number:06d}.csv"
+                write_table(part, _table(unsaved), among_many=True)
                 number, unsaved = number + 1, []
     return _table(every)
 
@@ -133,8 +136,10 @@ def _scan_one(path: str, copy: Copy | None) -> tuple:
         content = Path(path).read_bytes()
         if not content:
             return (*key, 0, 0, "", "", path, "empty file, 0 bytes")
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as file:
-            image = to_rgb(file)
+        with warnings.catch_warnings(action="ignore"):
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # as `load_image`
+            with Image.open(io.BytesIO(content)) as file:
+                image = to_rgb(file)
         phash = str(imagehash.phash(image))
     except UnidentifiedImageError:
         reason = f"not an image, it begins with {content[:12]!r}"
@@ -157,10 +162,13 @@ def _write_copy(image: Image.Image, sha1: str, copy: Copy) -> str | None:
     if factor >= 1:
         return None
     path = f"{copy.directory}/{sha1[:2]}/{sha1}.jpg"
-    if not os.path.exists(path):
+    if not (os.path.exists(path) and is_sealed(Path(path).read_bytes())):
         size = [max(copy.side, round(length * factor)) for length in image.size]
         small = image.resize(size, Image.Resampling.BICUBIC)
-        write_atomic(path, lambda file: small.save(file, "JPEG", quality=copy.quality))
+        buffer = io.BytesIO()
+        small.save(buffer, format="JPEG", quality=copy.quality)
+        content = sealed(buffer.getvalue())
+        write_atomic(path, lambda file: file.write(content), among_many=True)
     return path
 
 

@@ -5,6 +5,7 @@ to last.
 """
 
 import difflib
+import glob
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,9 +76,11 @@ def optional_file(data: Data, key: str) -> Path | None:
 
 
 def nearest_file(path: Path) -> str:
-    """`; did you mean …?` for a path that is missing, or nothing."""
+    """`; there is one in …` or `; did you mean …?` for a path that is missing, or nothing."""
     if not path.parent.is_dir():
         return f" ({path.parent} does not exist either)"
+    if below := sorted(path.parent.glob(f"*/{glob.escape(path.name)}")):
+        return f"; there is one in {below[0].parent}"
     near = difflib.get_close_matches(path.name, sorted(os.listdir(path.parent)), 1, 0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -214,8 +217,8 @@ def source_file(data: Data, key: str, kind: str) -> Path:
     if not path.is_file():
         none = ", or set data.test=null if there are no test images" if key == "test" else ""
         raise UserError(
-            f"{path}: no such {kind}{nearest_file(path)}. Set data.{key} to a file under "
-            f"{data.root}{none}."
+            f"{path}: no such {kind}{nearest_file(path)}. Correct data.root, or set data.{key} to "
+            f"a file under it{none}."
         )
     return path
 
@@ -227,6 +230,11 @@ def image_paths(data: Data, key: str, names: pd.Series, table: Path, named: str)
     """
     directory = Path(data.root) / getattr(data, key)
     prefix = portable(directory)
+    if outside := [name for name in names if name.startswith("/") or ".." in name.split("/")]:
+        raise UserError(
+            f"{table}: {len(outside)} of {len(names)} rows name files outside {directory}: "
+            f"{some(outside)}. Expected {named} under {directory}; correct them, or data.{key}."
+        )
     paths = [f"{prefix}/{name}" for name in names]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:

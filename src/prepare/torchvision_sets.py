@@ -6,15 +6,16 @@ root/train/<label>_<class name>/ and root/test/, beside a solution. Class ids ar
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
+from src import cli
 from src.artifacts.files import write_table
+from src.artifacts.whole import half_made
 from src.config.data import Data
 from src.errors import UserError
+from src.progress import each
 
 FLAG = ({"train": True}, {"train": False})
 SPLIT = ({"split": "train"}, {"split": "test"})
@@ -37,19 +38,17 @@ def write_torchvision(data: Data) -> None:
         return
     train, test = (_load(data, root / "torchvision", part) for part in PARTS[data.torchvision])
     names = _class_names(train)
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing.", dir=root))
-    try:
-        _write_images(train, temporary / "train", names)
-        labels = _write_images(test, temporary / "test", None)
+    with half_made(root / "train") as half:
+        _write_images(train, half / "train", names)
+        labels = _write_images(test, half / "test", None)
         truth = {"image_id": [f"{row:06d}" for row in range(len(labels))], "class_id": labels}
-        write_table(temporary / "solution.csv", pd.DataFrame(truth))
+        write_table(half / "solution.csv", pd.DataFrame(truth))
         for name in ("solution.csv", "test", "train"):  # train last: it says that all is there
             shutil.rmtree(root / name, ignore_errors=True)
-            os.rename(temporary / name, root / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{root}: written, {len(train)} train and {len(test)} test images of {data.torchvision}")
+            os.rename(half / name, root / name)
+    cli.say(
+        f"{root}: written, {len(train)} train and {len(test)} test images of {data.torchvision}"
+    )
 
 
 def _load(data: Data, home: Path, part: dict):
@@ -77,7 +76,7 @@ def _write_images(dataset, directory: Path, names: list[str] | None) -> list[int
     """PNG files, in class folders for train (`names` or not) and flat for test; the labels."""
     flat, labels = directory.name == "test", []
     directory.mkdir()
-    for row in tqdm(range(len(dataset)), desc=f"writing {directory.name}", disable=None):
+    for row in each(range(len(dataset)), f"writing {directory.name}", "img"):
         image, label = dataset[row]
         labels.append(int(label))
         folder = f"{label}_{names[label]}" if names else str(label)

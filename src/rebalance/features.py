@@ -1,35 +1,40 @@
 """Frozen features of the training side of a fold, computed once per set of weights.
 
 `stage2/features/fold<k>/<what>-<key>.npz`: the key is made of everything the features depend on, so
-a file that is there is right, and a killed run goes on with the next one.
+a file that is there is right, and a killed run goes on with the next one. Those of a body that was
+frozen in 02, too, all folds have in common, with 02: `stage1/features/` (src/networks/kept.py).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 
 from src.artifacts.dataset import Classes, Dataset, fold_of
 from src.artifacts.files import sha256
 from src.artifacts.ids import check_same_ids
-from src.artifacts.predictions import load_features, save_features
+from src.artifacts.predictions import Predictions, load_features, save_features
 from src.artifacts.work import digest
 from src.config.heads import Trained
 from src.config.schema import Config
 from src.config.tree import dump_config
-from src.data.transforms import EvalTransform, TrainTransform
+from src.data.transforms import EvalTransform, Preprocessing, View
 from src.errors import UserError
 from src.initialisers import Known, initial_arrays
 from src.logits import seen
+from src.networks.base import Network
 from src.networks.clip_projection import image_projection
 from src.networks.forward import run_network
 from src.networks.heads import Cosine, LabelEmbedding, Linear
-from src.networks.weights import load_network
+from src.networks.kept import kept_features
 from src.rebalance.sgd import Batches, plan, rows_of_epoch
+
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class FeatureSet:
 
     def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
         """Epochs by `spec.sampler`; each draw of an image takes one of its views at random."""
-        views = torch.from_numpy(np.stack(self.some_views(spec.views))).to(device)  # [V, N, D]
+        chosen = self.some_views(spec.views)
+        stacked = chosen[0][None] if len(chosen) == 1 else np.stack(chosen)  # no copy of one view
+        views = torch.from_numpy(stacked).to(device)  # [V, N, D]
         labels = torch.tensor(self.labels, device=device)
         _, steps, size = plan(spec, len(labels))
 
@@ -117,6 +124,59 @@ def stage1_classifier(data: FeatureSet, head: str) -> tuple[np.ndarray, np.ndarr
     return arrays["weight"], arrays["bias"]
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """The network in `stage1` over images, loaded when it is first needed. views: how many
+    augmented ones there will be"""
+
+    config: Config
+    data: Dataset
+    stage1: Path
+    views: int
+    accelerator: Accelerator
+
+    @cached_property
+    def network(self) -> tuple[Network, Preprocessing]:
+        from src.networks.weights import load_network  # slow to import
+
+        network, prep = load_network(self.stage1 / WEIGHTS, self.data)
+        return network.to(self.accelerator.device), prep
+
+    def run(self, table: pd.DataFrame, view: int | None = None) -> Predictions:
+        """view: number of an augmented one; None: evaluation's"""
+        (network, prep), config = self.network, self.config
+        transform = EvalTransform(prep)
+        if view is not None:
+            from src.data.augment import TrainTransform  # slow to import
+
+            transform = TrainTransform(prep, config.train.augment, config.seed)
+        return run_network(
+            network,
+            table,
+            transform,
+            prep,
+            self.accelerator,
+            batch_size=config.train.eval_batch_size,
+            workers=config.data.workers,
+            label=f"{self.stage1.name} features"
+            + ("" if view is None else f", view {view + 1}/{self.views}"),
+            view=view or 0,
+        )
+
+    def stored(self, path: Path, images: pd.DataFrame, view: int | None = None) -> np.ndarray:
+        """[N, D] by image_id, from disk if there."""
+        there = path.is_file()
+        self.accelerator.wait_for_everyone()  # all have looked whether it is there
+        if not there:
+            found = self.run(images, view)
+            if self.accelerator.is_main_process:
+                save_features(path, found.image_id, found.features)
+            self.accelerator.wait_for_everyone()
+        ids, features = load_features(path)
+        check_same_ids(ids, images["image_id"], str(path), "the fold's training images")
+        return features
+
+
 def feature_set(
     config: Config,
     data: Dataset,
@@ -129,43 +189,24 @@ def feature_set(
 
     stage1: a fold's directory with weights.safetensors, or `full` · directory: of the cache
     """
-    images = data.training(fold_of(stage1))
-    weights = sha256(stage1 / "weights.safetensors")
-    augment = dump_config(config.train.augment)
-    names = ["plain-" + digest({"weights": weights})[:12]]
+    images, passes = (
+        data.training(fold_of(stage1)),
+        _Passes(config, data, stage1, views, accelerator),
+    )
+    weights = sha256(stage1 / WEIGHTS)
+    folds = data.directory / "folds.csv"
+    if shared := kept_features(stage1 / WEIGHTS, stage1.parent / "features", folds):
+        plain = shared.features(images, View(), accelerator, passes.run)
+    else:
+        plain = passes.stored(directory / f"plain-{digest({'weights': weights})[:12]}.npz", images)
+    augmented, augment = [], dump_config(config.train.augment)
     for view in range(views):
         key = {"weights": weights, "augment": augment, "seed": config.seed, "view": view}
-        names.append(f"view{view}-{digest(key)[:12]}")
-    paths = [directory / f"{name}.npz" for name in names]
-    if not all(path.is_file() for path in paths):
-        network, prep = load_network(stage1 / "weights.safetensors", data)
-        network.to(accelerator.device)
-        for view, path in enumerate(paths, start=-1):
-            if path.is_file():
-                continue
-            plain = view < 0
-            found = run_network(
-                network,
-                images,
-                EvalTransform(prep)
-                if plain
-                else TrainTransform(prep, config.train.augment, config.seed),
-                prep,
-                accelerator,
-                batch_size=config.train.eval_batch_size,
-                workers=config.data.workers,
-                label=f"{stage1.name} features" + ("" if plain else f", view {view + 1}/{views}"),
-                view=max(view, 0),
-            )
-            if accelerator.is_main_process:
-                save_features(path, found.image_id, found.features)
-            accelerator.wait_for_everyone()
-    loaded = [load_features(path) for path in paths]
-    for (ids, _), path in zip(loaded, paths, strict=True):
-        check_same_ids(ids, images["image_id"], str(path), "the fold's training images")
+        path = directory / f"view{view}-{digest(key)[:12]}.npz"
+        augmented.append(passes.stored(path, images, view))
     return FeatureSet(
-        loaded[0][1],
-        [f for _, f in loaded[1:]],
+        plain,
+        augmented,
         images["label"].to_numpy(),
         data.classes_of(images),
         to_text=partial(image_projection, config.model, config.text),

@@ -18,7 +18,7 @@ from src.artifacts.dataset import Classes
 from src.config.heads import Trained
 from src.config.schema import Config
 from src.data.dataset import Epochs, train_loader
-from src.data.transforms import Preprocessing, TrainTransform
+from src.data.transforms import Preprocessing
 from src.networks.base import Network
 from src.networks.batchnorm import train_statistics
 from src.rebalance.sgd import Batches, rows_of_epoch
@@ -60,6 +60,8 @@ class LiveFeatures:
 
     def batches(self, spec: Trained, seed: int, device: torch.device) -> Batches:
         """Epochs by `spec.sampler`, augmented as in stage 1; the statistics change on the way."""
+        from src.data.augment import TrainTransform  # slow to import
+
         labels = self.labels
         epochs = Epochs(
             lambda epoch: rows_of_epoch(spec, labels, self.num_classes, seed, epoch),

@@ -27,8 +27,8 @@ def fit_ncm(
     center = np.zeros(data.width, np.float32)
     if spec.features == "cl2n":
         center = np.mean([f.mean(0, dtype=np.float64) for f in views], axis=0).astype(np.float32)
-    rows = [f if spec.features == "un" else unit(f - center) for f in views]
-    means = sum(means_by_class(r, data.labels, data.num_classes) for r in rows) / len(rows)
+    rows = (f if spec.features == "un" else unit(f - center) for f in views)  # one at a time
+    means = sum(means_by_class(r, data.labels, data.num_classes) for r in rows) / len(views)
     if spec.distance == "cosine":
         if spec.features != "cl2n":
             return "cosine", {"weight": means, "scale": np.float32(1.0)}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
+from src import cli
 from src.artifacts.dataset import FULL, Dataset, finished_networks, fold_of, load_dataset
 from src.artifacts.heads import head_file, load_head, save_head
 from src.artifacts.lock import locked
@@ -17,7 +18,6 @@ from src.artifacts.work import RUNS, Work
 from src.config.names import at
 from src.config.schema import Config
 from src.config.text import needs_text
-from src.data.resizing import check_augment
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.language.text import with_text
@@ -26,7 +26,7 @@ from src.metrics import summary
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import save_statistics
 from src.networks.forward import run_network
-from src.networks.weights import load_network
+from src.progress import progress
 from src.rebalance import HEADS
 from src.rebalance.features import FeatureSet, feature_set
 from src.rebalance.live import LiveFeatures
@@ -67,17 +67,21 @@ def load_fold(work: Experiment, stage1: Path, views: int) -> Fold:
     return Fold(stage1, features, held_out)
 
 
-def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
+def stage2(config: Config, experiment: str, overwrite: bool, folds: list[str] = ()) -> pd.DataFrame:
     """Fit every head of the config on every network that 02 finished; one row of metrics each.
 
-    Errors: UserError when 02 has finished nothing, or was run on other folds.
+    folds: numbers and `full`; none: all of them. Errors: UserError when 02 has finished nothing or
+    not one of `folds`, or was run on other folds.
     """
-    data = load_dataset(config.dataset)
+    data = load_dataset(config.dataset).choose(folds)
     home = RUNS / config.dataset / experiment
     asked = config
     config, values = with_winner(asked, home, data)
     config = trained_config(config, home)  # views are augmented as in stage 1
-    check_augment(config)
+    if any(map(_augmented, config.stage2)):
+        from src.data.resizing import check_augment  # slow to import: albumentations
+
+        check_augment(config)
     config, searched = with_head_winners(config, home, data)
     accelerator = start(config.train.precision)
     data = with_text(data, config, config.stage2, accelerator)
@@ -85,23 +89,26 @@ def stage2(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     notes = [describe(asked, values, home)]
     notes += [describe_head(asked, name, found, home) for name, found in searched.items()]
     for note in filter(None, notes):
-        work.accelerator.print(note)
+        cli.say(note)
     rows = []
     views = max((spec.views for spec in config.stage2), default=0)
-    for stage1 in finished_networks(home, data):
-        fold: Fold | None = None
-        for spec, branch in product(config.stage2, branches(config)):
-            name = at(spec.title, branch)
-            step = head_step(work, spec, name, stage1, overwrite)
-            if step.finished():
-                metrics = step.manifest()["metrics"]
-            else:
-                if fold is None and not _live(spec):
-                    main = work.accelerator.is_main_process
-                    with locked(home / "stage2" / "features", wait=False, main=main):
-                        fold = load_fold(work, stage1, views)
-                metrics = fit_head(work, spec, branch, stage1, fold, step)
-            rows.append({"classifier": name, "fold": stage1.name} | metrics)
+    networks, heads = finished_networks(home, data), list(product(config.stage2, branches(config)))
+    with progress(len(networks) * len(heads), "heads", "heads") as bar:
+        for stage1 in networks:
+            fold: Fold | None = None
+            for spec, branch in heads:
+                name = at(spec.title, branch)
+                step = head_step(work, spec, name, stage1, overwrite)
+                if step.finished():
+                    metrics = step.manifest()["metrics"]
+                else:
+                    if fold is None and not _live(spec):
+                        main = work.accelerator.is_main_process
+                        with locked(home / "stage2" / "features", wait=False, main=main):
+                            fold = load_fold(work, stage1, views)
+                    metrics = fit_head(work, spec, branch, stage1, fold, step)
+                rows.append({"classifier": name, "fold": stage1.name} | metrics)
+                bar.update()
     return pd.DataFrame(rows)
 
 
@@ -113,6 +120,11 @@ def branches(config: Config) -> tuple[str, ...]:
 def _live(spec) -> bool:
     """Whether a head needs the backbone itself and not its cached features."""
     return getattr(spec, "bn", "frozen") == "train"
+
+
+def _augmented(spec) -> bool:
+    """Whether a head sees training images as stage 1 did."""
+    return bool(spec.views) or _live(spec)
 
 
 def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) -> Work:
@@ -131,7 +143,7 @@ def head_step(work: Experiment, spec, name: str, stage1: Path, overwrite: bool) 
 def head_settings(config: Config, spec) -> dict:
     """What decides how a head comes out."""
     settings = {"head": spec, "seed": config.seed}
-    if spec.views or _live(spec):
+    if _augmented(spec):
         settings["augment"] = config.train.augment
     return settings
 
@@ -184,6 +196,8 @@ def live_features(work: Experiment, stage1: Path, branch: str) -> LiveFeatures:
     """The network of a fold and its training images, for heads with `bn: train`."""
     if work.accelerator.num_processes > 1:
         raise UserError("stage2 bn: train runs in one process: python 03_train_stage2.py …")
+    from src.networks.weights import load_network  # slow to import
+
     network, prep = load_network(stage1 / "weights.safetensors", work.data)
     network.to(work.accelerator.device)
     images = work.data.training(fold_of(stage1))

@@ -22,6 +22,7 @@ import optuna
 import pandas as pd
 from optuna.trial import Trial
 
+from src import cli
 from src.artifacts.dataset import FULL, finished_networks, fold_of, load_dataset
 from src.artifacts.lock import locked
 from src.artifacts.trained import trained_config
@@ -66,7 +67,7 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
     work = Experiment(config, data, home, accelerator)
     check_alone(work.accelerator)
     if note := describe(asked, values, home):
-        print(note)
+        cli.say(note)
     ranges = {name: keys for name, keys in head_ranges(config).items() if keys}
     if not ranges:
         names = [head.title for head in config.stage2]
@@ -85,7 +86,7 @@ def search_heads(config: Config, experiment: str, overwrite: bool) -> dict[str, 
         head = Searched(work, name, keys, folds)
         tables[name] = run_search(head.plan(networks), overwrite, head.run, head.judge)
         best = read_best(head_directory(home, name) / BEST)
-        print(f"{name}: {found_text(best)}", flush=True)
+        cli.say(f"{name}: {found_text(best)}")
     return tables
 
 
@@ -165,10 +166,10 @@ class Searched:
             outcomes, labels = self.pooled(values, self.folds()[:-1])
         except UserError as error:
             trial.set_user_attr("note", str(error))
-            print(f"trial {trial.number}: {shown}: {error}", flush=True)
+            cli.say(f"trial {trial.number}: {shown}: {error}")
             raise optuna.TrialPruned from error
         score = SCORES[self.metric](outcomes, labels, self.work.data.num_classes)
-        print(f"trial {trial.number}: {shown}: {short_name(self.metric)} {score:.4f}", flush=True)
+        cli.say(f"trial {trial.number}: {shown}: {short_name(self.metric)} {score:.4f}")
         return score
 
     def judge(self, values: dict) -> dict:

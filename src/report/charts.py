@@ -3,41 +3,74 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from src.metrics import bin_names
+from src.metrics import NORMAL, bin_names, wilson
 from src.plots.style import INK, MUTED, bin_color, legend_above
 from src.report.stages import Scored
 
 PAIR = (MUTED, INK)  # before, after
 
 
-def stages_panel(ax: Axes, table: pd.DataFrame) -> None:
-    """Balanced accuracy and the recall of each bin, stage after stage."""
-    stages = [str(name).removeprefix("stage2/").split(" ")[0] for name in table.index]
-    lines = {"balanced_accuracy": ("balanced", INK, "--")}
-    lines |= {name: (name, bin_color(name), "-") for name in bin_names(np.array(table.columns))}
-    for column, (label, color, style) in lines.items():
+def stages_panel(ax: Axes, table: pd.DataFrame, noise: dict[str, dict[str, float]]) -> None:
+    """Balanced accuracy and the recall of each bin, a row for each stage, with 95 % intervals.
+    Heads of stage 2 are alternatives, not one after the other: no line joins the rows.
+
+    noise: standard errors by stage and score, where they are known
+    """
+    series = {"balanced_accuracy": ("balanced", INK, "D")}
+    series |= {name: (name, bin_color(name), "o") for name in bin_names(np.array(table.columns))}
+    place = np.arange(len(table))
+    for number, (column, (label, color, mark)) in enumerate(series.items()):
         values = table[column].to_numpy(dtype=float)
-        ax.plot(range(len(stages)), values, style, color=color, lw=1.5, marker="o", ms=4.5,
-                label=label)  # fmt: skip
-    ax.set_xticks(range(len(stages)), stages)
-    ax.set_xlim(-0.3, len(stages) - 0.7)
-    values = table[list(lines)].to_numpy(dtype=float)
-    low, high = np.nanmin(values), np.nanmax(values)
-    ax.set_ylim(max(0, np.floor(10 * low - 0.5) / 10), min(1.02, np.ceil(10 * high + 0.5) / 10))
-    ax.grid(False, axis="x")
-    ax.set_title("Recall by class frequency, stage by stage")
+        errors = [NORMAL * noise.get(stage, {}).get(column, 0.0) for stage in table.index]
+        down = place + 0.17 * (number - (len(series) - 1) / 2)
+        ax.errorbar(values, down, xerr=errors, fmt=mark, ms=4.5, color=color, elinewidth=1.1,
+                    capsize=0, label=label)  # fmt: skip
+    _stages_below(ax, table.index)
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(0, low), min(1.02, high))
+    ax.set_title("Recall by class frequency")
     legend_above(ax)
 
 
+def likelihood_panel(ax: Axes, table: pd.DataFrame, noise: dict[str, dict[str, float]]) -> None:
+    """NLL of each stage with its 95 % interval, and beside it the calibration error."""
+    values = table["nll"].to_numpy(dtype=float)
+    errors = [NORMAL * noise.get(stage, {}).get("nll", 0.0) for stage in table.index]
+    place = np.arange(len(table))
+    ax.errorbar(values, place, xerr=errors, fmt="o", ms=5, color=INK, elinewidth=1.1)
+    _stages_below(ax, table.index)
+    if values.max() > 3 * values.min() > 0:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for row, ece in zip(place, table["ece"], strict=True):
+        ax.annotate(f"ECE {ece:.3f}", (1.0, row), xycoords=("axes fraction", "data"), fontsize=8,
+                    xytext=(4, 0), textcoords="offset points", va="center", color=INK)  # fmt: skip
+    ax.set_title("NLL, smaller is better")
+    ax.set_xlabel("nats per image")
+
+
+def _stages_below(ax: Axes, stages: pd.Index) -> None:
+    """A row for each stage, the first one on top."""
+    names = [str(name).removeprefix("stage2/") for name in stages]
+    ax.set_yticks(range(len(names)), names, parse_math=False)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+
+
 def reliability_panel(ax: Axes, stages: dict[str, Scored]) -> None:
-    """Accuracy against confidence, before and after; a dot's area is its share of the images."""
+    """Accuracy against confidence with its 95 % interval (Wilson), before and after; a dot's
+    area is its share of the images."""
     ax.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (4, 3)))
     for (name, oof), color in zip(stages.items(), PAIR[-len(stages) :], strict=True):
         ece, confidence, accuracy, size = oof.reliability
         known = size > 0
         area = 6 + 200 * size[known] / size.sum()
+        low, high = wilson(accuracy[known] * size[known], size[known])
+        ax.vlines(confidence[known], low, high, color=color, lw=0.9, alpha=0.7)
         ax.plot(confidence[known], accuracy[known], color=color, lw=1.1, alpha=0.8)
         ax.scatter(confidence[known], accuracy[known], area, color=color, alpha=0.7, lw=0)
         ax.plot([], [], "o-", color=color, ms=4.5, lw=1.1, label=f"{name} (ECE {ece:.3f})")

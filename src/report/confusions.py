@@ -7,13 +7,14 @@ a rare class swallowed by a frequent neighbour, which a symmetric count would hi
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from src.artifacts.dataset import Dataset
 from src.data.images import load_image
-from src.errors import UserError
+from src.metrics import wilson
 from src.report.stages import Scored
 
 THUMBNAIL = 104  # pixels, square
@@ -36,6 +37,12 @@ class Confusion:
     @property
     def rate(self) -> float:
         return self.wrong / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the rate, 95 %."""
+        low, high = wilson(self.wrong, self.total)
+        return float(low), float(high)
 
 
 def worst_pairs(oof: Scored, data: Dataset, pairs: int = 8, examples: int = 4) -> list[Confusion]:
@@ -79,15 +86,17 @@ def _surest(oof: Scored, chosen: np.ndarray, limit: int) -> tuple[str, ...]:
     return tuple(str(i) for i in oof.image_id[rows[order]])
 
 
-def thumbnail(path: str) -> str | None:
-    """The image's centre as a small JPEG in base64; None where the file cannot be read any more."""
-    try:
-        image = Image.fromarray(load_image(path))
-    except UserError:
+def thumbnail(path: str, side: int = THUMBNAIL) -> str | None:
+    """The image's centre as a small JPEG in base64; None where the file is not there any more.
+
+    Errors: UserError where it is damaged.
+    """
+    if not Path(path).is_file():
         return None
-    tiny = min(image.size) < THUMBNAIL / 2
+    image = Image.fromarray(load_image(path))
+    tiny = min(image.size) < side / 2
     method = Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS
-    image = ImageOps.fit(image, (THUMBNAIL, THUMBNAIL), method)
+    image = ImageOps.fit(image, (side, side), method)
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=82, optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")

@@ -5,7 +5,7 @@ import pandas as pd
 
 from src.metrics import bin_names, by_bin
 from src.plots.style import svg
-from src.report.charts import confidence_panel, reliability_panel
+from src.report.charts import confidence_panel, likelihood_panel, reliability_panel
 from src.report.confusions import Confusion, thumbnail, worst_pairs
 from src.report.context import Experiment, Report
 from src.report.markup import (
@@ -20,14 +20,15 @@ from src.report.markup import (
     thousands,
 )
 from src.report.overview import title
-from src.report.stages import Scored
+from src.report.stages import Scored, table_of
 
 
 def reliability(report: Report) -> str:
     """Reliability diagrams before and after post-hoc calibration."""
     text = (
         "Above the diagonal the models are too modest, below it too sure. A dot's area is its "
-        "share of the images; ECE is the mean distance from the diagonal, weighted by that share."
+        "share of the images, its line the 95 % interval; ECE is the mean distance from the "
+        "diagonal, weighted by that share."
     )
     parts = []
     for experiment in report.experiments:
@@ -42,6 +43,7 @@ def reliability(report: Report) -> str:
                 [
                     svg(lambda ax, s=shown: reliability_panel(ax, s), alt),
                     svg(lambda ax, s=shown: confidence_panel(ax, s), f"{alt}, histogram"),
+                    _likelihood(experiment, report),
                 ]
             )
         )
@@ -49,6 +51,13 @@ def reliability(report: Report) -> str:
         if "posthoc" not in shown:
             parts.append(missing("Only before calibration.", "04_posthoc_calibrate.py"))
     return section("reliability", "Reliability", note(text) + "".join(parts))
+
+
+def _likelihood(experiment: Experiment, report: Report) -> str:
+    table, noise = table_of(report.data, experiment.rows), experiment.noise
+    alt = f"{esc(experiment.name)}: NLL and calibration error of each stage"
+    height = max(2.0, 1.0 + 0.3 * len(table))
+    return svg(lambda ax: likelihood_panel(ax, table, noise), alt, 4.2, height)
 
 
 def _by_bin(stages: dict[str, Scored], bins: np.ndarray) -> str:
@@ -94,7 +103,8 @@ def _card(pair: Confusion, classes: pd.DataFrame, paths: pd.Series) -> str:
     true, other = classes.iloc[pair.true], classes.iloc[pair.taken_for]
     return (
         f'<article class="pair"><header><b>{100 * pair.rate:.0f} %</b>'
-        f"<span>{pair.wrong} of {pair.total} images</span></header>"
+        f"<span>{pair.wrong} of {pair.total} images, 95 %: {100 * pair.interval[0]:.0f} – "
+        f"{100 * pair.interval[1]:.0f} %</span></header>"
         f'<div class="sides"><div><p>{_class(true)}</p>{_strip(pair.wrong_ids, paths)}</div>'
         f"<div><p><small>taken for</small> {_class(other)}</p>{_strip(pair.typical_ids, paths)}"
         "</div></div></article>"

@@ -47,8 +47,8 @@ def evidence(report: Report) -> str:
     ]
     text = (
         "Out-of-fold images are shown through the network that never saw them, test images through "
-        "the first one. Classes and confidences are those of the final logits. Maps are drawn from "
-        "their smallest place, clear, to their largest."
+        "the first one. Classes and confidences are those of the final logits. Over the picture a "
+        "map is clear where it is smallest, and dark, red, then yellow where it is larger."
     )
     return section("evidence", "What it looked at", note(text) + "".join(parts))
 

@@ -1,5 +1,7 @@
 """Small pieces of HTML. Whatever comes from a user's data passes through `esc`."""
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 from src.metrics import short_name
 from src.plots.style import BIN_COLORS, bin_color
 
-CSS = Path(__file__).with_name("page.css")
+CSS, JS = (Path(__file__).with_name(f"page.{ending}") for ending in ("css", "js"))
 
 
 def esc(value) -> str:
@@ -92,6 +94,19 @@ def panels(svgs: Iterable[str]) -> str:
     return '<div class="panels">' + "".join(f"<figure>{s}</figure>" for s in svgs) + "</div>"
 
 
+def interval(value: float, low: float, high: float, span: tuple[float, float]) -> str:
+    """A dot with its interval as a small picture; `span` is what the width shows."""
+    left, width = span[0], (span[1] - span[0]) or 1.0
+    x, a, b = (f"{4 + 112 * (end - left) / width:.1f}" for end in (value, low, high))
+    told = f"{low:.3f} to {high:.3f}" if low < high else "not known"
+    return (
+        f'<svg class="interval" viewBox="0 0 120 14" role="img" aria-label="95 %: {told}">'
+        f"<title>95 %: {told}</title>"
+        f'<path d="M0 7H120" class="axis"/><path d="M{a} 7H{b}M{a} 4V10M{b} 4V10"/>'
+        f'<circle cx="{x}" cy="7" r="3"/></svg>'
+    )
+
+
 def note(text: str) -> str:
     """A quiet sentence below a heading. HTML already."""
     return f'<p class="note">{text}</p>'
@@ -114,12 +129,19 @@ def section(anchor: str, title: str, body: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """The whole page around its body."""
+    """The whole page around its body. No other script than ours runs, and nothing is fetched: the
+    page says so to the browser, which keeps to it."""
+    script = JS.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; " + (
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
         '<meta name="color-scheme" content="light dark">'
         '<link rel="icon" href="data:,">'
         f"<title>{esc(title)}</title>\n<style>\n{CSS.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n"
+        f"<body><main>\n{body}\n</main><script>{script}</script></body></html>\n"
     )

@@ -4,7 +4,8 @@ from src.artifacts.files import read_table
 from src.artifacts.marks import PSEUDO
 from src.artifacts.work import checked
 from src.config.schema import Config
-from src.metrics import bin_names, short_name
+from src.forecast import read_forecast
+from src.metrics import bin_names, short_name, sign
 from src.plots.distribution import distribution_panel
 from src.plots.style import bin_color, svg
 from src.report.context import Experiment, Report
@@ -23,6 +24,7 @@ from src.report.markup import (
 from src.report.stages import UNTRAINED
 
 DUPLICATES_SHOWN = 12
+HEADLINES = 3  # experiments, and submissions, on top of the page
 
 
 def header(report: Report) -> str:
@@ -38,7 +40,6 @@ def header(report: Report) -> str:
         ("largest : smallest", ratio),
         ("folds", f"{len(data.folds)}"),
         ("commit", f"<code>{esc(report.commit)}</code>"),
-        ("finished (UTC)", esc(report.date)),
     ]
     return (
         f'<header><p class="eyebrow">Long-tailed image classification · {names}</p>\n'
@@ -59,26 +60,45 @@ def title(experiment: Experiment) -> str:
 
 
 def headline(report: Report) -> str:
-    """The competition's metric: of each experiment from stage 1 to its last stage, and of the
-    submissions where the truth is known."""
-    pairs = []
-    for experiment in report.experiments:
-        if not experiment.rows:
-            continue
-        metric = experiment.config.metric
-        scored = [row for row in experiment.rows.items() if row[0] != UNTRAINED]
-        ends = scored[:1] if len(scored) == 1 else [scored[0], scored[-1]]
-        value = " → ".join(number(scores.get(metric, float("nan"))) for _, scores in ends)
-        stages = " → ".join(name for name, _ in ends)
-        label = f"{short_name(metric).replace('_', ' ')}, out of fold"
-        pairs.append((label, f"{value}<small>{title(experiment)}: {esc(stages)}</small>"))
-    for name, manifest in report.submissions.items():
-        if "solution" in manifest["metrics"]:
-            metric, scores = manifest["settings"]["metric"], manifest["metrics"]["solution"]
-            images = f"{thousands(scores['images'])} test images"
-            value = f"{number(scores[metric])}<small>submission {esc(name)}, {images}</small>"
-            pairs.append((f"{short_name(metric).replace('_', ' ')}, test", value))
-    return facts(pairs, "headline") if pairs else ""
+    """The competition's metric: of the best experiments from stage 1 to their last stage, and of
+    the best submissions what they can expect and what they got. The leaderboard has all."""
+    scored = [e for e in report.experiments if e.rows]
+    if not scored:
+        return ""
+    metric = scored[0].config.metric
+    scored = sorted(scored, key=lambda e: -sign(metric) * e.score(metric))[:HEADLINES]
+    made = [m for m in report.submissions.items() if m[1]["settings"]["metric"] == metric]
+    made = sorted(made, key=lambda m: -sign(metric) * m[1]["metrics"]["oof"][metric])[:HEADLINES]
+    name = short_name(metric).replace("_", " ")
+    pairs = [(f"{name}, out of fold", _from_to(e, metric)) for e in scored]
+    pairs += [(f"{name}, test", shown) for m in made if (shown := _on_test(*m, metric))]
+    return facts(pairs, "headline")
+
+
+def _from_to(experiment: Experiment, metric: str) -> str:
+    """From stage 1 to the last row."""
+    scored = [row for row in experiment.rows.items() if row[0] != UNTRAINED]
+    ends = scored[:1] if len(scored) == 1 else [scored[0], scored[-1]]
+    value = " → ".join(number(scores.get(metric, float("nan"))) for _, scores in ends)
+    stages = " → ".join(name for name, _ in ends)
+    return f"{value}<small>{title(experiment)}: {esc(stages)}</small>"
+
+
+def _on_test(name: str, manifest: dict, metric: str) -> str:
+    """What a submission got where the truth is known, and what it can expect; earlier versions
+    wrote nothing of that."""
+    got, words = manifest["metrics"].get("solution"), []
+    if "expected" in manifest:
+        told = read_forecast(manifest["expected"])
+        words.append(
+            f"expected {told.value:.3f}, 90\u00a0%: {told.low:.3f}\u00a0–\u00a0{told.high:.3f}"
+        )
+    if got:
+        words.append(f"{thousands(got['images'])} test images")
+    if not words:
+        return ""
+    value = number(got[metric]) if got else f"≈ {told.value:.3f}"
+    return f"{value}<small>submission {esc(name)}: {'; '.join(words)}</small>"
 
 
 def distribution(report: Report) -> str:
@@ -133,14 +153,17 @@ def duplicates(report: Report) -> str:
         for (kind, a, b, conflict), pairs in found.groupby(keys).size().items()
     ]
     text = (
-        f"{thousands(len(found))} pairs of files show the same photo. All images of one photo are "
-        "in one fold, so none is scored by a model that saw its twin."
+        f"{thousands(len(found))} pairs of files show one photo, or nearly. All images of one "
+        "photo are in one fold, so none is scored by a model that saw its twin."
     )
     summary = table(["kind", "between", "classes differ", "pairs"], rows)
     columns = ["image_id_a", "image_id_b", "kind", "distance", "class_id_a", "class_id_b"]
     head = found[columns].head(DUPLICATES_SHOWN)
+    known = report.data.classes.set_index("class_id")["class_name"]
+    for side in columns[-2:]:
+        head = head.assign(**{side: [known.get(c) or c for c in head[side]]})
     shown = table(
-        [c.replace("_", " ") for c in columns],
+        ["image a", "image b", "kind", "distance", "class of a", "class of b"],
         [[esc(value or "–") for value in row] for row in head.itertuples(index=False)],
         "text",
     )

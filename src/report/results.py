@@ -18,7 +18,7 @@ from src.report.markup import (
     table,
 )
 from src.report.overview import title
-from src.report.stages import table_of
+from src.report.stages import UNTRAINED, table_of
 
 
 def curves(report: Report) -> str:
@@ -29,7 +29,11 @@ def curves(report: Report) -> str:
             svg(panel, f"{esc(experiment.name)}: learning curves, {name}")
             for name, panel in curve_panels(experiment.curves).items()
         ]
-        nothing = missing("No epoch has been logged yet.", "02_train_stage1.py")
+        nothing = (
+            missing("No epoch has been logged yet.", "02_train_stage1.py")
+            if experiment.config.train.epochs
+            else note("Nothing was trained (<code>train.epochs: 0</code>).")
+        )
         parts.append(f"<h3>{title(experiment)}</h3>" + (panels(drawn) if drawn else nothing))
     text = "Thin lines are single folds, thick ones their mean; dotted: the model on all images."
     return section("curves", "Learning curves", note(text) + "".join(parts))
@@ -41,9 +45,10 @@ def stages(report: Report) -> str:
         "Every image is scored by a model that never saw it. Small figures are the change from "
         "stage 1, in brackets the 95 % interval of that by the competition's metric; the best of "
         "each column is bold; NLL and ECE are better when lower. Post-hoc and ensemble rows are "
-        "cross-fitted: what was fitted never saw the images it is scored on. Zero-shot is the "
-        "network before it saw any image, by the names of the classes."
+        "cross-fitted: what was fitted never saw the images it is scored on."
     )
+    if any(UNTRAINED in experiment.rows for experiment in report.experiments):
+        text += " Zero-shot is the network before it saw any image, by the names of the classes."
     parts = [_stages_of(experiment, report) for experiment in report.experiments]
     return section("stages", "Stage by stage", note(text) + "".join(parts))
 
@@ -59,7 +64,8 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
         parts.append(_scores(scores, experiment))
         if len(scores) > 1:
             alt = f"{esc(experiment.name)}: recall of each bin, stage by stage"
-            figure = svg(lambda ax: stages_panel(ax, scores), alt, 5.2, 2.9)
+            noise, height = experiment.noise, 1.2 + 0.42 * len(scores)
+            figure = svg(lambda ax: stages_panel(ax, scores, noise), alt, 5.2, height)
             parts.append(f'<figure class="large">{figure}</figure>')
         parts += _not_yet(experiment, report)
     parts += [note(esc(reason)) for reason in experiment.optimism]
@@ -94,7 +100,7 @@ def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
             base = None if stage == first else scores[c][first]
             cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
             if c == experiment.config.metric and stage in experiment.gains:
-                interval = esc(experiment.gains[stage].partition(" ")[2]).replace("-", "−")
+                interval = str(experiment.gains[stage]).partition(" ")[2].replace("-", "−")
                 cells[-1] += f"<small>{interval}</small>"
         rows.append(cells)
     return table(head, rows, "scores")

@@ -4,7 +4,7 @@ Logits are read one file at a time and dropped after scoring, so that K = 8142 f
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,14 @@ import pandas as pd
 from src.artifacts.dataset import ALWAYS_TRAIN, INPUTS, Dataset, check_same_folds
 from src.artifacts.files import read_json
 from src.artifacts.ids import check_unique
+from src.artifacts.parts import parts_of
 from src.artifacts.predictions import ZERO_SHOT, Predictions, load_predictions, stack
 from src.artifacts.work import MANIFEST
 from src.config.schema import Config
 from src.fusion.observations import cross_fitted, observations_of
 from src.metrics import (
     CHUNK,
+    Gain,
     Outcomes,
     bin_names,
     metric_of,
@@ -26,6 +28,7 @@ from src.metrics import (
     paired_gain,
     pooled,
     short_name,
+    standard_errors,
 )
 
 SUBMISSION = {  # what the page reads in the manifest of a submission
@@ -41,7 +44,8 @@ class Scored:
     """What is kept of one stage's pooled out-of-fold predictions.
 
     image_id, label: [N] · outcomes: of each image · scores: by metric · reliability: what
-    `metrics.calibration` returns
+    `metrics.calibration` returns · noise: standard errors of scores · distance: [N], how far images
+    are from what the head compares them with, or None
     """
 
     image_id: np.ndarray
@@ -49,6 +53,8 @@ class Scored:
     outcomes: Outcomes
     scores: dict[str, float]
     reliability: tuple[float, np.ndarray, np.ndarray, np.ndarray]
+    noise: dict[str, float] = field(default_factory=dict)
+    distance: np.ndarray | None = None
 
     def keeps(self, metric: str) -> bool:
         """Whether the outcomes that the metric is scored on are among those kept."""
@@ -63,10 +69,11 @@ def score_rows(data: Dataset, experiment: str, stages: dict[str, Scored]) -> dic
         if experiment in facts["settings"]["members"] and _current(facts, data):
             row = "ensemble" if name == experiment else f"ensemble {name}"
             rows[row] = {"images": held_out} | facts["metrics"]["oof"]
+            rows[row]["noise"] = facts.get("noise", {})
     return rows
 
 
-def gains(stages: dict[str, Scored], metric: str, num_classes: int) -> dict[str, str]:
+def gains(stages: dict[str, Scored], metric: str, num_classes: int) -> dict[str, Gain]:
     """What each stage gains over the first one by the competition's metric, with its interval;
     nothing for stages that are scored on other images, or whose outcomes were too large to keep."""
     (_, first), *others = stages.items()
@@ -74,7 +81,7 @@ def gains(stages: dict[str, Scored], metric: str, num_classes: int) -> dict[str,
     for name, stage in others:
         if np.array_equal(stage.image_id, first.image_id) and stage.keeps(metric):
             before, after = first.outcomes.of(metric), stage.outcomes.of(metric)
-            found[name] = str(paired_gain(before, after, first.label, num_classes, metric))
+            found[name] = paired_gain(before, after, first.label, num_classes, metric)
     return found
 
 
@@ -130,7 +137,8 @@ def score_untrained(
     if not (files := [path for path in found if path.is_file()]):
         return {}
     scored = _score_stage(data, files, also, config)
-    return {UNTRAINED: {"images": len(scored.label)} | scored.scores}
+    own = {"images": len(scored.label), "noise": scored.noise}
+    return {UNTRAINED: own | scored.scores}
 
 
 def _score_stage(
@@ -172,11 +180,15 @@ def _load(path: Path, data: Dataset) -> Predictions:
 
 
 def _score(data: Dataset, files: list[Path], also: tuple[str, ...]) -> Scored:
-    ids, labels, outcomes = zip(*(_outcomes(data, path, also) for path in files), strict=True)
+    parts = [_outcomes(data, path, also) for path in files]
+    ids, labels, outcomes, distances = zip(*parts, strict=True)
     ids, label, found = np.concatenate(ids), np.concatenate(labels), pooled(outcomes)
     check_unique(ids, "out-of-fold predictions")
     order = np.argsort(ids, kind="stable")
-    return _scored(data, ids[order], label[order], found.rows(order), also)
+    scored = _scored(data, ids[order], label[order], found.rows(order), also)
+    if any(far is None for far in distances):
+        return scored
+    return replace(scored, distance=np.concatenate(distances)[order])
 
 
 def _score_observations(
@@ -186,7 +198,9 @@ def _score_observations(
     oof = stack([_load(path, data) for path in files])
     observed = observations_of(config, data.images, oof.image_id, data.directory / "folds.csv")
     how = (observed, config.metric, config.judge)
-    logits, _ = cross_fitted(oof.logits, oof.label, oof.fold, *how)
+    own = np.unique(oof.fold)
+    parts = parts_of(replace(data, chosen=tuple(own.tolist())), oof.image_id)
+    logits, _ = cross_fitted(oof.logits, oof.label, parts, *how)
     label = oof.label[observed.first]
     found = outcomes_of(logits, label, *also)
     return _scored(data, oof.image_id[observed.first], label, found, also)
@@ -196,17 +210,19 @@ def _scored(
     data: Dataset, ids: np.ndarray, label: np.ndarray, found: Outcomes, also: tuple[str, ...]
 ) -> Scored:
     calibrated = found.calibration(label)
-    scores = found.summary(label, data.classes["bin"].to_numpy(), *also, calibrated=calibrated)
+    bins = data.classes["bin"].to_numpy()
+    scores = found.summary(label, bins, *also, calibrated=calibrated)
+    noise = standard_errors(found, label, bins, *also)
     small = {name: array for name, array in found.more.items() if array.size <= CHUNK}
     found = replace(found, more=small)
-    return Scored(ids, label, found, scores, calibrated)
+    return Scored(ids, label, found, scores, calibrated, noise)
 
 
 def _outcomes(
     data: Dataset, path: Path, also: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray, Outcomes]:
+) -> tuple[np.ndarray, np.ndarray, Outcomes, np.ndarray | None]:
     oof = _load(path, data)
-    return oof.image_id, oof.label, outcomes_of(oof.logits, oof.label, *also)
+    return oof.image_id, oof.label, outcomes_of(oof.logits, oof.label, *also), oof.distance
 
 
 def format_table(table: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from src.artifacts.work import checked
 from src.config.tree import flatten
 from src.forecast import read_forecast
 from src.fusion.store import brief, load_recipe
-from src.metrics import gain_text
+from src.metrics import gain_text, unit
 from src.plots.style import BIN_COLORS
 from src.report.context import Experiment, Report
 from src.report.markup import (
@@ -48,20 +48,26 @@ def _posthoc_of(experiment: Experiment) -> str:
         pairs.append(("steps", "none helped"))
     path = experiment.home / "posthoc" / "table.csv"
     rule = note(esc(recipe["rule"])) if "rule" in recipe else ""  # earlier versions have none
-    steps = _steps(read_table(checked(path))) if path.is_file() else ""
+    steps = _steps(read_table(checked(path)), recipe) if path.is_file() else ""
     return facts(pairs, "recipe") + rule + steps
 
 
-def _steps(found: pd.DataFrame) -> str:
+def _steps(found: pd.DataFrame, recipe: dict) -> str:
     """04's table: every head as trained, every step tried on top of those kept before it."""
+    scored_by = {(t["head"], t["step"]): t.get("scored_by") for t in recipe.get("tried", ())}
     start, *others = found.columns  # the start head; with bins by halves `head` is a bin, too
     scores = [c for c in others if c in SHOWN]
     rows, kinds = [], []
     for row in found.to_dict("records"):
         step = row["step"] or "as trained"
-        why = f"<small>{esc(row['reason'])}</small>" if row["reason"] else ""
         gain = [float(row.get(c) or "nan") for c in GAIN]
-        rows.append([esc(row[start]), esc(step) + why, cell(row["kept"]), _signed(*gain)])
+        why = row["reason"].removeprefix(f"cross-fitted gain {gain_text(*gain)}")  # that is beside
+        why = f"<small>{esc(why)}</small>" if why else ""
+        by = scored_by.get((row[start], row["step"]))  # recipes of earlier versions name none
+        value, _, span = _signed(*gain).partition(" ")
+        told = [span, unit(by) if by else ""]
+        value += "".join(f"<small>{esc(part)}</small>" for part in told if part)
+        rows.append([esc(row[start]), esc(step) + why, cell(row["kept"]), value])
         rows[-1] += [cell(row[c]) for c in scores]
         kinds.append("dropped" if row["kept"] == "no" else "final" if step == "final" else "")
     head = ["start", "step", "kept", "gain", *map(column_name, scores)]

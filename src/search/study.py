@@ -21,10 +21,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
+from src import cli
 from src.artifacts.files import write_table
 from src.artifacts.lock import drop, locked, take
 from src.config.search import Range, Search
 from src.errors import UserError
+from src.progress import progress
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 Objective = Callable[[Trial, dict], float]
@@ -132,16 +134,17 @@ def work(
     now: the config's own values by key · run: values → score; it may raise
     TrialPruned · wait: seconds between looks at what the others are doing
     """
-    waiting = False
+    waiting, bar = False, progress(spec.trials, "search", "trials")
     while True:
         with locked(worker.directory):
             trial = next_trial(study, spec, now, worker)
             running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         if trial is None and not running:
+            bar.close()
             return
         if trial is None:
             if not waiting:
-                print(f"waiting for the last {running} trials of {worker.others()}", flush=True)
+                cli.say(f"waiting for the last {running} trials of {worker.others()}")
             waiting = True
             time.sleep(wait)
             continue
@@ -149,6 +152,7 @@ def work(
             study.tell(trial, run(trial, trial.params))
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED)
+        bar.update()
         with locked(worker.directory):
             write_table(worker.directory / "trials.csv", table(study, spec))
 

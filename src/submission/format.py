@@ -26,7 +26,7 @@ class Sample:
     id_column: str
     table: pd.DataFrame
     first: pd.DataFrame
-    prefix: str | None = None
+    prefix: str | None
 
     @property
     def others(self) -> list[str]:
@@ -65,8 +65,8 @@ class Sheet:
 
 
 class Format:
-    """One format. The keys of the section `submission` that it reads, beside those all read, are
-    in `keys`.
+    """One format. The keys of the section `submission` that it reads, beside those of all formats
+    (label_column is one: `probabilities` calls a solution's column so), are in `keys`.
 
     classes: class ids in the order of labels, [K] · known: the same, and the unknown class
     """

@@ -17,8 +17,6 @@ FRACTION = re.compile(r"[-+]?\d*\.\d*(e[-+]?\d+)?", re.IGNORECASE)
 
 
 class Label(Format):
-    keys = ("label_column",)
-
     def recognise(self, sample: Sample, known: list[str], keys: Submission) -> Sheet | str:
         if sample.repeats:
             return "images have several rows"

@@ -16,7 +16,7 @@ from src.submission.probabilities import fractions, wrong_numbers, wrong_sums
 
 
 class Long(Format):
-    keys = ("label_column", "value_column", "decimals", "clip", "unknown.probability")
+    keys = ("value_column", "decimals", "clip", "unknown.probability")
 
     def recognise(self, sample: Sample, known: list[str], keys: Submission) -> Sheet | str:
         asked = keys.format == "long"

@@ -64,8 +64,9 @@ def class_columns(columns: list[str], prefix: str, known: list[str]) -> list[str
 
 
 def find_prefix(columns: list[str], known: list[str]) -> str | None:
-    """What stands before class ids in the names of columns: of all that do for some column, that
-    with most classes, the shorter of equals. None where fewer than two classes have a column."""
+    """What stands before class ids in the names of columns: of all that stand before the first or
+    the last, that with most classes, the shorter of equals. None where fewer than two classes have
+    a column."""
     sure = set(columns)
     options = {name.removesuffix(c) for c in known[:1] + known[-1:] for name in columns
                if name.endswith(c)} | {""}  # fmt: skip

@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from src.artifacts.files import read_table
+from src.artifacts.files import is_tsv, read_table
 from src.config.submission import Submission
 from src.errors import UserError, some
 from src.submission import FORMATS
@@ -17,8 +17,13 @@ SHOWN = 12  # columns in an error
 def read_sample(path: Path, classes: list[str], keys: Submission) -> Sample:
     """classes: class ids, [K]. Columns of single classes are not read: there may be thousands.
 
-    Errors: UserError for a column that `keys` names and that is not there.
+    Errors: UserError for a column that `keys` names and that is not there, and no rows.
     """
+    if is_tsv(path):
+        raise UserError(
+            f"{path}: a sample submission in TSV, and submissions are written as CSV. Save it as "
+            "CSV, name that in data.sample_submission, and turn what 06 writes into TSV."
+        )
     first = read_table(path, rows=3)
     columns, known = list(first), known_ids(classes, keys)
     for key in ("id_column", "label_column", "value_column"):
@@ -35,7 +40,11 @@ def read_sample(path: Path, classes: list[str], keys: Submission) -> Sample:
     others = [name for name in columns if name != id_column]
     prefix = find_prefix(others, known) if keys.prefix is None else keys.prefix
     single = set() if prefix is None else set(class_columns(others, prefix, known))
-    table = read_table(path, only=[name for name in columns if name not in single])
+    told = keys.format == "probabilities" or len(single) == len(known)
+    left = single if told else set()  # some columns that end in a class id say nothing yet
+    table = read_table(path, only=[name for name in columns if name not in left])
+    if table.empty:
+        raise UserError(f"{path}: no rows below the header {some(columns, SHOWN)}; complete it")
     return Sample(path, columns, id_column, table, first, prefix if single else None)
 
 
@@ -80,7 +89,7 @@ def without_sample(columns: tuple[str, str], keys: Submission, name: str) -> She
         keys.label_column or columns[1],
         "asked for" if keys.format else "there is no sample submission",
         value_column=(keys.value_column or "probability") if name == "long" else None,
-        k=keys.k if name == "topk" else None,
+        k=keys.k,
         prefix=(keys.prefix or "") if name == "probabilities" else None,
     )
     _check_keys(sheet, keys)
@@ -105,7 +114,7 @@ def _check_keys(sheet: Sheet, keys: Submission) -> None:
     every = {key for format in FORMATS.values() for key in format.keys}
     given = {*keys.changed(), *(f"unknown.{k}" for k in (keys.unknown.changed() if keys.unknown
              else ()))}  # fmt: skip
-    idle = sorted((given & every) - set(FORMATS[sheet.format].keys) - {"label_column"})
+    idle = sorted((given & every) - set(FORMATS[sheet.format].keys))
     if idle:
         raise UserError(
             f"submission.{idle[0]}: not read by the format {sheet.format} ({sheet.why}). Leave it "

@@ -13,7 +13,7 @@ from src.submission.format import Format, Sample, Sheet, label_column, words_of
 
 
 class TopK(Format):
-    keys = ("label_column", "k", "unknown.place")
+    keys = ("k", "unknown.place")
 
     def recognise(self, sample: Sample, known: list[str], keys: Submission) -> Sheet | str:
         if sample.repeats:

@@ -13,6 +13,7 @@ from src.initialisers import Known, initial_arrays
 from src.networks.base import Network
 from src.networks.clip_projection import image_projection
 from src.networks.forward import run_evaluation
+from src.networks.kept import Kept
 
 
 def initialise_heads(
@@ -22,13 +23,17 @@ def initialise_heads(
     classes: Classes,
     config: Config,
     accelerator: Accelerator,
+    kept: Kept | None = None,
 ) -> None:
     """Each head by the features that it acts on, of the network as it is now and the evaluation
-    view of the images that it will be trained on. No image is read for random heads."""
+    view of the images that it will be trained on. No image is read for random heads.
+
+    kept: as `run_network` has it
+    """
 
     def features():
         label = "features for model.head_init"
-        return run_evaluation(network, prep, images, config, accelerator, label).features
+        return run_evaluation(network, prep, images, config, accelerator, label, kept).features
 
     ordered, init = images.sort_values("image_id"), config.model.head_init
     asked = getattr(init, "projection", "fitted")

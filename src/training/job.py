@@ -1,19 +1,17 @@
-"""One network to train, and what its config says about how: network, data, optimizer, seeded."""
+"""What the config of a network to train says about how: network, data, optimizer, seeded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import DistributedDataParallelKwargs
 from timm.utils import ModelEmaV3
 
-from src.artifacts.dataset import Dataset, fold_name
+from src import cli
 from src.auxiliaries import build_auxiliaries
-from src.config.schema import Config
 from src.data.cache import keep_images
 from src.data.dataset import Epochs
 from src.data.loader import training_loader
@@ -23,42 +21,21 @@ from src.errors import some
 from src.language.names import captions
 from src.losses import build_criterion
 from src.losses.distillation import Distillation
-from src.networks import blank_network, build_network, check_image_size, check_resizing
 from src.networks.base import Network
+from src.networks.build import blank_network, build_network, check_image_size, check_resizing
 from src.networks.freeze import Rest, freeze, thawing
 from src.networks.origins import source_of
+from src.networks.plain import Plain
 from src.networks.weights import frozen_rest, load_pretrained
 from src.runtime import seed_all
+from src.training.fold import Fold
 from src.training.initial import initialise_heads
 from src.training.loop import Objective, Trainer
 from src.training.mixing import Mixer
 from src.training.optim import build_optimizer, build_schedule
 from src.training.prefix import keep_tokens
-from src.training.pseudo import PseudoRows
-from src.training.taught import Taught, taught
+from src.training.taught import taught
 from src.training.teachers import Teachers
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One network to train. fold None means `full`: every image, nothing held out.
-
-    searched: values by key that the config has from a search · pseudo: test images that are
-    trained on as well · taught: what teachers say
-    """
-
-    config: Config
-    data: Dataset
-    fold: int | None
-    directory: Path
-    accelerator: Accelerator
-    searched: dict = field(default_factory=dict)
-    pseudo: PseudoRows | None = None
-    taught: Taught | None = None
-
-    @property
-    def name(self) -> str:
-        return fold_name(self.fold)
 
 
 def listening(job: Fold, teachers: Teachers) -> Fold:
@@ -94,7 +71,8 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     check_resizing(network, config.model, classes, train.resizing)
     origin = load_pretrained(network, config.model, config.dataset, job.name)
     more = f" and {len(rows) - len(images)} pseudo-labelled" if job.pseudo else ""
-    accelerator.print(f"{job.directory}: {len(images)} images{more}, {origin}")
+    from_where = "" if job.again and origin.classes else f", {origin}"
+    cli.say(f"{job.directory}: {len(images)} images{more}{from_where}")
     if described:
         network.begin(source_of(config.model, config.dataset, job.name), described)
     rest = hold(job, network, lambda: build()[0])
@@ -103,7 +81,8 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
     if fresh:
-        initialise_heads(network, prep, images, known, config, accelerator)
+        kept = job.kept(rest, prep)
+        initialise_heads(network, prep, images, known, config, accelerator, kept)
     ema = moving_average(network, train.ema) if train.ema else None
     if train.compile:
         network.compile()
@@ -123,7 +102,7 @@ def build_trainer(job: Fold, *, fresh: bool = True) -> tuple[Trainer, object, Ep
         steps_per_epoch=len(epochs), micro_batches=share // (train.micro_batch or share), ema=ema,
         rest=rest, thaws=thaws, began=origin,
         targets=targets and targets.to(accelerator.device),
-        teachers=job.taught and job.taught.views,
+        teachers=job.taught and job.taught.views, name=job.name,
     )  # fmt: skip
     transform = training_transform(prep, train, config.seed)
     if config.data.cache != "none" and job.fold is not None:
@@ -154,11 +133,18 @@ def hold(job: Fold, network: Network, build: Callable[[], Network]) -> Rest | No
     if train.epochs:
         frozen = still = freeze(network, train.frozen, train.freeze_batchnorm)
     rest = frozen_rest(network, build, still, config.model, config.dataset, job.name)
+    rest = rest and replace(rest, body=_is_body(network, rest))
     if frozen:
         own = sorted(frozen - rest.names) if rest else sorted(frozen)
         note = f", {len(own)} of them from nowhere else and saved: {some(own)}" if own else ""
-        job.accelerator.print(f"{job.directory}: {len(frozen)} tensors frozen{note}")
+        cli.say(f"{job.directory}: {len(frozen)} tensors frozen{note}")
     return rest
+
+
+def _is_body(network: Network, rest: Rest) -> bool:
+    saved = network.state_dict().keys() - rest.names
+    saved = {name for name in saved if not name.startswith(network.training_only)}
+    return type(network).forward is Plain.forward and not saved & _all_but_heads(network)
 
 
 def _all_but_heads(network: Network) -> set[str]:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, replace
 
 from src.artifacts.heads import head_file, save_head
+from src.artifacts.lock import locked
 from src.artifacts.predictions import Predictions
+from src.artifacts.trained import write_config
 from src.artifacts.work import Work
 from src.data.transforms import Preprocessing
 from src.logits import head_distance
 from src.networks.base import Network
 from src.networks.freeze import Rest
 from src.networks.weights import save_network
-from src.training.job import Fold
+from src.training.fold import Fold
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ def keep(
     outputs: list[str],
     facts: dict,
 ) -> None:
-    """Write weights, heads and held-out predictions, and the manifest last; in the main process.
+    """Write weights, heads and held-out predictions, config.yaml of the experiment, which is what
+    its networks were trained with and not what is being tried, and the manifest last; in the main
+    process.
 
     found: held-out predictions, None of `full` · metrics: of them · outputs: what else is there ·
     facts: for the manifest
@@ -52,6 +56,8 @@ def keep(
             found = replace(found, distance=head_distance(found.features, arrays, kind))
         found.save(directory / "oof.npz")
         outputs.append("oof.npz")
+    with locked(directory.parent):  # as other folds may be trained by another command
+        write_config(directory.parents[1], job.config, job.searched, job.decided)
     work.finish(
         outputs,
         metrics,

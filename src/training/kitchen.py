@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from src.artifacts.dataset import Dataset, fold_name
 from src.artifacts.files import read_json
 from src.artifacts.predictions import load_predictions
-from src.artifacts.tensors import read_shapes
+from src.artifacts.tensors import AGAIN, read_shapes
 from src.artifacts.work import MANIFEST, RUNS
 from src.config.read import parse_config
 from src.config.schema import Config
@@ -21,11 +21,11 @@ from src.errors import UserError
 from src.metrics import OUTCOMES, SCORES, sign
 from src.networks.average import Average, refresh_statistics
 from src.networks.base import Network
-from src.networks.origins import AGAIN
 from src.networks.weights import load_network, rest_of
-from src.training.job import Fold, build_trainer
+from src.training.fold import Fold
+from src.training.held_out import evaluate
+from src.training.job import build_trainer
 from src.training.keep import Made
-from src.training.stage1 import evaluate
 
 WEIGHTS = "weights.safetensors"
 START = "its start"  # an ingredient; no experiment has such a name

@@ -11,6 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from src import cli
 from src.config.training import Train
 from src.data.dataset import Batch, Targets
 from src.data.transforms import Preprocessing
@@ -20,6 +21,7 @@ from src.losses.distillation import Distillation
 from src.networks.base import Network, Progress
 from src.networks.freeze import Rest, thaw, training_mode
 from src.networks.transfer import WarmStart
+from src.progress import each
 from src.training.mixing import Mixer, hidden_mixing
 from src.training.taught import FixedViews, SameViews
 
@@ -63,7 +65,7 @@ class Trainer:
     micro_batches: forward passes per optimizer step and process. rest: of the network, what
     files leave out. thaws: parameters of the network that train from an epoch on.
     began: where its weights are from. targets: of every row of the training table, where labels
-    do not say it all. teachers: who says more of images.
+    do not say it all. teachers: who says more of images. name: of the fold, for its progress.
     """
 
     config: Train
@@ -83,6 +85,7 @@ class Trainer:
     began: WarmStart = WarmStart("random weights")
     targets: Targets | None = None
     teachers: FixedViews | SameViews | None = None
+    name: str = "training"
 
     @property
     def evaluated(self) -> Network:
@@ -98,7 +101,8 @@ class Trainer:
         training_mode(self.objective, self.network, self.config.freeze_batchnorm)
         sums: dict[str, torch.Tensor] = {}
         images, began = 0, time.perf_counter()
-        for i, batch in enumerate(loader):
+        label = f"{self.name} epoch {epoch + 1}/{self.config.epochs}"
+        for i, batch in enumerate(each(loader, label, "steps", self.steps_per_epoch)):
             step = epoch * self.steps_per_epoch + i
             fraction = step / (self.config.epochs * self.steps_per_epoch)
             self.schedule.step_update(step)
@@ -181,7 +185,7 @@ class Trainer:
         alone = self.accelerator.num_processes == 1
         if alone and self.config.on_oom == "accumulate" and self._halve(batch, progress):
             size = -(-len(batch.labels) // self.micro_batches)
-            print(f"out of memory: going on with micro-batches of {size} and accumulation")
+            cli.say(f"out of memory: going on with micro-batches of {size} and accumulation")
             return
         fits = "no smaller batch was tried with several processes; halve train.micro_batch"
         if alone:

@@ -11,12 +11,14 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from src import cli
 from src.config.schema import Config
 from src.data.dataset import Batch, Epochs, eval_loader
 from src.data.transforms import EvalTransform, Preprocessing
 from src.networks.base import Network
 from src.networks.plain import Plain
 from src.networks.tuning.prefix import no_prefix, prefix_of
+from src.progress import each
 
 GIB = 2**30
 
@@ -79,10 +81,10 @@ def keep_tokens(
     loader = None if reason else _tokens(config, network, prep, table, epochs, accelerator)
     if loader is None:
         reason = reason or f"their tokens need more than train.prefix_cache={limit:g} GiB"
-        accelerator.print(f"{home}: the frozen prefix runs anew for each image, as {reason}")
+        cli.say(f"{home}: the frozen prefix runs anew for each image, as {reason}")
         return None
     size, first = loader.tokens.nbytes / GIB, network.prefix.first
-    accelerator.print(
+    cli.say(
         f"{home}: {first} of {len(network.backbone.blocks)} blocks are frozen and ran once; the "
         f"tokens of {len(table)} images take {size:.2f} GiB"
     )
@@ -104,7 +106,8 @@ def _tokens(
     draws, size, kept = [(0, i, i) for i in range(len(table))], train.eval_batch_size, None
     transform, workers, pin = EvalTransform(prep), config.data.workers, device.type == "cuda"
     network.eval()
-    for batch in eval_loader(table, transform, draws, size, workers, pin):
+    loader = eval_loader(table, transform, draws, size, workers, pin)
+    for batch in each(loader, "frozen prefix", "batches"):
         images = prep.normalise(batch.images.to(device, non_blocking=True))
         if train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

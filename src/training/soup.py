@@ -9,26 +9,33 @@ members it has, and how much of them, is decided by the soups of the other folds
 out, so that fold k's out-of-fold score is honest, too; `full` goes by all folds.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from src.artifacts.dataset import INPUTS, check_same_folds, fold_name, load_dataset
+from src import cli
+from src.artifacts.dataset import (
+    INPUTS,
+    check_same_folds,
+    fold_name,
+    load_dataset,
+    parse_fold,
+)
 from src.artifacts.files import read_json
-from src.artifacts.lock import locked
-from src.artifacts.tensors import read_shapes
-from src.artifacts.trained import write_config
+from src.artifacts.tensors import AGAIN, read_shapes
 from src.artifacts.work import MANIFEST, RUNS, Work, require
 from src.config.model import Model
 from src.config.schema import Config
 from src.config.tree import dump_config, flatten
 from src.errors import UserError, some
-from src.networks.origins import AGAIN, model_of
+from src.networks.origins import model_of
 from src.runtime import start
-from src.training.job import Fold
+from src.training.fold import Fold
+from src.training.held_out import evaluate, scores
 from src.training.keep import keep
 from src.training.kitchen import Kitchen, Mix, mixed, outcomes_score, unweighted
-from src.training.stage1 import check_other_folds, evaluate, parse_fold, scores, settings_of
+from src.training.stage1 import check_other_folds, settings_of
 from src.training.wise import check_start, fit_line
 
 TRAINING = ("pretrained", "dropout", "drop_path", "head_init")  # in model; gone once it is trained
@@ -71,11 +78,9 @@ def make_fold(job: Fold, kitchen: Kitchen, overwrite: bool) -> dict[str, float]:
         finished = work.finished()
     if finished:
         return work.manifest()["metrics"]
-    if accelerator.is_main_process:
-        with locked(job.directory.parent):
-            write_config(job.directory.parents[1], config, {})
+    job = replace(job, directory=work.directory)
     mix, facts = chosen(kitchen, job.fold)
-    accelerator.print(f"{job.directory}: the mean of {_described(mix)}")
+    cli.say(f"{job.directory}: the mean of {_described(mix)}")
     made = mixed(kitchen, mix, job.fold)
     found = None if job.fold is None else evaluate(job, made.network, made.prep)
     metrics = {} if found is None else scores(job, found)

@@ -24,8 +24,8 @@ from src.artifacts.files import read_json, sha256
 from src.artifacts.heads import head_path, load_head
 from src.artifacts.oof import script_of
 from src.artifacts.predictions import Predictions
-from src.artifacts.tensors import read_shapes
-from src.artifacts.work import MANIFEST, RUNS, require
+from src.artifacts.tensors import AGAIN, read_shapes
+from src.artifacts.work import MANIFEST, RUNS, made, require
 from src.config.distill import teacher_of
 from src.config.losses import balanced_by
 from src.config.model import Model
@@ -40,8 +40,6 @@ from src.fusion.store import ARRAYS, RECIPE, load_recipe
 from src.networks.batchnorm import FILE as STATISTICS
 from src.networks.batchnorm import load_statistics
 from src.networks.forward import run_evaluation
-from src.networks.origins import AGAIN
-from src.networks.weights import load_network
 
 WEIGHTS = "weights.safetensors"
 
@@ -88,6 +86,8 @@ class Teacher:
         self, table: pd.DataFrame, data: Dataset, config: Config, accelerator: Accelerator
     ) -> np.ndarray:
         """[N, K] of the images in `table`, by image_id, of their evaluation view."""
+        from src.networks.weights import load_network  # slow to import
+
         network, prep = load_network(self.stage1 / WEIGHTS, data)
         network.to(accelerator.device)
 
@@ -142,7 +142,7 @@ def _check_network(home: Path, data: Dataset, fold: int | None, student: int | N
     number = "full" if fold is None else str(fold)
     command = f"`python 02_train_stage1.py --config configs/{home.name}.yaml --folds {number}`"
     if not (stage1 / MANIFEST).is_file():
-        others = sorted(path.parent.name for path in (home / STAGE1).glob(f"*/{MANIFEST}"))
+        others = [path.parent.name for path in made(home / STAGE1, MANIFEST)]
         seen = (
             f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} seen what it holds out"
         )

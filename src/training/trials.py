@@ -17,11 +17,12 @@ import pandas as pd
 from accelerate import Accelerator
 from optuna.trial import Trial
 
+from src import cli
 from src.artifacts.dataset import Dataset, load_dataset
 from src.artifacts.work import RUNS
 from src.config.read import with_values
 from src.config.schema import Config
-from src.config.section import EPOCHS, Section
+from src.config.shorter import shortened_to
 from src.config.tree import dump_config, flatten
 from src.data.resizing import check_augment
 from src.errors import UserError
@@ -32,9 +33,11 @@ from src.search.run import Plan, check_alone, run_search
 from src.search.study import origin
 from src.training.checkpoint import NAME as CHECKPOINT
 from src.training.checkpoint import load_checkpoint
+from src.training.decide import decided
+from src.training.fit import fit
+from src.training.fold import Fold
 from src.training.inner_split import inner_split
-from src.training.job import Fold, build_trainer
-from src.training.stage1 import fit
+from src.training.job import build_trainer
 
 SETTINGS = ("model", "train", "metric", "seed")
 
@@ -47,9 +50,14 @@ def search(config: Config, experiment: str, overwrite: bool) -> pd.DataFrame:
     """
     check_augment(config)
     data = load_dataset(config.dataset)
+    config, lines = decided(config, RUNS / config.dataset / experiment, data, anew=overwrite)
+    if lines:
+        check_augment(config)
     _check(config, data)
     accelerator = start(config.train.precision)
     check_alone(accelerator)
+    for line in lines:
+        cli.say(line)
     data = with_text(data, config, (config.model, config.train), accelerator)
     left_out = ("trials", "use", "stage2")
     spec = {k: v for k, v in dump_config(config.search).items() if k not in left_out}
@@ -118,7 +126,7 @@ def run_trial(
     """
     spec, metric = config.search, config.search.metric or config.metric
     shown = ", ".join(f"{key} = {value!r}" for key, value in values.items())
-    print(f"trial {trial.number}: {shown}", flush=True)
+    cli.say(f"trial {trial.number}: {shown}")
     home = directory / "trials" / f"{origin(trial):03d}"
 
     def report(row: dict) -> None:
@@ -140,7 +148,7 @@ def run_trial(
         )
     except UserError as error:
         trial.set_user_attr("note", str(error))
-        print(f"trial {trial.number}: {error}", flush=True)
+        cli.say(f"trial {trial.number}: {error}")
         (home / CHECKPOINT).unlink(missing_ok=True)
         raise optuna.TrialPruned from error
     finally:
@@ -152,35 +160,14 @@ def run_trial(
     return rows[-1][metric]
 
 
-def counted_in_epochs(section: Section, prefix: str) -> list[str]:
-    """Keys of a section, and of those in it, that count epochs of the training."""
-    keys = []
-    for key, field in type(section).model_fields.items():
-        value, place = getattr(section, key), f"{prefix}.{key}"
-        if isinstance(value, Section):
-            keys += counted_in_epochs(value, place)
-        elif isinstance(value, tuple):
-            items = [(i, item) for i, item in enumerate(value) if isinstance(item, Section)]
-            keys += [k for i, item in items for k in counted_in_epochs(item, f"{place}.{i}")]
-        elif field.json_schema_extra == EPOCHS:
-            keys.append(place)
-    return keys
-
-
 def proxy(config: Config) -> Config:
     """The config with the epochs of a trial; what counts in epochs shrinks in proportion, and what
     ends before the training still does.
 
     A pruner sees validations alone, so with one there is one after each epoch.
     """
-    epochs, now = config.search.epochs or config.train.epochs, flatten(dump_config(config))
-    values: dict = {"train.epochs": epochs, "search.epochs": epochs}
+    epochs = config.search.epochs or config.train.epochs
+    values: dict = {"search.epochs": epochs} | shortened_to(config, epochs)
     if config.search.pruner != "none":
         values["train.eval_every"] = 1
-    for key in counted_in_epochs(config.model, "model") + counted_in_epochs(config.train, "train"):
-        if now[key] is not None:
-            scaled = now[key] * epochs / config.train.epochs
-            last = epochs - 1 if now[key] < config.train.epochs else round(scaled)
-            whole = max(min(round(scaled), last), int(now[key] > 0))
-            values[key] = scaled if isinstance(now[key], float) else whole
     return with_values(config, values, "search.epochs")

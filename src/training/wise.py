@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from src import cli
 from src.artifacts.dataset import fold_name
 from src.artifacts.files import read_json, sha256
 from src.artifacts.work import MANIFEST
@@ -78,7 +79,7 @@ def fit_line(kitchen: Kitchen) -> Line:
         held_out_labels(data, data.folds), data.num_classes, config.metric,
     )  # fmt: skip
     why = gain.fails(config.judge)
-    kitchen.accelerator.print(
+    cli.say(
         f"{member}: of what its training changed, {found[None]:g} is best on all folds; gain {gain}"
         + (f", which {why}: all of it is kept" if why else "")
     )

@@ -1,0 +1,1 @@
+"""python -m src.rerun MANIFEST: what a manifest says was made, made again and compared."""
