@@ -145,19 +145,23 @@ def costs(any_job: Job, names: list[str]) -> dict[str, float]:
     if not names:
         return found
     with tempfile.TemporaryDirectory() as nowhere:
-        plain = Steps(any_job, Path(nowhere))
+        plain = Steps(any_job, job_config(any_job, warm=False), EPOCHS, Path(nowhere))
         for name in names:
-            other = Steps(replace(any_job, method=name), Path(nowhere))
+            job, epochs = replace(any_job, method=name), METHODS[name].epochs
+            other = Steps(job, job_config(job, warm=False), epochs, Path(nowhere))
             ratios = [other.seconds(n) / plain.seconds(n) for n in range(-1, ROUNDS)]
-            found[name] = statistics.median(ratios[1:]) * METHODS[name].epochs / EPOCHS
+            found[name] = statistics.median(ratios[1:]) * epochs / EPOCHS
     return found
 
 
 class Steps:
-    """Optimizer steps of a job's first fold, as 02 makes them, and how long they take."""
+    """Optimizer steps of a job's first fold, as 02 makes them, and how long they take.
 
-    def __init__(self, job: Job, directory: Path):
-        config, data = job_config(job, warm=False), load_dataset(load_config(job.base).dataset)
+    config: of the job, without weights to start from · epochs: that it trains for
+    """
+
+    def __init__(self, job: birds_methods.Job, config: Config, epochs: int, directory: Path):
+        data = load_dataset(config.dataset)
         where = directory / job.experiment / "stage1" / "steps"
         accelerator = start(config.train.precision)
         data = with_text(data, config, (config.model, config.train), accelerator)
@@ -165,7 +169,7 @@ class Steps:
         if teachers := teachers_of(config, job.experiment, data, fold.fold):
             fold = listening(fold, teachers)
         self.trainer, self.loader, self.draws = build_trainer(fold)
-        self.epochs = METHODS[job.method].epochs
+        self.epochs = epochs
 
     def seconds(self, turn: int) -> float:
         """Of some steps of the epoch at which training is after that share of the turns."""
