@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import sys
 import textwrap
 import time
@@ -145,6 +146,11 @@ def run(main: Callable[[], None]) -> None:
         print(wrapped(f"\nerror: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+            text = "nothing reads the output any more; run the same command again to continue"
+            print(f"\nstopped: {text}", file=sys.stderr)
+            sys.exit(141)  # as a shell says it of what a closed pipe ends
         if (text := _of_the_disk(error)) is None:
             raise
         print(wrapped(f"\nerror: {text}"), file=sys.stderr)
@@ -152,6 +158,13 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output is a pipe whose other end is closed, as after `| head`."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
 
 
 def _of_the_disk(error: OSError) -> str | None:

@@ -33,7 +33,8 @@ def test_ratios_are_of_the_same_round():
 
 def test_a_stage_imports_timm_where_a_network_runs():
     """And albumentations where images are augmented: what is finished is skipped without them."""
-    code = "import sys, src.training.stage1, src.rebalance.stage2, src.inference.predict; "
+    code = "import sys, src.training.stage1, src.rebalance.stage2, src.inference.predict, "
+    code += "src.inference.evidence; "
     code += "sys.exit(bool({'timm', 'torchvision', 'albumentations'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from src.artifacts import lock
 from src.artifacts.files import write_bytes, write_text
 from src.artifacts.whole import half_made
 from src.errors import UserError
+from tests.conftest import ROOT
 
 
 def half_written(target: Path) -> None:
@@ -91,6 +93,25 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["01"])
     with pytest.raises(OSError, match="odd"):
         cli.run(main)
+
+
+def test_an_output_that_nobody_reads_ends_in_a_sentence():
+    """As `python 05_predict.py … | head -1`."""
+    code = "from src import cli\ndef main():\n    while True: cli.say('a line')\ncli.run(main)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"a line\n"
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert said.strip().startswith("stopped: nothing reads the output") and "\n" not in said.strip()
+
+
+def test_another_broken_pipe_keeps_its_traceback():
+    code = "from src import cli\ndef main(): raise BrokenPipeError('of a worker')\ncli.run(main)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 1 and "BrokenPipeError: of a worker" in found.stderr
 
 
 def test_a_full_disk_does_not_keep_anyone_from_a_lock(tmp_path, monkeypatch):

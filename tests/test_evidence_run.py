@@ -24,6 +24,7 @@ from src.errors import UserError
 from src.inference.evidence import evidence
 from src.inference.predict import predict
 from src.inference.sample import held_out_sample, unlabelled_sample
+from src.networks import weights
 from src.posthoc.calibrate import posthoc
 from src.report import evidence as shown
 from src.report.context import gather
@@ -185,7 +186,7 @@ def test_05_keeps_what_each_images_own_network_saw(run):
 
 
 def test_finished_evidence_is_skipped_and_another_number_makes_it_anew(run, capsys, monkeypatch):
-    loaded = count(monkeypatch, module, "load_network")
+    loaded = count(monkeypatch, weights, "load_network")
     evidence(config(), "exp", False)
     before, made = sha256(DIRECTORY / FILE), len(loaded)
     assert made == 2

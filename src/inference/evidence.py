@@ -29,7 +29,6 @@ from src.data.transforms import EvalTransform, Preprocessing
 from src.errors import UserError, some
 from src.inference.sample import CHOSEN, held_out_sample, unlabelled_sample
 from src.networks.base import Network
-from src.networks.weights import load_network
 
 BATCH = 16  # images; there are few, and some networks keep every block's tokens
 PICTURE = 192  # pixels, height and width of the picture that is kept, at most
@@ -106,6 +105,8 @@ def look(
     sample: pd.DataFrame, networks: dict[int, Path], data: Dataset, device: torch.device
 ) -> Looked:
     """Each image of `sample` (columns CHOSEN and path) through the network of its fold."""
+    from src.networks.weights import load_network  # slow to import
+
     seen: dict[int, dict] = {}  # by row
     lost: list[str] = []
     for fold, rows in sample.groupby("fold"):
