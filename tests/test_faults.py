@@ -7,7 +7,10 @@ import sys
 import pytest
 
 from src.artifacts.files import read_table
+from tests import test_fuzz
+from tests.benchmark_kit import row
 from tests.conftest import ROOT
+from tests.faults import fuzz
 
 
 @pytest.mark.slow
@@ -32,3 +35,37 @@ def test_a_small_campaign_loses_nothing_and_goes_on_where_it_was_stopped(tmp_pat
     scores = read_table(tmp_path / "scores" / "faults.csv", ("tries", "lost"))
     assert scores["tries"].sum() == 2 * 3 and scores["lost"].sum() == 0
     assert "| kill -9 in a write | 3 |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_every_made_up_example_is_in_the_table_of_the_fuzzing():
+    made_up = {name for name, test in vars(test_fuzz).items() if hasattr(test, "hypothesis")}
+    assert made_up == set(fuzz.TESTS.values())
+
+
+@pytest.mark.slow
+def test_the_fuzzing_counts_what_became_of_the_examples(tmp_path):
+    out = tmp_path / "RESULTS.md"
+    command = ["-m", "tests.faults.fuzz", "--examples", "5", "--tests", "artifact", "--out", out]
+    found = fuzzing(*map(str, command))
+    assert found.returncode == 0, found.stdout + found.stderr
+    _, examples, taken, refused, failed, _ = row(out.read_text(), "bytes of an artifact")
+    assert failed == "0" and int(examples) == int(taken) + int(refused) >= 5
+
+
+@pytest.mark.slow
+def test_what_is_no_sentence_is_a_failure_of_the_fuzzing():
+    code = """
+from tests import test_fuzz
+from tests.faults import fuzz
+test_fuzz.READERS = dict.fromkeys(test_fuzz.READERS, lambda path: 1 / 0)
+print(fuzz.one(fuzz.TESTS["bytes of an artifact"]))
+"""
+    found = fuzzing("-c", code)
+    assert "'failed': 1" in found.stdout.splitlines()[-1], found.stdout + found.stderr
+
+
+def fuzzing(*command: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"FUZZ": "5"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
