@@ -35,7 +35,7 @@ def prepared(tmp_path, monkeypatch):
 
 def test_methods_stand_beside_plain_training_that_goes_on(prepared, monkeypatch):
     monkeypatch.setattr(longer, "MORE", 1)
-    steps = {"mixup": 1.0, "bbn": 2.0}
+    steps = {"mixup": 1.0, "bbn": 2.0, "focal": 20.0}
     monkeypatch.setattr(longer, "costs", lambda start, names: {n: steps[n] for n in names})
 
     def run(*args):
@@ -43,8 +43,9 @@ def test_methods_stand_beside_plain_training_that_goes_on(prepared, monkeypatch)
         longer.main([*common, *args, "--set", *SETTINGS])
         return prepared.read_text()
 
-    text = run("--methods", "mixup", "bbn")
-    assert "by hand, above" in text and "--methods mixup bbn`" in text
+    text = run("--methods", "mixup", "bbn", "focal")
+    assert "by hand, above" in text and "--methods focal mixup bbn`" in text
+    assert " ± " in row(text, "focal")[-2] and row(text, "focal")[-1] == ""  # none takes as long
     for name in (FIRST, CE, TWICE):
         assert row(text, longer.PLAIN[name])[-2:] == ["", ""]
     assert " ± " in row(text, "mixup")[-2] and "(6 epochs more)" in row(text, "mixup")[-1]
