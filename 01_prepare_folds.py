@@ -14,6 +14,7 @@ data.root and never changes them; writes runs/<dataset>/folds/:
     classes.csv       label, class_id, class_name, count, bin
     test.csv          image_id, path, … in the order of the sample submission
     duplicates.csv    pairs of images that are one photo; each photo is in one fold
+    scenes.csv        images of one burst, where there are any; each burst is in one fold
     class_labels.txt  `label class_id` per line
     figures/          class distribution, images of each bin, duplicate pairs
     manifest.json     settings, inputs, sha256 of every output

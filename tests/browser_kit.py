@@ -95,6 +95,12 @@ class Page:
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
 
+    def press(self, key: str) -> None:
+        """`Enter`, `ArrowDown` …, down and up."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, **text)
+
     def screenshot(self, path: Path, selector: str | None = None) -> Path:
         """Of what is in view, or of a whole element."""
         clip = {}

@@ -1,6 +1,7 @@
 """A small finished run of real digits, with class and file names that are HTML: what the report is
 made of."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,7 @@ def submission(directory: Path) -> None:
     (directory / "manifest.json").rename(directory / "exp.manifest.json")
 
 
-def write() -> str:
-    report = gather("digits", ["exp"], [parse_config(CONFIG)])
+def write(experiments: Sequence[str] = ("exp",)) -> str:
+    configs = [parse_config(CONFIG)] * len(experiments)
+    report = gather("digits", list(experiments), configs)
     return write_report(report).read_text(encoding="utf-8")

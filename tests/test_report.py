@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
@@ -21,19 +22,23 @@ from src.artifacts.predictions import load_predictions
 from src.artifacts.trained import write_config
 from src.config.read import parse_config
 from src.errors import UserError
-from src.metrics import Outcomes
+from src.metrics import Gain, Outcomes
 from src.plots.curves import curve_panels, draw_curves
+from src.report.board import _words as leaderboard_words
 from src.report.board import minutes
 from src.report.confusions import worst_pairs
 from src.report.context import gather
-from src.report.held import points_of
+from src.report.held import Point, points_of
+from src.report.held import _correlation as correlation
 from src.report.held import test_labels as labels_of_the_test
+from src.report.overview import header
 from src.report.page import SECTIONS, write_report
 from src.report.stages import format_table, gains, score_rows, score_stages, table_of
 from tests.fabricate import count, seal
 from tests.report_kit import (
     CONFIG,
     COUNTS,
+    EPOCHS,
     EVIL,
     FOLDS,
     K,
@@ -119,8 +124,14 @@ def test_page_has_every_section_and_is_one_file(page):
         "2 images show 1 scenes",
     ):
         assert fact in page, fact
-    assert page.count("data:image/jpeg;base64,") > 8
+    assert page.count("data:image/jpeg;base64,") > 8 and "loading=" not in page  # also in print
     assert "missing" not in page.split("</style>")[1], "a complete run lacks nothing"
+
+
+def test_every_section_says_what_it_is_before_it_shows_anything(page):
+    for anchor, title, _ in SECTIONS:
+        body = page.split(f'<section id="{anchor}">')[1].split("</h2>\n", 1)[1]
+        assert body.startswith('<p class="note">'), title
 
 
 def test_searches_are_shown_where_there_are_any(page, run):
@@ -282,6 +293,17 @@ def test_same_runs_give_the_same_bytes(page):
     assert write() == page
 
 
+def test_all_curves_of_an_experiment_have_the_same_epochs():
+    """Scores begin where the first validation is."""
+    seen = set()
+    for panel in curve_panels({"fold0": metrics_table(0), "fold1": metrics_table(1)}).values():
+        ax = Figure().add_subplot()
+        panel(ax)
+        seen.add(ax.get_xlim())
+    ((low, high),) = seen
+    assert low < 1 and high > EPOCHS
+
+
 def test_curves_are_drawn_for_every_kind_of_run(tmp_path):
     full = metrics_table(0)[["epoch", "lr", "loss"]]
     assert list(curve_panels({"full": full})) == ["loss", "lr"]
@@ -319,7 +341,13 @@ def test_the_leaderboard_is_sorted_and_knows_costs_and_others(page, run):
     told = read_json(run / "other/posthoc/posthoc.json")
     told |= {"metric": "balanced_accuracy", "scores": {"after": 0.123}}
     write_json(run / "other/posthoc/posthoc.json", told)
-    assert re.search(r"other<small>not in this report</small>.*?<b>0.123</b>", write(), re.S)
+    again = write()
+    assert re.search(r"other<small>not in this report</small>.*?<b>0.123</b>", again, re.S)
+    assert "<th scope=col>95 %<small>0.123 … 0.912</small></th>" in again  # of what is drawn
+    assert "less is better" in leaderboard_words("log_loss")
+    assert "less is better" not in leaderboard_words("accuracy")
+    changed = header(replace(report, commit="0123456789ab+changes"))
+    assert "<code>0123456789ab<wbr>+changes</code>" in changed  # breaks there and not in a word
 
 
 def test_gains_out_of_fold_are_held_against_the_test(page):
@@ -337,6 +365,21 @@ def test_gains_out_of_fold_are_held_against_the_test(page):
     gain = balanced_accuracy_score(truth, after) - balanced_accuracy_score(truth, before)
     assert points[0].test.value == pytest.approx(gain)
     assert str(points[0].test).replace("-", "−") in page
+    figure = page.split('<section id="transfer">')[1].split("</svg>")[0]
+    assert all(head in figure for head in ("ncm", "posthoc"))
+
+
+def test_what_is_one_point_of_the_scatter_counts_once():
+    """A head that 04 took as it was is there twice."""
+    values = [(0.1, 0.2), (0.1, 0.2), (0.3, -0.1), (0.2, 0.1)]
+    points = [Point("a", f"h{i}", Gain(x, 0.1), Gain(y, 0.1)) for i, (x, y) in enumerate(values)]
+    assert correlation(points).startswith("Too few")
+    points.append(Point("b", "h", Gain(0.4, 0.1), Gain(0.5, 0.1)))
+    x, y = [0.1, 0.3, 0.2, 0.4], [0.2, -0.1, 0.1, 0.5]
+    r = np.corrcoef(x, y)[0, 1]
+    assert correlation(points) == (
+        f"Of 4 different ones 3 have the same sign; correlation {r:.2f}."
+    )
 
 
 def test_times_of_files_are_no_facts_and_a_damaged_image_is_refused(

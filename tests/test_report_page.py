@@ -11,6 +11,7 @@ from src.metrics import outcomes_of
 from src.report.classes import class_rows, inert
 from src.report.markup import document
 from src.report.stages import Scored
+from tests import report_kit
 from tests.browser_kit import BROWSER, Page
 from tests.report_kit import COUNTS, K, fill, prepare, write
 
@@ -57,6 +58,45 @@ def test_the_page_in_a_browser(page, tmp_path):
     time.sleep(0.2)
     assert page.run("typeof window.pwned") == "undefined"
     assert sum("Content Security Policy" in problem for problem in page.problems) >= 2
+
+
+@needs_browser
+def test_the_classes_by_keyboard(page):
+    heads, rows = "document.querySelectorAll('#classes thead button')", f"{ROWS}[%d]"
+    page.run(f"{heads}[2].focus()")
+    page.press("Enter")
+    assert [int(text) for text in column(page, 2)] == sorted(COUNTS, reverse=True)
+    assert page.run(f"{ROWS}.map(row => row.tabIndex)") == [0] + [-1] * (K - 1)  # one stop of Tab
+    page.run(f"{rows % 0}.focus()")
+    for key, place in (("ArrowUp", 0), ("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1)):
+        page.press(key)
+        assert page.run(f"document.activeElement === {rows % place}")
+        card = page.run("document.querySelector('#classes .hover').textContent")
+        assert column(page, 0)[place] in card
+    assert page.run(f"{ROWS}.findIndex(row => row.tabIndex === 0)") == 1
+
+
+@needs_browser
+def test_long_names_stay_in_their_places(browser, tmp_path, monkeypatch):
+    """Of classes, of images and of experiments, without a space to break at."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report_kit, "EVIL", ("Donaudampfschifffahrtsgesellschaft" * 4,) * 3)
+    images, pixels = prepare(tmp_path)
+    name = "exp_convnext_tiny_in12k_ft_in1k_384px_balanced_softmax_class_means_seed1"
+    for home in ("exp", name):
+        fill(tmp_path / "runs/digits" / home, images, pixels)
+    write(["exp", name])
+    browser.look(390, 800)
+    browser.open(tmp_path / "runs/digits/report.html")
+    browser.run("document.querySelectorAll('details').forEach(part => part.open = true)")
+    beyond = "[...document.querySelectorAll('th, td')].filter(e => e.scrollWidth > e.clientWidth)"
+    for width in (390, 1200):
+        browser.look(width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run(f"{beyond}.map(e => e.textContent)") == []
+    inside = "document.querySelector('#transfer figure').getBoundingClientRect().width"
+    plot = "document.querySelectorAll('#transfer svg path')[1].getBoundingClientRect().width"
+    assert browser.run(f"{plot} > 0.5 * Math.min({inside}, 496)")
 
 
 def _sorted_and_searched(page: Page) -> None:
@@ -120,7 +160,8 @@ def many_classes(k: int, images: int) -> tuple[Scored, pd.DataFrame]:
 def test_many_classes_are_a_small_page_and_are_counted_without_a_square_table():
     scored, classes = many_classes(8142, 60_000)
     began = time.process_time()
-    rows = class_rows(scored, classes, pd.Series(["n00007"] * 3))
+    doubted = {"image_id": ["1", "2", "3", "3"], "class_id": "n00007"}  # one as label and outlier
+    rows = class_rows(scored, classes, pd.DataFrame(doubted))
     assert time.process_time() - began < 5 and len(inert(rows)) < 1_500_000
     assert rows[7][8] == 3
     guess, label = scored.outcomes.predicted, scored.label
@@ -140,7 +181,8 @@ def test_rows_are_drawn_as_they_are_seen(browser, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "thumbnail", lambda path, side: None)
     images = pd.DataFrame({"image_id": scored.image_id, "label": scored.label, "path": "gone"})
-    page = module.page_table(class_rows(scored, classes, pd.Series()), scored, classes, images)
+    nothing = pd.DataFrame(columns=["image_id", "class_id"])
+    page = module.page_table(class_rows(scored, classes, nothing), scored, classes, images)
     (tmp_path / "page.html").write_text(document("many", f'<section id="classes">{page}</section>'))
     browser.look(1200)
     browser.open(tmp_path / "page.html")
@@ -151,6 +193,10 @@ def test_rows_are_drawn_as_they_are_seen(browser, tmp_path, monkeypatch):
         time.sleep(0.3)
         counts.append(browser.run(f"{ROWS}.length"))
     assert 50 < counts[0] < 250 and all(a < b < a + 200 for a, b in pairwise(counts))
+    last = f"{ROWS}.at(-1)"
+    browser.run(f"{last}.focus()")
+    browser.press("ArrowDown")  # draws more
+    assert browser.run(f"document.activeElement === {ROWS}[{counts[-1]}]")
     browser.click("#classes input")
     browser.type("n08141")
     assert browser.run(f"{ROWS}.length") == 1

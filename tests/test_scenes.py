@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from src.artifacts.files import read_json, read_table
-from src.artifacts.scenes import evidence_in_words
+from src.artifacts.scenes import evidence_in_words, scenes_in_words
 from src.config.scenes import Scenes
 from src.prepare.describe import describe
 from src.prepare.prepare import prepare
@@ -174,9 +174,10 @@ def test_small_images_and_single_classes_are_not_looked_at():
     table = table.assign(class_id=list("1122"), group_id=list("abcd"), width=32, height=32)
     found = find_scenes(table, Scenes(), None)
     assert found.facts["looked_at"] == 0 and len(set(found.scene)) == 4
-    assert find_scenes(table.assign(width=99, height=99, class_id="1"), Scenes(), None).facts[
-        "looked_at"
-    ] == 0  # fmt: skip
+    single = find_scenes(table.assign(width=99, height=99, class_id="1"), Scenes(), None).facts
+    assert single["looked_at"] == 0 and "fewer than two classes have two images" in single["why"]
+    never = find_scenes(table, Scenes(mode="never"), None).facts
+    assert scenes_in_words(never) == "scenes: not looked for"
 
 
 def test_a_network_tells_scenes_and_without_weights_pixels_do(capsys):

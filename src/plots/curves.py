@@ -69,7 +69,8 @@ def _panel(ax: Axes, metrics: Metrics, lines: dict, title: str, limits) -> None:
     ax.set_title(title)
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.margins(x=0.02)
+    last = max(float(table["epoch"].max()) for table in metrics.values())
+    ax.set_xlim(1 - 0.02 * last, 1.02 * last)  # the same for all panels
     if limits:
         ax.set_ylim(*limits)
     elif all(line.get_ydata().min(initial=0) >= 0 for line in ax.get_lines()):

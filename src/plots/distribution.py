@@ -29,6 +29,6 @@ def distribution_panel(ax: Axes, classes: pd.DataFrame) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     ax.grid(False, axis="x")
     ax.margins(x=0.01)
-    ax.set_title("Images per class")
+    ax.set_title("Images per class, on a logarithmic scale")
     ax.set_xlabel("classes, most frequent first")
     legend_above(ax)

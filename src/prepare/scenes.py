@@ -79,9 +79,10 @@ def find_scenes(images: pd.DataFrame, keys: Scenes, features, workers: int = 0) 
     y = pd.factorize(images["class_id"])[0]
     big = big[np.bincount(y[big], minlength=y.max() + 1)[y[big]] > 1]
     if keys.mode == "never" or len(np.unique(y[big])) < 2:
-        why = (
-            "not looked for" if keys.mode == "never" else f"images are smaller than {SMALL} pixels"
-        )
+        why = "not looked for" + (
+            "" if keys.mode == "never"
+            else f": fewer than two classes have two images of {SMALL} pixels or more"
+        )  # fmt: skip
         return Found(none, {"mode": keys.mode, "looked_at": 0, "strong": False, "why": why})
     some = big if keys.mode == "always" else _sample(big, y)
     looked = _look(images, some, y, features, workers)

@@ -45,24 +45,27 @@ def leaderboard(report: Report) -> str:
     rows = sorted(rows, key=lambda row: -sign(metric) * row.score)
     if not rows:
         return ""
-    return section("leaderboard", "Leaderboard", note(_words(rows, metric)) + _table(rows, metric))
+    return section("leaderboard", "Leaderboard", note(_words(metric)) + _table(rows))
 
 
-def _words(rows: list[Row], metric: str) -> str:
+def _words(metric: str) -> str:
+    less = "" if sign(metric) > 0 else " (less is better)"
     return (
-        f"By {esc(short_name(metric).replace('_', ' '))}, out of fold, with the 95 % interval of "
-        "chance in the images (bootstrap). Expected is what 06 foresees on the test images, with "
-        "its 90 % interval. Cost is core minutes of everything the row rests on, as the manifests "
-        "have it (those of earlier versions: minutes on the clock)."
+        f"By {esc(short_name(metric).replace('_', ' '))}{less}, out of fold, with the 95 % "
+        "interval of chance in the images (bootstrap), drawn on the scale that the heading names. "
+        "Expected is what 06 foresees on the test images, with its 90 % interval. Cost is core "
+        "minutes of everything the row rests on, as the manifests have it (those of earlier "
+        "versions: minutes on the clock)."
     )
 
 
-def _table(rows: list[Row], metric: str) -> str:
+def _table(rows: list[Row]) -> str:
     ends = [x for row in rows for x in _ends(row) if x == x]
     span = (min(ends), max(ends))
     seen = [any(cells) for cells in zip(*((r.test == r.test, bool(r.expected)) for r in rows),
                                         strict=True)]  # fmt: skip
-    head = ["", "out of fold", "95 %", *(["test"] if seen[0] else []),
+    scale = f"95 %<small>{number(span[0])} … {number(span[1])}</small>"
+    head = ["", "out of fold", scale, *(["test"] if seen[0] else []),
             *(["expected, 90 %"] if seen[1] else []), "core minutes"]  # fmt: skip
     body = []
     for row in rows:

@@ -29,8 +29,9 @@ def stages_panel(ax: Axes, table: pd.DataFrame, noise: dict[str, dict[str, float
                     capsize=0, label=label)  # fmt: skip
     _stages_below(ax, table.index)
     low, high = ax.get_xlim()
-    ax.set_xlim(max(0, low), min(1.02, high))
+    ax.set_xlim(max(-0.02, low), min(1.02, high))
     ax.set_title("Recall by class frequency")
+    ax.set_xlabel("recall; balanced: the mean over classes")
     legend_above(ax)
 
 
@@ -72,7 +73,9 @@ def reliability_panel(ax: Axes, stages: dict[str, Scored]) -> None:
         low, high = wilson(accuracy[known] * size[known], size[known])
         ax.vlines(confidence[known], low, high, color=color, lw=0.9, alpha=0.7)
         ax.plot(confidence[known], accuracy[known], color=color, lw=1.1, alpha=0.8)
-        ax.scatter(confidence[known], accuracy[known], area, color=color, alpha=0.7, lw=0)
+        ax.scatter(
+            confidence[known], accuracy[known], area, color=color, alpha=0.7, lw=0, clip_on=False
+        )
         ax.plot([], [], "o-", color=color, ms=4.5, lw=1.1, label=f"{name} (ECE {ece:.3f})")
     ax.set_xlim(0, 1.03)
     ax.set_ylim(0, 1.03)

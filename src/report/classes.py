@@ -26,7 +26,7 @@ COLUMNS = (  # name, kind: how page.js shows and sorts it
     ("precision", "share"),
     ("confidence", "share"),
     ("most often taken for", "text wide"),
-    ("of them", "share"),
+    ("its share", "share"),
     ("suspects", "count"),
 )
 
@@ -41,11 +41,12 @@ def classes(report: Report) -> str:
     text = (
         f"{title(leader)}, {esc(stage)}, out of fold. Recall is the share of the class's images "
         "that are right, with its 95 % interval (Wilson); precision the share of right ones among "
-        "what is taken for the class; suspects are images that look wrongly labelled or unlike "
-        "their class. Click a column to sort by it; point at a row for its image."
+        "what is taken for the class; confidence the mean of the largest probability; suspects "
+        "are images that look wrongly labelled or unlike their class. Click a column to sort by "
+        "it; point at a row, or go through them with the arrow keys, for its image."
     )
     scored, known = leader.stages[stage], report.data.classes
-    rows = class_rows(scored, known, leader.suspects["class_id"])
+    rows = class_rows(scored, known, leader.suspects)
     table = page_table(rows, scored, known, report.data.images)
     return section("classes", "Classes", note(text) + table)
 
@@ -82,9 +83,9 @@ def inert(data) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def class_rows(scored: Scored, classes: pd.DataFrame, suspect_ids: pd.Series) -> list[list]:
+def class_rows(scored: Scored, classes: pd.DataFrame, suspects: pd.DataFrame) -> list[list]:
     """A row per class: COLUMNS, then recall's interval. None where there is nothing to divide by.
-    suspect_ids: class_id of each suspect."""
+    suspects: image_id, class_id; an image that is suspect twice counts once."""
     k = len(classes)
     label, guess = scored.label, scored.outcomes.predicted
     total, claimed = np.bincount(label, minlength=k), np.bincount(guess, minlength=k)
@@ -92,7 +93,7 @@ def class_rows(scored: Scored, classes: pd.DataFrame, suspect_ids: pd.Series) ->
     sure = np.bincount(label, scored.outcomes.confidence, k)
     low, high = wilson(right, total)
     other, times = _taken_for(label[label != guess], guess[label != guess], k)
-    doubts = suspect_ids.value_counts()
+    doubts = suspects.drop_duplicates("image_id")["class_id"].value_counts()
     names = [_called(row) for row in classes.itertuples()]
 
     def share(value, of):

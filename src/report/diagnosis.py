@@ -28,7 +28,8 @@ def reliability(report: Report) -> str:
     text = (
         "Above the diagonal the models are too modest, below it too sure. A dot's area is its "
         "share of the images, its line the 95 % interval; ECE is the mean distance from the "
-        "diagonal, weighted by that share."
+        "diagonal, weighted by that share. In the table images are parted by the bin of the class "
+        "that they are taken for, and ECE is over parts of equally many images."
     )
     parts = []
     for experiment in report.experiments:
@@ -126,5 +127,5 @@ def _strip(image_ids: tuple[str, ...], paths: pd.Series) -> str:
         else:
             name = esc(image_id)
             source = f"data:image/jpeg;base64,{data}"
-            cells.append(f'<img src="{source}" alt="{name}" title="{name}" loading="lazy">')
+            cells.append(f'<img src="{source}" alt="{name}" title="{name}">')
     return f'<div class="strip">{"".join(cells)}</div>'

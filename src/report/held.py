@@ -18,11 +18,14 @@ from src.artifacts.predictions import load_predictions
 from src.artifacts.work import MANIFEST, checked
 from src.errors import UserError
 from src.metrics import NORMAL, Gain, metric_of, outcomes_of, paired_gain, short_name
-from src.plots.style import MUTED, TERM_COLORS, legend_above, svg
+from src.plots.style import INK, MUTED, TERM_COLORS, svg
 from src.report.context import Experiment, Report
 from src.report.markup import details, esc, note, section, table
 from src.submission.solution import find_solution, true_classes
 from src.submission.write import COLUMNS
+
+NAMED = 12  # points that have their heads' names beside them
+FEWEST = 4  # points for a correlation: three are on a line too easily
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,53 @@ def transfer(report: Report) -> str:
         return ""
     metric = short_name(report.experiments[0].config.metric).replace("_", " ")
     figure = svg(lambda ax: _panel(ax, points, metric), "gain out of fold against gain on the test",
-                 5.2, 3.4)  # fmt: skip
+                 4.4, 3.4)  # fmt: skip
     text = (
         f"Gain over stage 1 by {esc(metric)}: out of fold (what 04 and 06 choose by) against the "
-        f"{len(truth)} test images of the solution, which chose nothing. {_correlation(points)}"
+        f"{len(truth)} test images of the solution, which chose nothing; on the dashed "
+        f"line both are the same. {_correlation(points)}"
     )
     rows = [
         [esc(p.experiment), esc(p.head), *(str(g).replace("-", "−") for g in (p.oof, p.test))]
         for p in points
     ]
-    body = f'<figure class="large">{figure}</figure>'
+    body = f'<figure class="large">{figure}{_key(points)}</figure>'
     every = table(["experiment", "head", "out of fold", "test"], rows, "text")
     body += details("Every point", every)
     return section("transfer", "Out of fold against test", note(text) + body)
 
 
+def _key(points: list[Point]) -> str:
+    """Which colour is which experiment, where there are several; names may be long."""
+    colors = _colors(points)
+    items = "".join(
+        f'<li><span class="dot" style="--c:{color}"></span>{esc(name)}</li>'
+        for name, color in colors.items()
+    )
+    return f'<ul class="key">{items}</ul>' if len(colors) > 1 else ""
+
+
+def _colors(points: list[Point]) -> dict[str, str]:
+    names = dict.fromkeys(p.experiment for p in points)
+    return {name: TERM_COLORS[i % len(TERM_COLORS)] for i, name in enumerate(names)}
+
+
+def _places(points: list[Point]) -> dict[tuple[float, float], list[str]]:
+    """The heads at each place of the scatter: what 04 took unchanged is where its head is."""
+    found: dict[tuple[float, float], list[str]] = {}
+    for p in points:
+        found.setdefault((round(p.oof.value, 6), round(p.test.value, 6)), []).append(p.head)
+    return found
+
+
 def _correlation(points: list[Point]) -> str:
-    x, y = (np.array([getattr(p, side).value for p in points]) for side in ("oof", "test"))
-    if len(points) < 3 or not (x.std() and y.std()):
-        return "Too few heads for a correlation."
+    """In words; the same place counts once."""
+    x, y = np.array(list(_places(points))).T
+    if len(x) < FEWEST or not (x.std() and y.std()):
+        return "Too few different heads for a correlation."
     agree = int((np.sign(x) == np.sign(y)).sum())
     r = np.corrcoef(x, y)[0, 1]
-    return f"Correlation {r:.2f}; {agree} of {len(points)} have the same sign."
+    return f"Of {len(x)} different ones {agree} have the same sign; correlation {r:.2f}."
 
 
 def test_labels(data: Dataset) -> pd.Series | None:
@@ -113,14 +141,17 @@ def _outcome(path: Path, data: Dataset, truth: pd.Series, metric: str) -> np.nda
 
 
 def _panel(ax: Axes, points: list[Point], metric: str) -> None:
-    names = list(dict.fromkeys(p.experiment for p in points))
-    for number, name in enumerate(names):
+    for name, color in _colors(points).items():
         own = [p for p in points if p.experiment == name]
-        color = TERM_COLORS[number % len(TERM_COLORS)]
         x, y = ([getattr(p, side).value for p in own] for side in ("oof", "test"))
         wide, tall = ([NORMAL * getattr(p, side).noise for p in own] for side in ("oof", "test"))
         ax.errorbar(x, y, tall, wide, fmt="o", ms=5, color=color, ecolor=color, elinewidth=0.8,
-                    alpha=0.85, label=name if len(names) > 1 else None)  # fmt: skip
+                    alpha=0.85)  # fmt: skip
+    places = _places(points)
+    for place, heads in places.items() if len(places) <= NAMED else ():
+        label = ", ".join(dict.fromkeys(heads))
+        ax.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=8, color=INK,
+                    parse_math=False)  # fmt: skip
     low = min(ax.get_xlim()[0], ax.get_ylim()[0])
     high = max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot([low, high], [low, high], color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
@@ -129,4 +160,3 @@ def _panel(ax: Axes, points: list[Point], metric: str) -> None:
     ax.set_title(f"Gain over stage 1, {metric}")
     ax.set_xlabel("out of fold")
     ax.set_ylabel("test")
-    legend_above(ax, 3)

@@ -57,7 +57,8 @@ def column_name(name: str) -> str:
 
 def swatch(bin_name: str) -> str:
     """A dot in the bin's colour and its name."""
-    return f'<span class="dot" style="--c:{bin_color(bin_name)}"></span>{esc(bin_name)}'
+    dot = f'<span class="dot" style="--c:{bin_color(bin_name)}"></span>'
+    return f'<span class="swatch">{dot}{esc(bin_name)}</span>'
 
 
 def table(
@@ -113,9 +114,9 @@ def note(text: str) -> str:
 
 
 def missing(what: str, script: str) -> str:
-    """What stands in place of a stage that has not run: which script makes it."""
+    """What stands in place of a stage that has not run: which script is next."""
     command = f"<code>python {esc(script)} --config …</code>"
-    return f'<p class="missing">{what} Run {command} to make it.</p>'
+    return f'<p class="missing">{what} Next: {command}.</p>'
 
 
 def details(summary: str, inside: str, opened: bool = False) -> str:

@@ -39,7 +39,7 @@ def header(report: Report) -> str:
         ("classes (K)", thousands(data.num_classes)),
         ("largest : smallest", ratio),
         ("folds", f"{len(data.folds)}"),
-        ("commit", f"<code>{esc(report.commit)}</code>"),
+        ("commit", f"<code>{esc(report.commit).replace('+', '<wbr>+')}</code>"),
     ]
     return (
         f'<header><p class="eyebrow">Long-tailed image classification · {names}</p>\n'
@@ -120,8 +120,9 @@ def distribution(report: Report) -> str:
         )
     head = ["bin", "images per class", "classes", "images", "from – to"]
     alt = f"Images per class: {classes['count'].max()} down to {classes['count'].min()}"
-    figure = svg(lambda ax: distribution_panel(ax, classes), alt, 5.2, 2.6)
-    body = f'<figure class="large">{figure}</figure>' + table(head, rows)
+    text = "How many training images each class has, and which frequency bin that puts it into."
+    figure = svg(lambda ax: distribution_panel(ax, classes), alt, 4.4, 2.6)
+    body = f'{note(text)}<figure class="large">{figure}</figure>' + table(head, rows)
     return section("distribution", "Distribution", body)
 
 

@@ -7,7 +7,7 @@ for (const part of document.querySelectorAll("[data-rows]")) {
   const told = part.querySelector(".told"), card = part.querySelector(".hover");
   const heads = [...part.querySelectorAll("thead button")];
   const STEP = 60;
-  let order = rows.map((_, i) => i), drawn = 0, by = 3, down = false;
+  let order = rows.map((_, i) => i), drawn = 0, by = 3, down = false, held = null;
 
   const make = (tag, text, kind) => {
     const node = document.createElement(tag);
@@ -35,7 +35,7 @@ for (const part of document.querySelectorAll("[data-rows]")) {
   };
   const line = (i) => {
     const row = make("tr"), values = rows[i];
-    row.tabIndex = 0;
+    row.tabIndex = -1;
     row.dataset.row = i;
     columns.forEach(([, kind], c) => {
       const cell = make(c ? "td" : "th", undefined, kind), value = values[c];
@@ -47,10 +47,25 @@ for (const part of document.querySelectorAll("[data-rows]")) {
       } else if (kind === "recall") {
         cell.append(value === null ? "–" : value.toFixed(3));
         if (value !== null) cell.append(bar(value, ...values[columns.length]));
-      } else cell.append(shown(value, kind));
+      } else if (kind === "text wide") cell.append(make("span", value, "name"));
+      else cell.append(shown(value, kind));
       row.append(cell);
     });
     return row;
+  };
+  // the table is one stop of the tab key; the arrows go from row to row
+  const hold = (row) => {
+    if (held) held.tabIndex = -1;
+    held = row;
+    row.tabIndex = 0;
+  };
+  const walk = (event) => {
+    const forward = event.key === "ArrowDown";
+    if (!forward && event.key !== "ArrowUp") return;
+    event.preventDefault();
+    if (forward && !held.nextSibling) more();
+    const next = forward ? held.nextSibling : held.previousSibling;
+    if (next) next.focus();
   };
   const more = () => {
     const next = order.slice(drawn, drawn + STEP);
@@ -77,6 +92,7 @@ for (const part of document.querySelectorAll("[data-rows]")) {
       head.parentElement.setAttribute("aria-sort", sorted);
     });
     more();
+    if (body.firstChild) hold(body.firstChild);
   };
   heads.forEach((head, c) => head.addEventListener("click", () => {
     down = c === by ? !down : columns[c][1] === "count";
@@ -105,7 +121,8 @@ for (const part of document.querySelectorAll("[data-rows]")) {
   };
   const close = () => { card.hidden = true; };
   body.addEventListener("mouseover", open);
-  body.addEventListener("focusin", open);
+  body.addEventListener("focusin", (event) => { hold(event.target.closest("tr")); open(event); });
+  body.addEventListener("keydown", walk);
   body.addEventListener("mouseleave", close);
   body.addEventListener("focusout", close);
   addEventListener("scroll", close, { passive: true });

@@ -18,7 +18,10 @@ def provenance(report: Report) -> str:
         rows.append([f"submissions/{esc(name)}", *_row(manifest)])
     seconds = sum(m.get("seconds", 0) for m in _manifests(report))
     head = ["directory", "commit", "device", "time"]
-    body = note(f"{len(rows)} finished steps, {duration(seconds)} of work in all.")
+    body = note(
+        f"What the numbers above rest on: {len(rows)} finished steps, {duration(seconds)} of work "
+        "in all (on the clock), with the code, the versions and the settings of each."
+    )
     body += details("Every step", table(head, rows, "text"))
     body += details("Versions", _versions(report))
     body += "".join(_config(experiment) for experiment in report.experiments)

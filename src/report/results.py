@@ -35,7 +35,10 @@ def curves(report: Report) -> str:
             else note("Nothing was trained (<code>train.epochs: 0</code>).")
         )
         parts.append(f"<h3>{title(experiment)}</h3>" + (panels(drawn) if drawn else nothing))
-    text = "Thin lines are single folds, thick ones their mean; dotted: the model on all images."
+    text = (
+        "How training went: thin lines are single folds, thick ones their mean, dotted ones the "
+        "model on all images. Scores are of the held-out fold, after the epochs that have any."
+    )
     return section("curves", "Learning curves", note(text) + "".join(parts))
 
 
@@ -65,7 +68,7 @@ def _stages_of(experiment: Experiment, report: Report) -> str:
         if len(scores) > 1:
             alt = f"{esc(experiment.name)}: recall of each bin, stage by stage"
             noise, height = experiment.noise, 1.2 + 0.42 * len(scores)
-            figure = svg(lambda ax: stages_panel(ax, scores, noise), alt, 5.2, height)
+            figure = svg(lambda ax: stages_panel(ax, scores, noise), alt, 4.4, height)
             parts.append(f'<figure class="large">{figure}</figure>')
         parts += _not_yet(experiment, report)
     parts += [note(esc(reason)) for reason in experiment.optimism]

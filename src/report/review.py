@@ -37,7 +37,8 @@ def _kind(leader: Experiment, kind: str, report: Report) -> str:
     if not len(found):
         return f"<h3>{WORDS[kind]}</h3>{note(_none(leader, kind))}"
     shown = found.head(SHOWN[kind])
-    told = f"{thousands(len(found))} images, the first {len(shown)} here"
+    told = f"{thousands(len(found))} images"
+    told += f", the first {len(shown)} here" if len(shown) < len(found) else ""
     if kind == "label":
         right = list(leader.stages.values())[-1].scores["accuracy"]
         told += f"; the model is right on {100 * right:.0f} % of all, by the labels as they are"
@@ -66,7 +67,7 @@ def _by_class(found: pd.DataFrame) -> str:
 def _card(row) -> str:
     data = thumbnail(row.path)
     name = esc(row.image_id)
-    image = f'<img src="data:image/jpeg;base64,{data}" alt="{name}" title="{name}" loading="lazy">'
+    image = f'<img src="data:image/jpeg;base64,{data}" alt="{name}" title="{name}">'
     shown = image if data else '<span class="gone">image not found</span>'
     given = _class(row.class_id, row.class_name, row.p_given)
     looks = ""

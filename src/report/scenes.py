@@ -19,7 +19,8 @@ def scenes(report: Report) -> str:
     path = report.data.directory / SCENES
     shown = _largest(report) if facts.get("scenes") and path.is_file() else ""
     told = note(esc(text[0].upper() + text[1:] + ".")) + note(esc(evidence_in_words(facts)))
-    return section("scenes", "Scenes", told + shown)
+    what = note("A scene is a burst of photographs of one thing, which folds must not tear apart.")
+    return section("scenes", "Scenes", what + told + shown)
 
 
 def _largest(report: Report) -> str:

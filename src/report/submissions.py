@@ -91,7 +91,11 @@ def ensemble(report: Report) -> str:
         for name, manifest in report.submissions.items()
     ]
     nothing = missing("No submission is made from these experiments.", "06_ensemble.py")
-    return section("ensemble", "Ensemble and submission", "".join(parts) or nothing)
+    text = (
+        "Each submission that is made of these experiments: its members out of fold, what they are "
+        "together, and what the leaderboard may say."
+    )
+    return section("ensemble", "Ensemble and submission", note(text) + ("".join(parts) or nothing))
 
 
 def _submission(manifest: dict) -> str:
@@ -130,7 +134,7 @@ def _expected(manifest: dict) -> str:
     if (got := solution.get(told.metric)) is not None:
         inside = "inside" if told.low <= got <= told.high else "outside"
         images = thousands(solution["images"])
-        lines.append(f"on the {images} images of the solution it is {got:.3f}, {inside} of it")
+        lines.append(f"on the {images} images of the solution: {got:.3f}, {inside} that interval")
     return "".join(note(esc(line[0].upper() + line[1:] + ".")) for line in lines)
 
 
