@@ -84,8 +84,7 @@ class Work:
         needs = dict.fromkeys(("settings", "inputs", "outputs", "metrics"), dict)
         path = self.directory / MANIFEST
         manifest = read_json(path, needs)
-        names = [PurePosixPath(name) for name in manifest["outputs"]]
-        if outside := [str(n) for n in names if n.is_absolute() or ".." in n.parts or not n.parts]:
+        if outside := [name for name in manifest["outputs"] if not _is_inside(name)]:
             raise UserError(
                 f"{path}: its outputs {some(outside)} are no files in {self.directory}; it was "
                 "damaged or edited. Delete it and run the script that writes it again."
@@ -266,6 +265,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             pass
     return found
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name can be that of a file in the directory it is looked for in."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    )
 
 
 def git_state() -> str:
