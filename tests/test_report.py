@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from src.report.held import _correlation as correlation
 from src.report.held import test_labels as labels_of_the_test
 from src.report.overview import header
 from src.report.page import SECTIONS, write_report
+from src.report.results import _scores
 from src.report.stages import format_table, gains, score_rows, score_stages, table_of
 from tests.fabricate import count, seal
 from tests.report_kit import (
@@ -175,6 +177,13 @@ def test_stage_table_is_what_hand_computation_gives(page):
     assert row["few"] == pytest.approx(np.mean([right[label == c].mean() for c in (7, 8, 9)]))
     assert row["nll"] == pytest.approx(-np.log(p[np.arange(len(label)), label]).mean())
     assert f"{row['few']:.3f}" in page
+
+
+def test_what_reads_as_the_best_is_bold():
+    """Scores of one head, once as it is and once through 06, differ in their last bits."""
+    scores = pd.DataFrame({"images": 9, "ece": [0.0401, 0.02004, 0.01996]}, index=["a", "b", "c"])
+    own = SimpleNamespace(stages={"a": None}, gains={}, config=parse_config({}))
+    assert re.findall(r"<b>([0-9.]+)</b>", _scores(scores, own)) == ["0.020", "0.020"]
 
 
 def test_format_table_aligns_and_rounds():

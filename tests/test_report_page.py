@@ -94,6 +94,8 @@ def test_long_names_stay_in_their_places(browser, tmp_path, monkeypatch):
         browser.look(width)
         assert browser.run("document.documentElement.scrollWidth") <= width
         assert browser.run(f"{beyond}.map(e => e.textContent)") == []
+    table = "document.querySelector('#classes .scroll')"
+    assert browser.run(f"{table}.scrollWidth <= {table}.clientWidth")
     inside = "document.querySelector('#transfer figure').getBoundingClientRect().width"
     plot = "document.querySelectorAll('#transfer svg path')[1].getBoundingClientRect().width"
     assert browser.run(f"{plot} > 0.5 * Math.min({inside}, 496)")

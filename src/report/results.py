@@ -101,7 +101,8 @@ def _scores(scores: pd.DataFrame, experiment: Experiment) -> str:
         for c in judged:
             best = scores[c].max() if sign(c) > 0 else scores[c].min()
             base = None if stage == first else scores[c][first]
-            cells.append(_cell(row[c], base, c, len(scores) > 1 and row[c] == best))
+            same = row[c] == row[c] and number(row[c]) == number(best)  # as they are shown
+            cells.append(_cell(row[c], base, c, len(scores) > 1 and same))
             if c == experiment.config.metric and stage in experiment.gains:
                 interval = str(experiment.gains[stage]).partition(" ")[2].replace("-", "−")
                 cells[-1] += f"<small>{interval}</small>"
