@@ -143,7 +143,7 @@ def time_of(
     if reached is None:
         return "none, all is there" if not left and stage != "06" else "seconds; it ran as it would"
     unit = UNITS.get(reached.unit, reached.unit).removesuffix("s")
-    pace = f"{duration(reached.each)} a {unit} (measured: {reached.label})"
+    pace = f"{duration(reached.each)} per {unit} (measured: {reached.label})"
     if reached.unit not in MAIN[stage]:
         whole = duration(reached.each * reached.total)
         return (

@@ -104,7 +104,9 @@ def test_02_and_03_tell_what_is_left(digits, untouched, capsys):
     untouched("02", settings, args(), partial(stage1, settings, "exp", [], False))
     said = capsys.readouterr().out
     assert "stage1/fold2: is made" in said and "nothing was written" in said
-    assert "6 epochs in all of 14 steps" in said and "s a step (measured: fold0 epoch 1/2)" in said
+    assert (
+        "6 epochs in all of 14 steps" in said and "s per step (measured: fold0 epoch 1/2)" in said
+    )
     assert "iB each" in said and "memory:" in said
     with pytest.raises(UserError, match="expected numbers of"):
         untouched("02", settings, args(folds=["9"]), partial(stage1, settings, "exp", ["9"], False))
@@ -131,7 +133,7 @@ def test_04_and_06_too(tmp_path, monkeypatch, untouched, capsys):
     settings = config(ensemble={"members": ["stage1"]})
     untouched("04", settings, args(), partial(posthoc, settings, "exp"))
     said = capsys.readouterr().out
-    assert "posthoc: is made" in said and "a head (measured: calibration)" in said
+    assert "posthoc: is made" in said and "per head (measured: calibration)" in said
     untouched("06", settings, args(), partial(ensemble, [settings], ["exp"]))
     assert "KiB in runs/" in capsys.readouterr().out
     assert not (RUNS / "digits/submissions").exists()

@@ -123,7 +123,10 @@ def test_page_has_every_section_and_is_one_file(page):
         "b = array [10]",
         "more than 2.5 standard errors of the gain",
         "12\u202f345",
-        "2 images show 1 scenes",
+        "2 images show 1 scene,",
+        "1 pair of files shows one photo",
+        "The first 1 of 1 pair<",
+        "The largest 1 scene<",
     ):
         assert fact in page, fact
     assert page.count("data:image/jpeg;base64,") > 8 and "loading=" not in page  # also in print

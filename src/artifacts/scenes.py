@@ -15,8 +15,9 @@ def scenes_in_words(facts: dict) -> str:
             f"scenes: no strong evidence of bursts in {facts['looked_at']} images, nothing to do. "
             "If yours are frames of few scenes all the same, set data.scenes.mode=always"
         )
+    scenes = "1 scene" if facts["scenes"] == 1 else f"{facts['scenes']} scenes"
     return (
-        f"scenes: {facts['images']} images show {facts['scenes']} scenes, at most "
+        f"scenes: {facts['images']} images show {scenes}, at most "
         f"{facts['largest']} images each, and each is in one fold. Otherwise "
         f"{100 * facts['split_without']:.0f} % of the held-out images would have a frame of their "
         "own scene among those that the network learned from, and out-of-fold scores would "

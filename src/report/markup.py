@@ -37,6 +37,11 @@ def thousands(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 pair`, `12 345 pairs`."""
+    return f"{thousands(number)} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
@@ -116,7 +121,7 @@ def note(text: str) -> str:
 def missing(what: str, script: str) -> str:
     """What stands in place of a stage that has not run: which script is next."""
     command = f"<code>python {esc(script)} --config …</code>"
-    return f'<p class="missing">{what} Next: {command}.</p>'
+    return f'<p class="missing">{what} Next: {command}</p>'
 
 
 def details(summary: str, inside: str, opened: bool = False) -> str:

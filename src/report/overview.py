@@ -10,6 +10,7 @@ from src.plots.distribution import distribution_panel
 from src.plots.style import bin_color, svg
 from src.report.context import Experiment, Report
 from src.report.markup import (
+    counted,
     details,
     esc,
     facts,
@@ -153,8 +154,9 @@ def duplicates(report: Report) -> str:
         [esc(kind), esc(f"{a} – {b}"), esc(conflict), thousands(pairs)]
         for (kind, a, b, conflict), pairs in found.groupby(keys).size().items()
     ]
+    shows = "shows" if len(found) == 1 else "show"
     text = (
-        f"{thousands(len(found))} pairs of files show one photo, or nearly. All images of one "
+        f"{counted(len(found), 'pair')} of files {shows} one photo, or nearly. All images of one "
         "photo are in one fold, so none is scored by a model that saw its twin."
     )
     summary = table(["kind", "between", "classes differ", "pairs"], rows)
@@ -168,5 +170,5 @@ def duplicates(report: Report) -> str:
         [[esc(value or "–") for value in row] for row in head.itertuples(index=False)],
         "text",
     )
-    many = f"The first {len(head)} of {len(found)} pairs"
+    many = f"The first {len(head)} of {counted(len(found), 'pair')}"
     return section("duplicates", "Duplicates", note(text) + summary + details(many, shown))

@@ -5,7 +5,7 @@ from src.artifacts.scenes import SCENES, evidence_in_words, scenes_in_words
 from src.artifacts.work import checked
 from src.report.confusions import thumbnail
 from src.report.context import Report
-from src.report.markup import details, esc, note, section, thousands
+from src.report.markup import counted, details, esc, note, section
 
 SHOWN, FRAMES = 6, 4
 
@@ -35,7 +35,7 @@ def _largest(report: Report) -> str:
         class_id = rows["class_id"].iloc[0]
         frames = filter(None, (thumbnail(paths[i]) for i in rows["image_id"].head(FRAMES)))
         images = "".join(f'<img src="data:image/jpeg;base64,{f}" alt="">' for f in frames)
-        name = f"{esc(names.get(class_id) or class_id)} <small>{thousands(count)} images</small>"
+        name = f"{esc(names.get(class_id) or class_id)} <small>{counted(count, 'image')}</small>"
         parts.append(f'<div><p>{name}</p><div class="strip">{images}</div></div>')
     inside = f'<div class="sides">{"".join(parts)}</div>'
-    return details(f"The largest {len(parts)} scenes", inside, opened=True)
+    return details(f"The largest {counted(len(parts), 'scene')}", inside, opened=True)
