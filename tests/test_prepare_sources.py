@@ -400,3 +400,54 @@ def test_a_table_with_tabs_keeps_its_ids_and_commas(tmp_path):
     path.write_text("id\tname\n1\t2\t3\t4\n")
     with pytest.raises(UserError, match="more cells than the header.*tabs at the ends"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["owl/1", "kite/1"], None),
+        (["birds/owl/1.png", "birds/kite/1.png"], None),
+        (["x/owl/1.jpg", "x/gull/1.jpg"], "1 of 2 ids have no image below .*x/gull/1.jpg"),
+        (["x/1.jpg", "y/1.jpg"], "2 of 2 ids have several images"),
+        (["owl/1", "owl/1.jpg"], "1 images below .* have several ids, such as 'owl/1'"),
+    ],
+)
+def test_ids_are_found_all_in_one_way_or_not_at_all(tmp_path, ids, message):
+    """No image of another directory in place of one that is missing among others."""
+    for name in ("owl", "kite"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        photo(1).save(tmp_path / "photos" / name / "1.jpg")
+    write_csv(tmp_path / "train.csv", image_id=ids, class_id=["a", "b"])
+    keys = {"train": "train.csv", "source": "csv", "suffix": "*", "test": None}
+    keys["train_images"] = "photos"
+    if message is None:
+        found = read(tmp_path, **keys).train
+        assert found["path"].str[-9:].tolist() == ["ite/1.jpg", "owl/1.jpg"]
+        assert found["class_id"].tolist() == ["b", "a"]
+        return
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, **keys)
+
+
+def test_a_csv_source_may_have_its_test_images_in_a_directory(tmp_path):
+    keys = csv_source(tmp_path / "c") | {"label_column": "species", "test": "photos"}
+    assert read(tmp_path / "c", **keys).test["image_id"].tolist() == [
+        "00123",
+        "1e5",
+        "NA",
+        "x",
+        "y",
+    ]
+    (tmp_path / "c" / "sample_submission.csv").write_text("id,label\ny.jpg,NA\nx.jpg,NA\n")
+    assert read(tmp_path / "c", **keys).test["image_id"].tolist() == ["y.jpg", "x.jpg"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_with_other_marks_between_its_cells(tmp_path, mark):
+    path = tmp_path / "train.csv"
+    path.write_text(f"id{mark}name\n00123{mark}gull, common\n1e5{mark}NA\n")
+    assert read_table(path).to_numpy().tolist() == [["00123", "gull, common"], ["1e5", "NA"]]
+    assert read_table(path, only=["id"]).to_numpy().tolist() == [["00123"], ["1e5"]]
+    path.write_bytes("id,name\n1,M\xfcll\n".encode("latin1"))
+    with pytest.raises(UserError, match="in UTF-8: .*Save it as UTF-8"):
+        read_table(path)

@@ -119,9 +119,17 @@ def write_table(path: str | Path, table: pd.DataFrame, *, among_many: bool = Fal
     return write_atomic(path, lambda file: file.write(text), among_many=among_many)
 
 
-def is_tsv(path: str | Path) -> bool:
-    """Whether a table's cells are separated by tabs, by its name."""
-    return ".tsv" in Path(str(path).lower()).suffixes[-2:]  # .tsv.gz, too
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
+
+
+def separator(path: str | Path) -> str:
+    """What is between the cells of a table: by its name, or by a first line without commas, a tab
+    or a semicolon; else a comma. Errors: ValueError and OSError, as `pandas.read_csv`."""
+    if ".tsv" in Path(str(path).lower()).suffixes[-2:]:  # .tsv.gz, too
+        return "\t"
+    names = list(pd.read_csv(path, nrows=0, dtype=str, encoding="utf-8-sig"))
+    alone = names[0] if len(names) == 1 else ""
+    return next((mark for mark in SEPARATORS if mark in alone), ",")
 
 
 def read_table(
@@ -131,8 +139,8 @@ def read_table(
     only: list[str] | None = None,
     rows: int | None = None,
 ) -> pd.DataFrame:
-    """Read a CSV, or by its name a TSV, every column as text (`00123`, `1e5` and `NA` survive) but
-    `numbers`.
+    """Read a table, its cells separated as `separator` tells, every column as text (`00123`, `1e5`
+    and `NA` survive) but `numbers`.
 
     only: these columns · rows: so many from the top
     Errors: UserError for a missing or malformed file, a missing column, or a cell of a number
@@ -150,16 +158,17 @@ def read_table(
         )
     try:
         how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        how["sep"] = "\t" if is_tsv(path) else ","
+        how["sep"] = separator(path)
         table = pd.read_csv(path, usecols=only, nrows=rows, **how)
     except (ValueError, OSError, OverflowError) as error:  # parser, encoding, permission
-        kind = "TSV" if is_tsv(path) else "CSV"
-        raise UserError(f"{path}: not a readable {kind} table in UTF-8: {error}") from error
+        kind = "TSV" if ".tsv" in path.name.lower() else "CSV"
+        todo = ". Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"{path}: not a readable {kind} table in UTF-8: {error}{todo}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too many for row names
         raise UserError(
             f"{path}: the lines have more cells than the header, which names "
-            f"{list(table.columns)}. Correct the header, or the "
-            f"{'tabs' if is_tsv(path) else 'commas'} at the ends of the lines."
+            f"{list(table.columns)}. Correct the header, or the {SEPARATORS[how['sep']]} at the "
+            "ends of the lines."
         )
     for column in numbers:
         if column not in table:

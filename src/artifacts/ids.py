@@ -5,12 +5,15 @@ import numpy as np
 from src.errors import UserError, some
 
 
-def check_unique(ids, origin) -> None:
-    """Errors: UserError that names ids that occur twice."""
+def check_unique(ids, origin, todo: str = "") -> None:
+    """todo: what to do about it. Errors: UserError that names ids that occur twice."""
     values, counts = np.unique(np.asarray(ids, dtype=str), return_counts=True)
     twice = values[counts > 1]
     if len(twice):
-        raise UserError(f"{origin}: {len(twice)} image ids occur more than once: {some(twice)}")
+        more = f". {todo}." if todo else ""
+        raise UserError(
+            f"{origin}: {len(twice)} image ids occur more than once: {some(twice)}{more}"
+        )
 
 
 def check_same_ids(found, expected, found_name: str, expected_name: str) -> None:

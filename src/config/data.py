@@ -37,7 +37,9 @@ class Data(Section):
         "names; leaf: the whole name of the folder that an image lies in, however deep",
     )
     test: str | None = Field(
-        "test", description="like train, for the test images; null: there are none"
+        "test",
+        description="like train, for the test images; csv source: a directory of images will do, "
+        "too, whose names are their ids; null: there are none",
     )
     sample_submission: str | None = Field(
         "sample_submission.csv",
@@ -92,7 +94,8 @@ class Data(Section):
         "",
         description="csv source: what to add to an id to get the file's name; *: nothing is known "
         "of it but that it is the one image of that name, with whatever ending or none, anywhere "
-        "below train_images or test_images",
+        "below train_images or test_images; directories and endings in ids that no image has are "
+        "passed over",
     )
     torchvision: Literal[
         "CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "SVHN", "STL10", "GTSRB", "DTD",

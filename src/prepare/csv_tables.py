@@ -2,9 +2,11 @@
 class, and image directories.
 
 The file of an image is <root>/<train_images>/<id><suffix>; an id may hold directories itself. With
-the suffix `*` it is the one image of that name anywhere below <train_images>.
+the suffix `*` it is the one image of that name anywhere below <train_images>. In place of a table
+of test images a directory of them will do.
 """
 
+import itertools
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -13,9 +15,10 @@ from src.artifacts.files import read_table
 from src.artifacts.ids import check_unique
 from src.config.data import Data
 from src.errors import UserError, some
-from src.prepare.folder import image_files
+from src.prepare.folder import image_files, read_test, without_ending
 from src.prepare.one_hot import classes_of
 from src.prepare.sources import (
+    LOST,
     Asked,
     Source,
     check_filled,
@@ -29,6 +32,7 @@ from src.prepare.sources import (
 )
 
 ANY = "*"  # data.suffix
+ONE = "Expected one row per image, which has one class: remove the others"
 
 
 def read_csv_tables(data: Data, submission: Asked) -> Source:
@@ -58,7 +62,8 @@ def read_csv_tables(data: Data, submission: Asked) -> Source:
     ).sort_values("image_id", kind="stable", ignore_index=True)
     train["class_name"] = train.groupby("class_id")["class_name"].transform("first")
     test, test_path, said = _read_test(data, submission)
-    fields = {"train": table.set_index(data.image_column, drop=False), "test": said}
+    fields = {"train": table.set_index(data.image_column, drop=False)}
+    fields |= {"test": said} if test_path else {}
     tables = (train, train_path), (test, test_path)
     return source_of_tables(data, *tables, submission, fields=fields)
 
@@ -67,6 +72,8 @@ def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None
     """image_id and path of the test images; the table's file; and all it says, by image id."""
     if data.test is None:
         return pd.DataFrame({"image_id": [], "path": []}, dtype=str), None, pd.DataFrame()
+    if (Path(data.root) / data.test).is_dir():
+        return read_test(Path(data.root) / data.test, submission)[0], None, pd.DataFrame()
     path = source_file(data, "test", "table")
     if submission.ids is not None and path.samefile(submission.path):
         ids = pd.Series(submission.ids, dtype=str)
@@ -86,11 +93,12 @@ def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     require_columns(table, columns, path)
     check_rows(table, path, "one row per image")
     check_filled(table, columns["image_column"], path)
-    check_unique(table[columns["image_column"]], path)
+    check_unique(table[columns["image_column"]], path, ONE)
     return table
 
 
 def _paths(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
+    ids = ids.str.replace("\\", "/", regex=False)  # as Windows writes paths
     if data.suffix == ANY:
         return _found(data, key, ids, table)
     named = "<id><suffix>, with data.suffix (for example .jpg),"
@@ -98,8 +106,10 @@ def _paths(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
 
 
 def _found(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
-    """Of each id the one image of that name, with or without ending. Errors: UserError for ids with
-    none or several."""
+    """Of each id the one image of that name, with or without ending. Where no id is found so,
+    all ids are looked up without their first directory, then without the second …, and then the
+    same without their endings. Errors: UserError for ids with none or several, and for images with
+    several ids."""
     directory = Path(data.root) / getattr(data, key)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; data.{key} names it")
@@ -109,13 +119,27 @@ def _found(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
         path = PurePosixPath(file)
         for name in {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}:
             of_id.setdefault(name, []).append(file)
-    found = {image_id: of_id.get(image_id, []) for image_id in ids}
+    depth = max((image_id.count("/") for image_id in ids), default=0)
+    for ending, parts in itertools.product((str, without_ending), range(depth + 1, 0, -1)):
+        short = {image_id: ending("/".join(image_id.split("/")[-parts:])) for image_id in ids}
+        found = {image_id: of_id.get(short[image_id], []) for image_id in ids}
+        if any(found.values()):
+            break
+    owner: dict[str, list[str]] = {}
+    for image_id, there in found.items():
+        owner.setdefault(there[0] if there else "", []).append(image_id)
+    shared = [file for file, several in owner.items() if file and len(several) > 1]
     for count, what in ((0, "no image"), (2, "several images")):
         odd = [i for i, there in found.items() if (len(there) > 1 if count else not there)]
         if odd:
             one = f": {some(found[odd[0]])}" if count else ""
             raise UserError(
                 f"{table}: {len(odd)} of {len(found)} ids have {what} below {directory}: "
-                f"{some(odd)}{one}. Correct data.{key}, or complete the download."
+                f"{some(odd)}{one}. Correct data.{key}, or complete the download{LOST}."
             )
+    if shared:
+        raise UserError(
+            f"{table}: {len(shared)} images below {directory} have several ids, such as "
+            f"{some(owner[shared[0]])} for {shared[0]}. Correct the ids, or data.{key}."
+        )
     return [f"{portable(directory)}/{found[image_id][0]}" for image_id in ids]

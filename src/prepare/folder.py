@@ -250,6 +250,12 @@ def _stop(error: OSError) -> None:
     raise error
 
 
+def without_ending(name: str) -> str:
+    """The name, or path, of a file without its ending where that is one of images."""
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in ENDINGS else name
+
+
 def visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 

@@ -20,6 +20,8 @@ from src.config.submission import Submission
 from src.errors import UserError, some
 from src.submission.format import Sheet
 
+LOST = ", or, where the images are lost, remove their rows"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -241,7 +243,8 @@ def image_paths(data: Data, key: str, names: pd.Series, table: Path, named: str)
         near = nearest_file(Path(missing[0]))
         raise UserError(
             f"{table}: {len(missing)} of {len(paths)} rows have no file: {some(missing)}{near}. "
-            f"Expected {named} under {directory}; correct data.{key}, or complete the download."
+            f"Expected {named} under {directory}; correct data.{key}, or complete the download"
+            f"{LOST}."
         )
     return paths
 

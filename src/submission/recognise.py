@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from src.artifacts.files import is_tsv, read_table
+from src.artifacts.files import SEPARATORS, read_table, separator
 from src.config.submission import Submission
 from src.errors import UserError, some
 from src.submission import FORMATS
@@ -19,12 +19,13 @@ def read_sample(path: Path, classes: list[str], keys: Submission) -> Sample:
 
     Errors: UserError for a column that `keys` names and that is not there, and no rows.
     """
-    if is_tsv(path):
-        raise UserError(
-            f"{path}: a sample submission in TSV, and submissions are written as CSV. Save it as "
-            "CSV, name that in data.sample_submission, and turn what 06 writes into TSV."
-        )
     first = read_table(path, rows=3)
+    if (mark := separator(path)) != ",":
+        kind = "in TSV" if mark == "\t" else f"with {SEPARATORS[mark]}"
+        raise UserError(
+            f"{path}: a sample submission {kind}, and submissions are written as CSV. Save it with "
+            "commas, name that in data.sample_submission, and turn what 06 writes back."
+        )
     columns, known = list(first), known_ids(classes, keys)
     for key in ("id_column", "label_column", "value_column"):
         name = getattr(keys, key)
