@@ -24,10 +24,10 @@ from src.networks.on_disk import OnDisk
 from src.prepare import prepare as stage
 from src.prepare.doctor import counts, machine, unpack
 from src.prepare.doctor.inspect import inspect
-from tests.prepare_kit import photo, write_csv
+from tests.doctor_kit import RAW, images, names, prepared
+from tests.prepare_kit import write_csv
 
 ROOT = Path(__file__).parents[1]
-RAW = Path("data/raw")
 SPECIES = ["00012", "1e5", "NA"]  # ids that a careless reader loses
 OF = [SPECIES[min(2, i // 8)] for i in range(20)]  # 8, 8 and 4 images
 
@@ -40,17 +40,6 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "weights_on_disk", list)
     monkeypatch.setattr(machine, "hub_or_cache", lambda: False)
     monkeypatch.setattr(stage, "draw_figures", lambda *_: [])
-
-
-def images(directory: Path, names: list[str], first: int = 0) -> None:
-    for i, name in enumerate(names):
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photo(first + i, (50, 60)).save(path)
-
-
-def names(count: int, ending: str = ".jpg", start: int = 0) -> list[str]:
-    return [f"{i:05d}{ending}" for i in range(start, start + count)]
 
 
 def kaggle(root: Path, ending: str = "") -> Path:
@@ -79,14 +68,6 @@ def test_train_csv_with_odd_ids_and_many_columns(capsys):
     for said in ("family: coarser, 2 values", "country: test images have it", "serial: another"):
         assert said in " ".join(text.replace("#", "").split())
     assert read_json(folder / "manifest.json")["submission"]["format"] == "label"
-
-
-def prepared(root: Path, **more):
-    """The config that is written, after 01 took it as it is; and the folds' directory."""
-    found = inspect(root, **more)
-    path = next(line for line in found.splitlines() if line.startswith("wrote"))
-    config = load_config(path.split()[1].rstrip(":"))
-    return config, stage.prepare(config)
 
 
 def test_ids_with_extension_and_sample_submission_alone():
@@ -149,6 +130,8 @@ def test_a_solution_is_used_where_there_is_one():
     [
         (["red_fox", "red_kite", "owl"], "whole", ["owl", "red_fox", "red_kite"]),
         (["01_fox", "02_owl", "10_red_kite"], "id_name", ["01", "02", "10"]),
+        (["001.Laysan_Albatross", "002.Crow"], "whole", ["001.Laysan_Albatross", "002.Crow"]),
+        (["n02-Toy_terrier", "n03-Pug"], "whole", ["n02-Toy_terrier", "n03-Pug"]),
         (["n1/images", "n2/images"], "whole", ["n1", "n2"]),
         (["birds/owl", "birds/kite", "cats/lynx"], "leaf", ["kite", "lynx", "owl"]),
     ],

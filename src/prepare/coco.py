@@ -31,7 +31,7 @@ def read_coco(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing or malformed JSON, train images without a category or with
     several, categories that are not listed, and images that are not there."""
     path = source_file(data, "train", "JSON")
-    tree = _read(path, ("images", "annotations", "categories"))
+    tree = read_tree(path, ("images", "annotations", "categories"))
     train = _images(tree, path)
     without = train.loc[train["class_id"].isna(), "image_id"]
     if len(without):
@@ -58,7 +58,7 @@ def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None
         empty = pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str)
         return empty, None, pd.DataFrame()
     path = source_file(data, "test", "JSON")
-    tree = _read(path, ("images",))
+    tree = read_tree(path, ("images",))
     test = in_submission_order(_images(tree, path), submission, path)
     test["path"] = image_paths(data, "test_images", test["file"], path, "file_name")
     return test, path, _fields(tree) if data.columns else pd.DataFrame()
@@ -78,7 +78,8 @@ def _text(value) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _read(path: Path, keys: tuple[str, ...]) -> dict:
+def read_tree(path: Path, keys: tuple[str, ...]) -> dict:
+    """The tree of a JSON file. Errors: UserError for one without these lists."""
     text = read_text(path, "COCO-style JSON")
     try:
         tree = json.loads(text)

@@ -32,7 +32,7 @@ def read_lists(data: Data, submission: Asked) -> Source:
     """Errors: UserError for a missing list, lines that are none, train images without a label or
     listed twice, and images that are not there."""
     path = source_file(data, "train", "list")
-    train = _read(path)
+    train = read_list(path)
     without = train.index[train["class_id"] == ""] + 1
     if len(without):
         raise UserError(
@@ -53,13 +53,14 @@ def _read_test(data: Data, submission: Asked) -> tuple[pd.DataFrame, Path | None
     if data.test is None:
         return pd.DataFrame(columns=["image_id", "path", "class_id"], dtype=str), None
     path = source_file(data, "test", "list")
-    test = in_submission_order(_read(path), submission, path)
+    test = in_submission_order(read_list(path), submission, path)
     test["path"] = image_paths(data, "test_images", test["image_id"], path, "the paths")
     return test, path
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """image_id and class_id ("" where a line has none) of every line that is not empty."""
+def read_list(path: Path) -> pd.DataFrame:
+    """image_id and class_id ("" where a line has none) of every line that is not empty. Errors:
+    UserError for an empty list and for lines that name no image."""
     lines = read_text(path, EXPECTED).splitlines()
     rows, wrong = {}, []
     for number, line in enumerate(map(str.strip, lines)):
@@ -77,6 +78,14 @@ def _read(path: Path) -> pd.DataFrame:
             f"{' '.join(sorted(ENDINGS))}."
         )
     return pd.DataFrame.from_dict(rows, "index", dtype=str, columns=["image_id", "class_id"])
+
+
+def begins_as_list(path: Path) -> bool:
+    """Whether the first line names an image: what does not is left unread, however long."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline(10**4).strip()
+    found = LABELLED.fullmatch(line)
+    return _is_image(line) or (found is not None and _is_image(found["path"]))
 
 
 def _is_image(path: str) -> bool:

@@ -4,15 +4,20 @@ What 01 does first is done here with the choices at hand, so that the config tha
 that 01 takes.
 """
 
+from pathlib import Path
+
+from src.artifacts.files import read_table
 from src.config.data import Data
 from src.config.submission import Submission
-from src.errors import UserError
+from src.errors import UserError, some
 from src.prepare.doctor.choice import Choice, tree_of
 from src.prepare.doctor.ids import ids_of
 from src.prepare.doctor.survey import Survey, Table
 from src.prepare.doctor.tables import sample_of, solution_of
 from src.prepare.read import read_source
 from src.prepare.sources import Source
+from src.submission.format import Sheet
+from src.submission.probabilities import fractions
 
 LOSS = ("log_loss", "Probabilities are mostly scored by log-loss; if it is AUC, say so.")
 METRICS = {
@@ -31,14 +36,16 @@ OPTIONS = {
     "probabilities": ("metric: macro_auc",),
     "long": ("metric: macro_auc",),
 }
-SHORT = 300  # characters of an error in a comment
+NO_SAMPLE = "there is no sample submission"
+SHORT = 1200  # characters of an error in a comment
 
 
 def answered(survey: Survey, choices: list[Choice]) -> tuple[list[Choice], Source]:
     """All choices about the data, those of the submission and the metric, and the source as 01 will
     read it. Errors: UserError of 01 that no choice here can mend."""
     sample = sample_of(survey)
-    files, asked = _files(survey, sample), []
+    csv = tree_of(choices)["data"]["source"] == "csv"
+    files, asked = _files(survey, sample, csv), []
     ids = None if sample is None else ids_of(sample, survey, train=False)
     if ids is not None and ids.column != list(sample.first)[0]:
         asked = [Choice("submission.id_column", ids.column, "the column that names images")]
@@ -53,20 +60,53 @@ def answered(survey: Survey, choices: list[Choice]) -> tuple[list[Choice], Sourc
         files = [f for f in files if f.key != "data.solution"]
         tried = [*choices, *files, *asked, _no_solution(str(first))]
         return _with_metric(tried, _read_or(tried, first))
-    why = (
-        f"NOT SURE. {sample.path} is not understood:\n{str(first)[:SHORT]}\n"
-        "Without it 06 writes one class id per image. To have it read, say what it is:"
-    )
-    options = (
-        f"sample_submission: {sample.path}",
-        "and, below submission: format: label | topk | probabilities | long, id_column, …",
-    )
-    none = Choice("data.sample_submission", None, why, options)
-    files = [none if f.key == "data.sample_submission" else f for f in files]
-    return _with_metric([*choices, *files], _read_or([*choices, *files], first))
+    none = Choice("data.sample_submission", None, *_not_understood(sample, first))
+    tried = [none if c.key == "data.sample_submission" else c for c in [*choices, *files]]
+    if ids is not None:
+        tried.append(Choice("submission.id_column", ids.column, "as the sample has it"))
+    try:
+        source = _read(tried)
+    except UserError:  # the sample was to list the test images, with a column of its own
+        tried = [_of_directory(choices) if c.key == "data.test" else c for c in tried]
+        source = _read_or(tried, first)
+    if source.train["class_id"].nunique() == 2 and _one_number(sample):
+        name = list(sample.first)[-1]
+        why = f"{sample.path} has one number for two classes in {name!r}, which is a probability. "
+        why += "06 writes those of both: of its two columns, keep the one that is asked for, under "
+        why += "that name"
+        tried.append(Choice("submission.format", "probabilities", why))
+        source = _read(tried)
+    return _with_metric(tried, source)
 
 
-def _files(survey: Survey, sample: Table | None) -> list[Choice]:
+def _not_understood(sample: Table, error: UserError) -> tuple[str, tuple[str, ...]]:
+    """Why it is left out, and what to put there instead."""
+    text = str(error)
+    return (
+        f"NOT SURE. {sample.path} is not understood:\n{text[:SHORT]}{'…' * (len(text) > SHORT)}\n"
+        "Without it 06 writes one class id per image. To have it read, say what it is:",
+        (
+            f"sample_submission: {sample.path}",
+            "and, below submission: format: label | topk | probabilities | long, id_column, …",
+        ),
+    )
+
+
+def _of_directory(choices: list[Choice]) -> Choice:
+    """Test images by their directory, where they have one of their own."""
+    tree = tree_of(choices)["data"]
+    directory = tree.get("test_images")
+    if not directory or directory == tree.get("train_images"):
+        return Choice("data.test", None, "the sample submission alone lists test images")
+    return Choice("data.test", directory, "all images of this directory")
+
+
+def _one_number(sample: Table) -> bool:
+    """Whether each image has one number from 0 to 1 and nothing else."""
+    return len(sample.first.columns) == 2 and fractions(sample.first.iloc[:, 1])
+
+
+def _files(survey: Survey, sample: Table | None, csv: bool) -> list[Choice]:
     found = []
     if sample is None:
         why = "there is none: 06 writes image_id, class_id"
@@ -75,11 +115,15 @@ def _files(survey: Survey, sample: Table | None) -> list[Choice]:
         why = "by its name; it fixes the ids, their order and the columns of the submission"
         found.append(Choice("data.sample_submission", sample.path, why))
     solution = solution_of(survey)
-    if solution is None:
-        why = "there is none, as in most competitions: scores are those of the folds"
-        return [*found, Choice("data.solution", None, why)]
-    why = "by its name: 06 prints a score with it, and nothing is chosen by it"
-    return [*found, Choice("data.solution", solution.path, why)]
+    if solution is not None:
+        why = "by its name: 06 prints a score with it, and nothing is chosen by it"
+        return [*found, Choice("data.solution", solution.path, why)]
+    if not csv:
+        why = "there is no table of true labels. Where class folders, a list or JSON say those of "
+        why += "all test images, 06 prints a score with them, and nothing is chosen by it"
+        return [*found, Choice("data.solution", ..., why)]
+    why = "there is none, as in most competitions: scores are those of the folds"
+    return [*found, Choice("data.solution", None, why)]
 
 
 def _no_solution(error: str) -> Choice:
@@ -113,9 +157,30 @@ def _unknown(survey: Survey, sample: Table | None):
 
 
 def _with_metric(choices: list[Choice], source: Source) -> tuple[list[Choice], Source]:
-    sheet = source.sheet
+    sheet, path = source.sheet, source.sample_submission
     metric, why = METRICS[sheet.format]
     metric = f"map{sheet.k}" if sheet.k else metric
-    seen = "there is no sample submission" if source.sample_submission is None else str(sheet)
-    kind = Choice("metric", metric, f"{seen}.\n{why}", OPTIONS[sheet.format])
-    return [*choices, kind], source
+    seen = str(sheet)
+    if path is None:
+        unread = any(c.key == "data.sample_submission" and c.options for c in choices)
+        seen = "the sample submission is left out, see above" if unread else NO_SAMPLE
+    elif sheet.format == "label":
+        seen = _odd_answers(sheet, path, source) or seen
+    options = OPTIONS[sheet.format]
+    if sheet.format == "label" and source.train["class_id"].nunique() == 2:
+        options += ("or, for probabilities, metric: macro_auc, and with it sample_submission: null",
+                    "and, below submission: format: probabilities")  # fmt: skip
+    return [*choices, Choice("metric", metric, f"{seen}.\n{why}", options)], source
+
+
+def _odd_answers(sheet: Sheet, path: Path, source: Source) -> str:
+    """What is said of a sample whose answers are no class ids; "" of others."""
+    cells = set(read_table(path, only=[sheet.label_column])[sheet.label_column])
+    strange = sorted(cells - set(source.train["class_id"]))
+    if not strange:
+        return ""
+    return (
+        f"NOT SURE. {sheet}: 06 writes class ids such as {some(source.train['class_id'].unique())} "
+        "there. If the competition wants others (numbers of classes, matching images), turn them "
+        "into those"
+    )

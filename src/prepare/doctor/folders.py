@@ -4,28 +4,32 @@ import re
 from collections import Counter
 from pathlib import PurePosixPath
 
-from src.errors import UserError, some
+from src.errors import UserError, shortened, some
 from src.prepare.doctor.choice import Choice
 from src.prepare.doctor.ids import ids_of
-from src.prepare.doctor.survey import Survey, is_test, is_train
+from src.prepare.doctor.survey import Survey, is_held_out, is_test, is_train
 from src.prepare.doctor.tables import sample_of
 
 MOST = 0.9  # share of the images that the training directory has where none is called so
-HELD_OUT = re.compile(r"val(id(ation)?)?s?$|dev$", re.IGNORECASE)
+ID = re.compile(r"[^\W_]*\d[^\W_]*")  # n02119789, 00012; not 001.Black, n02085782-Japanese
 
 
-def by_folders(survey: Survey) -> list[Choice]:
-    """Errors: UserError where no directory has class folders."""
+def by_folders(survey: Survey, passed: dict[str, str]) -> list[Choice]:
+    """passed: why each table is not taken. Errors: UserError where no directory has class
+    folders."""
     directory = _train_directory(survey)
     if directory is None:
-        raise UserError(_nothing(survey))
+        raise UserError(_nothing(survey, passed))
     inside = survey.below(directory)
     names = sorted({path.partition("/")[0] for path in inside if "/" in path})
     why = (
         f"no table says what the images are, and {directory or 'the directory'} has {len(names)} "
         f"folders of images, {some(names)}"
     )
-    held = [f for f in _directories(survey) if HELD_OUT.match(f.rpartition("/")[2])]
+    if passed:
+        reasons = [f"{path} ({shortened(reason)})" for path, reason in list(passed.items())[:4]]
+        why += f".\nNot taken: {'; '.join(reasons)}"
+    held = [f for f in survey.directories() if is_held_out(f.rpartition("/")[2])]
     if held:
         why += (
             f".\n{some(held)} ({sum(len(survey.below(f)) for f in held)} images) is left out: "
@@ -37,14 +41,6 @@ def by_folders(survey: Survey) -> list[Choice]:
         _class_folders(inside, names, _asked_classes(survey)),
     ]
     return [*choices, _test(survey, directory)]
-
-
-def _directories(survey: Survey) -> list[str]:
-    """All with images in them or below, the root's name being ""."""
-    found = {""}
-    for folder in survey.folders:
-        found |= {folder, *(str(p) for p in PurePosixPath(folder).parents if str(p) != ".")}
-    return sorted(found)
 
 
 def _train_directory(survey: Survey) -> str | None:
@@ -70,7 +66,7 @@ def _train_directory(survey: Survey) -> str | None:
 
 
 def _is_other(name: str) -> bool:
-    return is_test(name) or HELD_OUT.match(name) is not None
+    return is_test(name) or is_held_out(name)
 
 
 def _is_split(name: str) -> bool:
@@ -103,7 +99,7 @@ def _class_folders(inside: list[str], names: list[str], asked: set[str]) -> Choi
             "are the innermost; for the outer ones set whole"
         )
         return Choice("data.class_folders", "leaf", why)
-    ids = all(any(c.isdigit() for c in part) for part in first) and len(set(first)) == len(first)
+    ids = all(map(ID.fullmatch, first)) and len(set(first)) == len(first)
     if ids and any("_" in name for name in names):
         why = "folders begin with an id that has digits, then an underscore and a name"
         return Choice("data.class_folders", "id_name", why)
@@ -116,7 +112,7 @@ def _test(survey: Survey, train: str) -> Choice:
     if sample is not None and (ids := ids_of(sample, survey, train=False)):
         why = f"images of the ids in {sample.path}, column {ids.column!r}, lie here"
         return Choice("data.test", ids.directory or ".", why)
-    named = [d for d in _directories(survey) if d and is_test(d.rpartition("/")[2])]
+    named = [d for d in survey.directories() if d and is_test(d.rpartition("/")[2])]
     named = [d for d in named if train and d != train and not d.startswith(f"{train}/")]
     if named:
         best = max(named, key=lambda d: (len(survey.below(d)), -d.count("/")))
@@ -127,11 +123,15 @@ def _test(survey: Survey, train: str) -> Choice:
     return Choice("data.test", None, why)
 
 
-def _nothing(survey: Survey) -> str:
+def _nothing(survey: Survey, passed: dict[str, str]) -> str:
+    reasons = "".join(f"\n{path}: {why}." for path, why in passed.items())
+    todo = survey.to_extract() or (
+        "Bring the table of labels there, as CSV; or, where the class stands in file names, make a "
+        "table of two columns, image_id and class_id, and inspect again"
+    )
     return (
         f"{survey.root}: cannot tell the classes of the images. Looked for a CSV with a column "
-        "that names images (with or without ending) and one of their classes; and for a directory "
-        f"with two or more folders of images, one per class. Found\n{survey}\nBring the table of "
-        "labels there; or, where the class stands in file names, make a table of two columns, "
-        "image_id and class_id, and inspect again."
+        "that names images (with or without ending) and one of their classes; for a list of "
+        "`path label` lines; for COCO-style JSON; and for a directory with two or more folders of "
+        f"images, one per class. Found\n{survey}{reasons}\n{todo}."
     )

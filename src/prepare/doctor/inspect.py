@@ -15,13 +15,14 @@ from src.config.yaml_text import load_yaml
 from src.errors import UserError
 from src.prepare.doctor import counts
 from src.prepare.doctor.answer import answered
-from src.prepare.doctor.choice import Choice, yaml_of
+from src.prepare.doctor.choice import Choice, tree_of, yaml_of
 from src.prepare.doctor.folders import by_folders
+from src.prepare.doctor.listings import by_listings
 from src.prepare.doctor.looks import data_choices, look
-from src.prepare.doctor.survey import Survey, survey
+from src.prepare.doctor.survey import ARCHIVES, Survey, survey
 from src.prepare.doctor.tables import by_tables, sheets_of
 from src.prepare.doctor.unpack import unpacked
-from src.prepare.sources import portable
+from src.prepare.sources import Source, portable
 
 TABLES = (".csv", ".tsv")
 LONG = 3600  # seconds of 02 on a CPU, from which on cheaper ways are named
@@ -64,14 +65,8 @@ def choose(found: Survey, name: str, probe: bool = False) -> tuple[list[Choice],
     from src.prepare.doctor.machine import network, training  # as slow
     from src.prepare.doctor.probe import probing
 
-    sheets = sheets_of(found)
-    data = by_folders(found) if sheets is None else by_tables(found, sheets)
+    settled, source = _settled(found, name)
     root = portable(found.root)
-    why = "the competition's files; 01 to 06 read them and never change them"
-    data.insert(1, Choice("data.root", root, why))
-    if Path(root).name != name:
-        data.append(Choice("data.name", name, "the directory under runs/ for all that is made"))
-    settled, source = answered(found, data)
     per_class = source.train["class_id"].value_counts().to_numpy()
     if len(per_class) < 2:
         raise UserError(f"{root}: all images are of one class. Found\n{found}")
@@ -89,6 +84,28 @@ def choose(found: Survey, name: str, probe: bool = False) -> tuple[list[Choice],
         f"{per_class.max()} each), {len(source.test)} test images\n{cost}"
     )
     return [*settled, *counts.bins(per_class), folds, *model, *train], said, seconds
+
+
+def _settled(found: Survey, name: str) -> tuple[list[Choice], Source]:
+    """What tables say, else a JSON or list that can be read, else folders."""
+    passed: dict[str, str] = {}
+
+    def answer(data: list[Choice]) -> tuple[list[Choice], Source]:
+        root = portable(found.root)
+        why = "the competition's files; 01 to 06 read them and never change them"
+        data.insert(1, Choice("data.root", root, why))
+        if Path(root).name != name:
+            data.append(Choice("data.name", name, "the directory under runs/ for all that is made"))
+        return answered(found, data)
+
+    if sheets := sheets_of(found, passed):
+        return answer(by_tables(found, sheets))
+    if data := by_listings(found):
+        try:
+            return answer(data)
+        except UserError as error:
+            passed[tree_of(data)["data"]["train"]] = str(error)
+    return answer(by_folders(found, passed))
 
 
 def _cheaper(path: Path, out: Path, choices: list[Choice]) -> str:
@@ -110,9 +127,11 @@ def _directory(path: Path) -> Path:
         return unpacked(path)
     if path.suffix.lower() in TABLES and path.is_file():
         return path.parent
-    what = (
-        "no such file or directory" if not path.exists() else "neither a directory, zip nor table"
-    )
+    what = "neither a directory, zip nor table"
+    if not path.exists():
+        what = "no such file or directory"
+    elif path.suffix.lower() in ARCHIVES:
+        what = "an archive other than zip; extract it by hand, and inspect what comes of it"
     raise UserError(
         f"--inspect {path}: {what}; expected the competition's directory, the zip that it comes "
         "in, or a CSV or TSV beside its images"

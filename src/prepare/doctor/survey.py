@@ -10,13 +10,14 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from src.artifacts.files import BINARY, read_table
-from src.errors import UserError, some
+from src.errors import UserError, shortened, some
 from src.prepare.folder import image_files, visible
 
 ROWS = 2000  # of a table, to tell what it is
 TABLES = 40  # that are looked into, the least deep first
 TRAIN = re.compile(r"(^|[^a-z])train(ing|set|s)?([^a-z]|$)")  # as a word of its own: not constrain
 TEST = re.compile(r"(^|[^a-z])test(ing|set|s)?([^a-z]|$)")  # not testudo
+HELD_OUT = re.compile(r"(val(id(ation)?)?s?|dev)([\d_-].*)?")
 READ = (".csv", ".csv.gz", ".tsv", ".tsv.gz", *BINARY)  # of BINARY, why not
 OTHER_TABLES = (".json", ".jsonl", ".pkl", ".xlsx", ".txt")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2")
@@ -61,6 +62,13 @@ class Survey:
         """Images directly in each directory; "" is the root."""
         return Counter(path.rpartition("/")[0] for path in self.images)
 
+    def directories(self) -> list[str]:
+        """All with images in them or below, the root's name being ""."""
+        found = {""}
+        for folder in self.folders:
+            found |= {folder, *(str(p) for p in PurePosixPath(folder).parents if str(p) != ".")}
+        return sorted(found)
+
     def below(self, directory: str) -> list[str]:
         """Images in a directory, however deep, as paths below it."""
         if not directory:
@@ -68,16 +76,28 @@ class Survey:
         prefix = f"{directory}/"
         return [path.removeprefix(prefix) for path in self.images if path.startswith(prefix)]
 
+    def to_extract(self) -> str:
+        """What to do about archives, "" where there are none."""
+        packed = [path for path in self.others if path.lower().endswith(ARCHIVES)]
+        if not packed:
+            return ""
+        return f"Extract {some(packed)} there, or inspect the competition's zip itself"
+
     def __str__(self) -> str:
         """What was found, for errors."""
         folders = [f"{name or '.'} ({n})" for name, n in self.folders.most_common(6)]
         more = f" and {len(self.folders) - 6} more" if len(self.folders) > 6 else ""
         lines = [f"{len(self.images)} images in {len(self.folders)} directories"]
         lines[0] += f": {', '.join(folders)}{more}" if folders else ""
+        lines[0] += f"; such as {some(self.images[:1])}" if self.images else ""
         for table in self.tables[:8]:
             columns = list(table.first)
             more = f" … {len(columns)} in all" if len(columns) > 8 else ""
-            lines.append(f"{table.path} with the columns {', '.join(columns[:8])}{more}")
+            row = ", ".join(map(shortened, table.first.iloc[0, :8])) if len(table.first) else "none"
+            lines.append(
+                f"{table.path} with the columns {', '.join(columns[:8])}{more}, and in its first "
+                f"row {row}"
+            )
         lines += [f"{path}, not read: {why}" for path, why in list(self.unread.items())[:4]]
         if self.others:
             lines.append(f"{len(self.others)} other files: {some(self.others)}")
@@ -102,15 +122,13 @@ def survey(directory: Path) -> Survey:
     rest = [path for path in named if path not in unread and path not in sheets]
     found = Survey(root, images, tables, unread, rest)
     if not images:
-        packed = [path for path in rest if path.lower().endswith(ARCHIVES)]
-        todo = (
-            f"Extract {some(packed)} there first, or inspect the competition's zip itself."
-            if packed
-            else "Is that the right directory?"
+        todo = found.to_extract() or (
+            "Is that the right directory? Inspect one that has the images and their tables in it "
+            "or below it"
         )
         raise UserError(
             f"{root}: no images. Looked for files that end in .jpg, .png and the like, at any "
-            f"depth; found\n{found}\n{todo}"
+            f"depth; found\n{found}\n{todo}."
         )
     return found
 
@@ -134,3 +152,8 @@ def is_train(name: str) -> bool:
 
 def is_test(name: str) -> bool:
     return TEST.search(name.lower()) is not None
+
+
+def is_held_out(name: str) -> bool:
+    """For validation: folds take its place here."""
+    return HELD_OUT.fullmatch(name.lower()) is not None

@@ -80,6 +80,11 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     """Its files by name. Errors: UserError, before anything is written."""
     files = [info for info in archive.infolist() if not info.is_dir()]
     names = [info.filename for info in files]
+    if windows := [n for n in names if "\\" in n and not _leads_outside(n.replace("\\", "/"))]:
+        raise UserError(
+            f"{path}: {len(windows)} names in it have \\ where / is expected: {some(windows)}. "
+            "Nothing was extracted. Extract it by hand (`7z x`), and inspect the directory."
+        )
     outside = [name for name in names if _leads_outside(name)]
     outside += [i.filename for i in files if stat.S_ISLNK(i.external_attr >> 16)]
     if outside:
