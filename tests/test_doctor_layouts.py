@@ -9,6 +9,7 @@ import pytest
 
 from src.artifacts.files import read_json, read_table
 from src.config.model import Model
+from src.config.read import load_config
 from src.errors import UserError
 from src.prepare import prepare as stage
 from src.prepare.doctor import machine
@@ -88,10 +89,14 @@ def test_lists_of_paths_and_labels():
     files = [f"train/n{i % 3}/{i}.JPEG" for i in range(12)]
     images(ROOT, files)
     images(ROOT, ["train/n0/unlisted.JPEG", "val/v1.JPEG", "val/v2.JPEG"], 50)
-    (ROOT / "Birds_LT_train.txt").write_text("".join(f"{f} {i % 3}\n" for i, f in enumerate(files)))
-    (ROOT / "Birds_LT_test.txt").write_text("val/v1.JPEG 1\nval/v2.JPEG 2\n")
+    lines = "".join(f"{f} {i % 3}\n" for i, f in enumerate(files))
+    (ROOT / "birds.txt").write_text(lines)
+    (ROOT / "val.txt").write_text(lines + "train/n0/unlisted.JPEG 0\n")
+    (ROOT / "birds_test.txt").write_text("val/v1.JPEG 1\nval/v2.JPEG 2\n")
     config, folder = prepared(ROOT)
-    assert config.data.source == "list" and len(read_table(folder / "folds.csv")) == 12
+    assert (config.data.source, config.data.train) == ("list", "birds.txt") and len(
+        read_table(folder / "folds.csv")
+    ) == 12
     assert len(read_table(folder / "solution.csv")) == 2
 
 
@@ -111,6 +116,9 @@ def test_a_label_that_test_images_have_too_is_taken_before_another_column():
     text = said()
     assert "NOT SURE. the class" in text and "label_column: fold" in text
     assert "It has 'label', too" in text
+    asked = ["data.solution=test.csv", "submission.id_column=image"]
+    config = load_config("configs/mine.yaml", [*asked, "submission.label_column=label"])
+    assert read_json(stage.prepare(config, overwrite=True) / "manifest.json")["solution"]
 
 
 def test_labels_that_are_missing_are_no_reason_to_take_another_column():

@@ -2,6 +2,7 @@
 and `list`."""
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -60,7 +61,7 @@ def _for_test(one: Listing) -> bool:
 
 
 def _held(one: Listing) -> bool:
-    return any(map(is_held_out, one.path.removesuffix(".json").split("/")))
+    return any(map(is_held_out, PurePosixPath(one.path).with_suffix("").parts))
 
 
 def _listing(path: str, survey: Survey) -> Listing | None:

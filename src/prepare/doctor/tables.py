@@ -193,7 +193,8 @@ def _no_test(survey: Survey, sheets: Sheets) -> Choice:
     apart = [d for d in apart if not d.startswith(f"{inside}/")]
     if apart:
         best = max(apart, key=lambda d: (len(survey.below(d)), -d.count("/")))
-        why = f"no table lists test images: those of this directory are, {len(survey.below(best))}"
+        count = len(survey.below(best))
+        why = f"no table lists test images: all of this directory are taken ({count} images)"
         return Choice("data.test", best, why)
     why = ["no table lists test images", survey.to_extract()]
     if loose:
