@@ -238,6 +238,15 @@ def test_test_images_below_those_of_the_table_are_not_predicted():
     assert "There are images in 'test': to have them predicted, take them out of" in said()
 
 
+@pytest.mark.parametrize("prefix", ["", "/home/anna/"])
+def test_numbers_of_classes_are_no_names_of_images(prefix):
+    images(ROOT / "train", [f"{i}.jpg" for i in range(12)])
+    files = [f"{prefix}{i}.jpg" for i in range(12)]
+    write_csv(ROOT / "train.csv", target=[0, 1, 2] * 4, file=files)
+    data = prepared(ROOT)[0].data
+    assert (data.image_column, data.label_column) == ("file", "target")
+
+
 @pytest.mark.parametrize("column", ["image", "Id"])
 def test_one_probability_for_two_classes(column):
     table(label=[0, 1] * 6)

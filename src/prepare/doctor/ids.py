@@ -51,9 +51,15 @@ def ids_of(table: Table, survey: Survey, *, train: bool) -> Ids | None:
 
 
 def nearest_ids(table: Table, survey: Survey, *, train: bool) -> Ids | None:
-    """Like `ids_of`, however few of its cells are images."""
+    """Like `ids_of`, however few of its cells are images. Of several columns, numbers of classes
+    may be names of images, too, but not another one in most rows."""
+
+    def rank(ids: Ids) -> tuple[bool, bool, bool, float]:
+        cells = table.first[ids.column]
+        return ids.share >= ENOUGH, 2 * cells.nunique() > len(cells), ids.as_is, ids.share
+
     found = [ids for name in table.first if (ids := _look_up(table, name, survey, train))]
-    return max(found, key=lambda ids: (ids.share >= ENOUGH, ids.as_is, ids.share), default=None)
+    return max(found, key=rank, default=None)
 
 
 def _look_up(table: Table, column: str, survey: Survey, train: bool) -> Ids | None:
