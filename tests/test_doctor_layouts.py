@@ -254,6 +254,7 @@ def test_one_probability_for_two_classes(column):
     write_csv(ROOT / "sample_submission.csv", **{column: ["t1.jpg", "t2.jpg"], "label": 0.5})
     config, folder = prepared(ROOT)
     assert (config.submission.format, config.metric) == ("probabilities", "log_loss")
+    assert "as sample_submission.csv has it" in said() and "one class id per" not in said()
     assert config.submission.id_column == column and len(read_table(folder / "test.csv")) == 2
     assert read_json(folder / "manifest.json")["submission"]["format"] == "probabilities"
 

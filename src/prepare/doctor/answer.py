@@ -74,6 +74,9 @@ def answered(survey: Survey, choices: list[Choice]) -> tuple[list[Choice], Sourc
         why = f"{sample.path} has one number for two classes in {name!r}, which is a probability. "
         why += "06 writes those of both: of its two columns, keep the one that is asked for, under "
         why += "that name"
+        alone = f"NOT SURE. 06 does not write it as {sample.path} has it, see submission.format"
+        none = Choice("data.sample_submission", None, alone)
+        tried = [none if c.key == none.key else c for c in tried]
         tried.append(Choice("submission.format", "probabilities", why))
         source = _read(tried)
     return _with_metric(tried, source)
@@ -162,7 +165,7 @@ def _with_metric(choices: list[Choice], source: Source) -> tuple[list[Choice], S
     metric = f"map{sheet.k}" if sheet.k else metric
     seen = str(sheet)
     if path is None:
-        unread = any(c.key == "data.sample_submission" and c.options for c in choices)
+        unread = any(c.key == "data.sample_submission" and "NOT SURE" in c.why for c in choices)
         seen = "the sample submission is left out, see above" if unread else NO_SAMPLE
     elif sheet.format == "label":
         seen = _odd_answers(sheet, path, source) or seen
