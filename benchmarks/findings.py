@@ -3,7 +3,7 @@
     python benchmarks/findings.py      # nothing is trained
 
 Every number is computed from benchmarks/scores; the sentences say where each table stands. Gains
-are paired differences of balanced accuracy on held-out images with their 95 % interval. What is too
+are paired differences of balanced accuracy on held-out images, with 95 % intervals. What is too
 short to judge (benchmarks/judged.py) is not drawn, and called so.
 """
 
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/findings.py`
 
-from benchmarks import fine_grained, regret
+from benchmarks import fine_grained, longer, regret
 from benchmarks.birds_methods import BIRDS, Job, job_config, judged_rows, scores_of, too_short
 from benchmarks.cifar_methods import row_title
 from benchmarks.cifar_table import Section
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     panels = [panel for panel in (forest(out), cost(out), published(out)) if panel is not None]
     png(panels, out.with_name(FIGURE))
     lines = [f"![gains of methods, their cost, and published figures]({FIGURE})", ""]
-    lines += [f"- {text}" for said in (repeated, least_regret, starts, costs) for text in said(out)]
+    parts = (repeated, least_regret, with_time, starts, costs)
+    lines += [f"- {text}" for said in parts for text in said(out)]
+    lines += ["", "In brackets behind a difference: its 95 % interval, in points."]
     print(write_section("findings", "What the tables say", "\n".join(lines), out))
 
 
@@ -170,6 +172,21 @@ def least_regret(out: Path) -> list[str]:
     ]
 
 
+def with_time(out: Path) -> list[str]:
+    """Methods that go on from plain training, against plain training that goes on."""
+    table = longer.scores_of("birds_lt").read(out)
+    table = table[table["gain"].notna() & ~table["row"].str.contains("/")].set_index("row")
+    rows = [row for row in BIRDS if row in table.index]
+    if not rows:
+        return []
+    gains = [f"{BIRDS[n].title} {difference(table.loc[n], 'gain', 'noise')}" for n in rows]
+    return [
+        "**With time** (birds_lt at full size: from the weights of a whole plain training, against "
+        f"as many epochs more of that, before the prior is taken out): {'; '.join(gains)} (section "
+        '"birds_lt, methods with time").'
+    ]
+
+
 def starts(out: Path) -> list[str]:
     """Heads that know something before training, against those that do not, in as many epochs."""
     table = fine_table(out)
@@ -210,7 +227,9 @@ def costs(out: Path) -> list[str]:
 
 
 def difference(line: pd.Series, gain: str, noise: str) -> str:
-    return f"{100 * line[gain]:+.1f} ± {100 * NORMAL * line[noise]:.1f}"
+    """Of shares: points, and their 95 % interval."""
+    found, reach = 100 * line[gain], 100 * NORMAL * line[noise]
+    return f"{found:+.1f} [{found - reach:+.1f}, {found + reach:+.1f}]"
 
 
 def trained(dataset: str) -> Config:

@@ -11,6 +11,7 @@ from tests import test_fuzz
 from tests.benchmark_kit import row
 from tests.conftest import ROOT
 from tests.faults import fuzz
+from tests.faults.world import contents
 
 
 @pytest.mark.slow
@@ -37,6 +38,16 @@ def test_a_small_campaign_loses_nothing_and_goes_on_where_it_was_stopped(tmp_pat
     assert "| kill -9 in a write | 3 |" in (tmp_path / "RESULTS.md").read_text()
 
 
+def test_a_page_is_the_same_but_for_its_times(tmp_path):
+    page = tmp_path / "report.html"
+    digests = []
+    for text in ("<td>0.1</td>", "<td>0.2</td>", "<time datetime='PT9S'>0.1</time> in 41 s",
+                 "<time datetime='PT13S'>0.2</time> in 2 min"):  # fmt: skip
+        page.write_text(text)
+        digests.append(contents(tmp_path)["report.html"])
+    assert digests[0] != digests[1] and digests[2] == digests[3]
+
+
 def test_every_made_up_example_is_in_the_table_of_the_fuzzing():
     made_up = {name for name, test in vars(test_fuzz).items() if hasattr(test, "hypothesis")}
     assert made_up == set(fuzz.TESTS.values())
@@ -57,6 +68,7 @@ def test_what_is_no_sentence_is_a_failure_of_the_fuzzing():
     code = """
 from tests import test_fuzz
 from tests.faults import fuzz
+from tests.faults.world import contents
 test_fuzz.READERS = dict.fromkeys(test_fuzz.READERS, lambda path: 1 / 0)
 print(fuzz.one(fuzz.TESTS["bytes of an artifact"]))
 """

@@ -2,6 +2,7 @@
 
     python -m tests.faults --tries 100             all kinds; goes on where it was stopped
     python -m tests.faults --tries 6 --kinds damage --out /tmp/a.md
+    python -m tests.faults --tries 0               the table of what is in benchmarks/scores
 
 Each try is a line of <home>/tries.csv, known by commit, kind, seed and number. The table goes to
 benchmarks/RESULTS.md, its lines per script to benchmarks/scores/faults.csv. Full disks and
@@ -20,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child must find no
 
 import pandas as pd
 
-from benchmarks.results import RESULTS, Scores, markdown, provenance, write_section
+from benchmarks.results import RESULTS, Scores, distinct, machine, markdown, write_section
 from src.artifacts.files import read_table, write_table
 from src.artifacts.work import git_state
 from tests.conftest import ROOT
@@ -48,8 +49,10 @@ def main() -> int:
         print(f"mounts are not allowed here; left out: {', '.join(left)}")
         kinds = [kind for kind in kinds if kind not in MOUNTING]
     args.home.mkdir(parents=True, exist_ok=True)
-    world = build(args.home.resolve(), git_state())
-    tries = campaign(world, kinds, args.tries, args.seed)
+    tries = pd.DataFrame(columns=COLUMNS)
+    if args.tries:
+        world = build(args.home.resolve(), git_state())
+        tries = campaign(world, kinds, args.tries, args.seed)
     print(written(tries, args.out))
     return int((tries["result"] == LOST).any())
 
@@ -115,18 +118,20 @@ def written(tries: pd.DataFrame, out: Path) -> str:
             {"kind": kind, "script": script, "tries": len(rows), **counts, "git": git_state()}
         )
     SCORES.keep(lines, out)
-    per_kind = []
-    for kind in (kind for kind in KINDS if (tries["kind"] == kind).any()):
-        rows = tries[tries["kind"] == kind]
-        counts = {name: int((rows["result"] == name).sum()) for name in RESULTS_OF}
-        per_kind.append({"fault": kind, "tries": len(rows), **counts})
+    kept, per_kind = SCORES.read(out), []
+    for kind in (kind for kind in KINDS if (kept["kind"] == kind).any()):
+        rows = kept[kept["kind"] == kind]
+        counts = {name: int(rows[name].sum()) for name in ("tries", *RESULTS_OF)}
+        per_kind.append({"fault": kind, **counts, "commit": distinct(rows["git"])})
+    if not per_kind:
+        return "Nothing was tried yet."
     body = (
         "Each try starts one of the six scripts on a tiny competition under one fault, and then "
         "the same command again without it. *Identical*: every file is there byte for byte "
         "(manifests, metrics.csv and report up to times), and no other. *Refused*: stopped with "
         "an error in words, for a damaged file with its name; what was left became identical once "
         "the fault was gone."
-        f"\n\n{markdown(per_kind)}\n\n{provenance()}"
+        f"\n\n{markdown(per_kind)}\n\n`python -m tests.faults --tries N` · {machine()}"
     )
     return write_section("faults", "Faults", body, out)
 
