@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks import birds_methods, findings, reference
+from benchmarks import birds_methods, findings, longer, reference
 from benchmarks.birds_methods import scores_of
 from benchmarks.cifar_methods import METHODS, PUBLISHED
 from benchmarks.cifar_table import Section, render
@@ -108,6 +108,19 @@ def test_findings_show_published_figures_once_there_are_any(tmp_path):
     findings.published(out)(ax)
     (points,) = ax.collections
     assert sorted(points.get_offsets().tolist()) == [[70.36, 70.0], [77.54, 74.0]]
+
+
+def test_findings_tell_what_methods_gain_with_time(tmp_path):
+    out = tmp_path / "RESULTS.md"
+    assert findings.with_time(out) == []
+    none = float("nan")
+    lines = [
+        {"row": row, "folds": "0 1", "gain": gain, "noise": 0.01} | FACTS
+        for row, gain in (("plain", none), ("ce", none), ("kt", -0.021), ("kt/prior", 0.3))
+    ]
+    longer.scores_of("birds_lt").keep(lines, out)
+    (said,) = findings.with_time(out)
+    assert "): knowledge transfer (KT) -2.1 [-4.1, -0.1] (section" in said
 
 
 def test_findings_draw_no_loss_at_a_short_schedule(tmp_path):
