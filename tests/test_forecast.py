@@ -326,7 +326,7 @@ def test_the_report_shows_it_and_does_without(made):
         return write_report(gather("digits", ["one"], [ONE])).read_text()
 
     assert "xpected leaderboard score, balanced_accuracy" in page()
-    assert "images of the solution it is" in page()
+    assert "images of the solution: " in page()
     path = made.submission.with_name("one.manifest.json")
     old = read_json(path)
     del old["expected"]  # as earlier versions wrote it
