@@ -194,7 +194,8 @@ def write_table(path: Path, start: Job, failed: dict[str, str]) -> str:
     held_out = sum(len(data.held_out(int(k))) for k in start.folds)
     table = scores_of(config.dataset).keep(measured(start, data, path), path)
     table = table[table["folds"] == folds].set_index("row")
-    order = [row for name in (*PLAIN, *BIRDS) for row in (name, f"{name}/prior")]
+    every = dict.fromkeys((*PLAIN, *BIRDS))  # cross-entropy is in both
+    order = [row for name in every for row in (name, f"{name}/prior")]
     rows = []
     for row in (row for row in order if row in table.index):
         line = table.loc[row]

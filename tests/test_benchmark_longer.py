@@ -46,6 +46,7 @@ def test_methods_stand_beside_plain_training_that_goes_on(prepared, monkeypatch)
     text = run("--methods", "mixup", "bbn", "focal")
     assert "by hand, above" in text and "--methods focal mixup bbn`" in text
     assert " ± " in row(text, "focal")[-2] and row(text, "focal")[-1] == ""  # none takes as long
+    assert text.count(f"| {longer.PLAIN[CE]} |") == 1
     for name in (FIRST, CE, TWICE):
         assert row(text, longer.PLAIN[name])[-2:] == ["", ""]
     assert " ± " in row(text, "mixup")[-2] and "(6 epochs more)" in row(text, "mixup")[-1]
