@@ -43,6 +43,7 @@ SCRIPTS = {path.name[:2]: path for path in sorted(ROOT.glob("0[1-6]_*.py"))}
 COSTS = ("seconds", "memory_mib", "disk_mb")
 SCORES = Scores("scaling", ("stage", "images", "classes", "folds"), COSTS)
 TARGETS = {"iNaturalist 2018": (437_513, 8_142), "iNaturalist 2021": (2_686_843, 10_000)}
+SWEEPS = {"both": "images", "N": "images", "K": "classes"}  # what grows → by what it is counted
 SIDE, RATIO, TEST_SHARE = 32, 50, 5
 NAME = "scaled"
 POLL = 0.05  # seconds; looking takes some milliseconds itself
@@ -175,12 +176,13 @@ def body(kept: pd.DataFrame, args: argparse.Namespace) -> str:
     parts = [
         provenance(),
         f"Measured at N x K = {sizes}; {args.folds} folds, one epoch, commits "
-        f"{', '.join(sorted(set(table['git'])))}. Exponents of c + a · size^p: – where the cost "
-        "hardly grows within these sizes.",
+        f"{', '.join(sorted(set(table['git'])))}. Exponents of c + a · size^p, where both grow "
+        "by the same factor and where one does: – where the cost hardly grows within these sizes.",
         markdown(exponents(table), 2),
     ]
-    if min(table["images"].nunique(), table["classes"].nunique()) < 3:
-        return "\n\n".join([*parts, "Fewer than three sizes: nothing is extrapolated."])
+    if len(sweeps(table)) < len(SWEEPS):
+        why = "each alone was not grown at three sizes: nothing is extrapolated"
+        return "\n\n".join([*parts, f"Of images and classes, {why}."])
     rates = args.rates or measured_rates(args)
     told = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     parts.append(
@@ -195,18 +197,24 @@ def body(kept: pd.DataFrame, args: argparse.Namespace) -> str:
     return "\n\n".join(parts)
 
 
+def sweeps(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Points of which both sizes grow, or one of them alone; those of at least three sizes."""
+    n, k = table["images"], table["classes"]
+    found = {"both": table[n * k.min() == k * n.min()], "N": table[k == k.min()],
+             "K": table[n == n.max()]}  # fmt: skip
+    return {by: part for by, part in found.items() if part[SWEEPS[by]].nunique() >= 3}
+
+
 def exponents(table: pd.DataFrame) -> list[dict]:
-    """Per stage: of each cost where images alone, and where classes alone grow."""
-    most, base = table["images"].max(), table["classes"].min()
-    sweeps = {"N": table[table["classes"] == base], "K": table[table["images"] == most]}
+    """Per stage: of each cost in each sweep."""
     names = dict(zip(COSTS, ("seconds", "memory", "disk"), strict=True))
-    rows = []
+    found, rows = sweeps(table), []
     for stage in SCRIPTS:
         row: dict = {"script": stage}
-        for by, column in (("N", "images"), ("K", "classes")):
-            part = sweeps[by][sweeps[by]["stage"] == stage]
+        for by, part in found.items():
+            part = part[part["stage"] == stage]
             for cost, name in names.items():
-                p = exponent(part[column].to_numpy(), part[cost].to_numpy())
+                p = exponent(part[SWEEPS[by]].to_numpy(), part[cost].to_numpy())
                 row[f"{name}, {by}"] = "–" if p != p else p
         rows.append(row)
     return rows

@@ -106,11 +106,17 @@ def test_the_table_says_what_grows_and_what_it_comes_to(tmp_path, monkeypatch):
     row = scaling.exponents(table)[1]
     assert row["seconds, N"] == pytest.approx(2, abs=0.1) and row["seconds, K"] == "–"
     assert row["memory, K"] == pytest.approx(1, abs=0.1)
+    assert row["seconds, both"] == pytest.approx(2, abs=0.1)
+    assert row["memory, both"] == pytest.approx(2, abs=0.1)  # of the product
     text = scaling.body(table, args)
     assert "iNaturalist 2021" in text and "training 10" in text
     rows = scaling.extrapolated(table, 1000, 100, args.rates, args)
     hours = (30 * 4 * 1000 / 10 + 1000 / 50) / 3600
     assert rows[1]["core hours, network"] == pytest.approx(hours)
     assert rows[3]["core hours, network"] == 0 and rows[0]["disk, GB"] == pytest.approx(0.01)
-    few = table[table["classes"] < 500]
-    assert "nothing is extrapolated" in scaling.body(few, args)
+    together = table[table["images"] == 10 * table["classes"]]
+    assert len(together) == len(SCRIPTS) * 4
+    said = scaling.body(together, args)
+    assert (
+        "nothing is extrapolated" in said and "seconds, both" in said and "seconds, N" not in said
+    )
