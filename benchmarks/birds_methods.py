@@ -15,6 +15,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,7 @@ BIRDS = birds_methods()
 class Job:
     """A method on some folds. base: the config file · overrides: as in --set"""
 
+    prefix: ClassVar[str] = "compare"  # of its experiments' names
     base: str
     method: str
     folds: tuple[str, ...]
@@ -92,7 +94,7 @@ class Job:
 
     @property
     def experiment(self) -> str:
-        return f"compare-{self.method}"
+        return f"{self.prefix}-{self.method}"
 
     @property
     def home(self) -> Path:
@@ -100,6 +102,9 @@ class Job:
 
     def manifests(self) -> list[Path]:
         return [self.home / "stage1" / fold_name(k) / MANIFEST for k in self.folds]
+
+    def finished(self) -> bool:
+        return all(path.is_file() for path in self.manifests())
 
 
 def scores_of(dataset: str) -> Scores:
@@ -205,7 +210,7 @@ def measured(any_job: Job, data: Dataset) -> list[dict]:
     lines, base = [], None
     for name in BIRDS:  # ce is the first
         job = replace(any_job, method=name)
-        if not all(path.is_file() for path in job.manifests()):
+        if not job.finished():
             continue
         git = ", ".join(sorted({read_json(path)["git"] for path in job.manifests()}))
         for row, logits in out_of_fold(job, data).items():

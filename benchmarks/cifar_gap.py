@@ -75,8 +75,7 @@ class Variant:
             "again": (f"data.root={self.root.with_name(self.root.name + '_again')}",),
             "fp32": ("train.precision=fp32",),
         }
-        images = "again" if self.name == "again" else "given"
-        images = "fp32" if self.name == "fp32" else images  # an experiment of the same name
+        images = self.name if self.name in own else "given"  # experiments have one name
         named = f"data.name={self.root.name}_{images}_{SPLIT}"
         overrides = ("stage2=[]", named, *own.get(self.name, ()))
         return Job(CONFIG, "cpu", "ce", SPLIT, self.seed, overrides)
@@ -99,10 +98,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="MD")
     args = parser.parse_args(argv)
     root = Path(load_config(CONFIG).data.root)
-    if "again" in args.variants:
-        compress_again(root, root.with_name(f"{root.name}_again"))
     failed = []
     if not args.table:
+        if "again" in args.variants:
+            compress_again(root, root.with_name(f"{root.name}_again"))
         wanted = [Variant(name, seed, root) for seed in args.seeds for name in args.variants]
         for config in {v.name: job_config(v.job) for v in wanted}.values():
             prepare(config)

@@ -65,12 +65,7 @@ SCORES = Scores(
 class Job(birds_methods.Job):
     """A method on some folds."""
 
-    @property
-    def experiment(self) -> str:
-        return f"fine-{self.method}"
-
-    def finished(self) -> bool:
-        return all(path.is_file() for path in self.manifests())
+    prefix = "fine"
 
 
 def main(argv: list[str] | None = None) -> None:

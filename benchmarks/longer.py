@@ -57,12 +57,7 @@ SHOWN = (METRIC, "many", "medium", "few")
 class Job(birds_methods.Job):
     """A method, or one of PLAIN, on some folds."""
 
-    @property
-    def experiment(self) -> str:
-        return f"longer-{self.method}"
-
-    def finished(self) -> bool:
-        return all(path.is_file() for path in self.manifests())
+    prefix = "longer"
 
 
 def epochs_of(job: Job) -> int:
