@@ -412,7 +412,7 @@ def test_a_table_with_tabs_keeps_its_ids_and_commas(tmp_path):
         (["owl/1", "owl/1.jpg"], "1 images below .* have several ids, such as 'owl/1'"),
     ],
 )
-def test_ids_are_found_all_in_one_way_or_not_at_all(tmp_path, ids, message):
+def test_ids_are_found_all_in_one_way_or_not_at_all(tmp_path, capsys, ids, message):
     """No image of another directory in place of one that is missing among others."""
     for name in ("owl", "kite"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -424,6 +424,8 @@ def test_ids_are_found_all_in_one_way_or_not_at_all(tmp_path, ids, message):
         found = read(tmp_path, **keys).train
         assert found["path"].str[-9:].tolist() == ["ite/1.jpg", "owl/1.jpg"]
         assert found["class_id"].tolist() == ["b", "a"]
+        as_written = set(ids) <= {"owl/1", "kite/1", "owl/1.jpg", "kite/1.jpg"}
+        assert ("as it is written, so" in capsys.readouterr().out) != as_written
         return
     with pytest.raises(UserError, match=message):
         read(tmp_path, **keys)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from src import cli
 from src.artifacts.files import read_table
 from src.artifacts.ids import check_unique
 from src.config.data import Data
@@ -141,5 +142,10 @@ def _found(data: Data, key: str, ids: pd.Series, table: Path) -> list[str]:
         raise UserError(
             f"{table}: {len(shared)} images below {directory} have several ids, such as "
             f"{some(owner[shared[0]])} for {shared[0]}. Correct the ids, or data.{key}."
+        )
+    if other := next((image_id for image_id in ids if short[image_id] != image_id), None):
+        cli.say(
+            f"{table}: no image below {directory} has the name of an id as it is written, so "
+            f"{other!r} is taken for {found[other][0]}, and all others alike"
         )
     return [f"{portable(directory)}/{found[image_id][0]}" for image_id in ids]
