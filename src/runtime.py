@@ -44,6 +44,19 @@ def start(
     )
 
 
+def emulated(accelerator: Accelerator) -> str:
+    """A note where autocast has no instructions for its numbers and makes everything slower; ""
+    elsewhere."""
+    if accelerator.mixed_precision != "bf16" or accelerator.device.type != "cpu":
+        return ""
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":  # AVX512, ARM and POWER know bf16
+        return ""
+    return (
+        "train.precision=bf16: this CPU has no instructions for bf16 (AVX2, not AVX-512), so "
+        "convolutions are several times slower than in fp32; train.precision=auto takes fp32 here"
+    )
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse large freed blocks instead of returning them to the system.
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -24,7 +25,7 @@ from src.config.training import Train
 from src.errors import UserError
 from src.networks.base import Body, Progress
 from src.networks.build import build_network
-from src.runtime import start
+from src.runtime import emulated, start
 from src.training.fold import Fold
 from src.training.job import build_trainer
 from src.training.loop import Objective, Trainer
@@ -419,6 +420,19 @@ def test_no_compiler_is_said_in_words(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("known", [True, False])
+def test_bf16_that_the_cpu_only_imitates_is_said(digits, known, capsys, monkeypatch):
+    """Of x86, AVX2 converts every number; AVX-512 and ARM do not need the note."""
+    monkeypatch.setattr(
+        torch.backends.cpu, "get_cpu_capability", lambda: "AVX512" if known else "AVX2"
+    )
+    stage1(digits_config("train.precision=bf16", "train.epochs=1"), "exp", ["0"], False)
+    assert ("no instructions for bf16" in capsys.readouterr().out) == (not known)
+    others = {"no": "cpu", "bf16": "cuda"}  # fp32 there, and a GPU in such a machine
+    for precision, device in others.items():
+        assert not emulated(SimpleNamespace(mixed_precision=precision, device=torch.device(device)))
+
+
 def test_fp16_without_a_gpu_is_refused_in_words(digits):
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         stage1(digits_config("train.precision=fp16"), "exp", ["0"], False)

@@ -17,7 +17,7 @@ from src.config.tree import dump_config, flatten
 from src.errors import UserError
 from src.language.text import with_text
 from src.progress import each
-from src.runtime import start
+from src.runtime import emulated, start
 from src.search.winner import describe, with_winner
 from src.training.decide import decided
 from src.training.fold import Fold
@@ -45,7 +45,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         check_augment(asked)
     config, searched = with_winner(asked, home, data)
     accelerator = _started(config, home)
-    for note in filter(None, (*lines, describe(asked, searched, home))):
+    for note in filter(None, (*lines, describe(asked, searched, home), emulated(accelerator))):
         cli.say(note)
     data = with_text(data, config, (config.model, config.train), accelerator)
     if left and not isinstance(config.model.pretrained, bool):
