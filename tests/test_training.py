@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +153,21 @@ def test_the_same_command_twice_is_skipped_and_another_config_stops(digits, caps
     before = weights()
     stage1(digits_config("train.epochs=1", "train.lr=0.2"), "exp", ["0"], True)
     assert weights() != before
+
+
+def test_a_fold_is_trained_without_the_networks_of_those_before_it(digits, monkeypatch):
+    """Weights, gradients and moments of five folds would fill a GPU that one fold fits in."""
+    networks, alive = [], []
+
+    def watched(*args, **options):
+        alive.append(sum(network() is not None for network in networks))
+        built = build_trainer(*args, **options)
+        networks.append(weakref.ref(built[0].network))
+        return built
+
+    monkeypatch.setattr(train_module, "build_trainer", watched)
+    stage1(digits_config("train.epochs=1", "train.ema=0.9"), "exp", ["0", "1"], False)
+    assert alive == [0, 0]
 
 
 def test_changed_folds_stop_a_finished_run(digits):

@@ -64,6 +64,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
             again=name in left[1:],
         )  # fmt: skip
         rows.append({"fold": name} | train_fold(job, overwrite))
+        accelerator.free_memory()  # it holds on to network and moments of every fold
         if accelerator.is_main_process:
             _draw(home / "stage1")
     accelerator.end_training()
