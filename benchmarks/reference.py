@@ -13,7 +13,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/reference.py`
 
-from benchmarks import fine_grained
+from benchmarks import fine_grained, longer
 from benchmarks.birds_methods import Job, judged_rows, scores_of, too_short
 from benchmarks.cifar_methods import BUDGETS
 from benchmarks.cifar_table import Section, deviation, values
@@ -21,6 +21,7 @@ from benchmarks.judged import PLAIN, TOO_SHORT
 from benchmarks.reference_entries import GROUPS
 from benchmarks.results import RESULTS, table_line
 from src.artifacts.files import write_text
+from src.config.read import load_config
 
 DASH = "–"  # not measured
 OUT = RESULTS.parents[1] / "configs" / "METHODS.md"
@@ -36,11 +37,14 @@ test accuracy at 1:100, training from scratch, ± its standard deviation over se
 a single seed, where only differences of several points mean something; in brackets its epochs, as
 published where that has been trained. birds_lt: balanced accuracy out of fold ± its standard error,
 a short fine-tuning of `mobilenetv2_100`, of fine-grained methods against plain training of as many
-epochs; what they cost, and what plain training makes of as many seconds, stands beside it there.
+epochs; with epochs in brackets, the last of them are the method's, from the weights of plain
+training at full size, against plain training that goes on ([longer.py](../benchmarks/longer.py)).
+What a method costs, and what plain training makes of as many seconds, stands beside it there.
 `too short to judge`: a gain at a short schedule is one there, a loss says that there was no time
 ([judged.py](../benchmarks/judged.py)). A dash: not measured.
 """
 BASE = str(OUT.with_name("birds_lt_plain.yaml"))
+WITH_TIME = load_config(BASE).train.epochs + longer.MORE
 Cifar = dict[Section, pd.DataFrame]
 
 
@@ -71,17 +75,20 @@ def cifar_effect(cifar: Cifar, row: str | None) -> str:
 
 
 def birds_effect(scores: pd.DataFrame, row: str | None) -> str:
-    """Gain over cross-entropy in points ± its standard error, on most of the folds measured."""
-    there = scores[scores["row"] == row].sort_values("folds", key=lambda f: f.str.len())
-    if not len(there):
-        return DASH
-    gain, noise, fair = there.iloc[-1][["gain", "noise", "judged"]]
-    return f"{100 * gain:+.1f} ± {100 * noise:.1f}" if fair else TOO_SHORT
+    """Gain over cross-entropy in points ± its standard error, on most of the folds measured, by the
+    longer schedule that has it; a dash: none."""
+    for name, epochs in ((f"longer/{row}", f" ({WITH_TIME})"), (row, "")):
+        there = scores[scores["row"] == name].sort_values("folds", key=lambda f: f.str.len())
+        if len(there):
+            gain, noise, fair = there.iloc[-1][["gain", "noise", "judged"]]
+            return f"{100 * gain:+.1f} ± {100 * noise:.1f}{epochs}" if fair else TOO_SHORT
+    return DASH
 
 
 def tables() -> tuple[Cifar, pd.DataFrame]:
     """Scores of CIFAR-10-LT by schedule, longest first, and of birds_lt: of the methods, and of the
-    fine-grained ones as fine_grained/<row>. judged: whether a line may be."""
+    fine-grained ones as fine_grained/<row>, of those with time as longer/<row>. judged: whether a
+    line may be."""
     cifar = (Section(str(OUT.with_name("cifar10_lt.yaml")), name) for name in BUDGETS)
     birds, fine = scores_of("birds_lt").read(), fine_grained.SCORES.read()
     short = too_short(Job(BASE, PLAIN, ()))
@@ -90,8 +97,10 @@ def tables() -> tuple[Cifar, pd.DataFrame]:
         birds.loc[part.index, "judged"] = part["row"].isin(fair)
     fine["judged"] = ~(fine_grained.too_short(BASE) & (fine["gain"] <= 0))
     fine["row"] = "fine_grained/" + fine["row"].astype(str)
-    both = [table for table in (birds, fine) if len(table)]
-    return {section: section.scores.read() for section in cifar}, pd.concat(both)
+    longest = longer.scores_of("birds_lt").read().dropna(subset="gain").assign(judged=True)
+    longest["row"] = "longer/" + longest["row"].astype(str)
+    every = [table for table in (birds, fine, longest) if len(table)]
+    return {section: section.scores.read() for section in cifar}, pd.concat(every)
 
 
 def main() -> None:
