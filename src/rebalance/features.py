@@ -161,6 +161,7 @@ class _Passes:
             label=f"{self.stage1.name} features"
             + ("" if view is None else f", view {view + 1}/{self.views}"),
             view=view or 0,
+            logits=False,
         )
 
     def stored(self, path: Path, images: pd.DataFrame, view: int | None = None) -> np.ndarray:

@@ -215,4 +215,5 @@ def held_out_features(work: Experiment, live: LiveFeatures, stage1: Path) -> Pre
         work.accelerator,
         batch_size=work.config.train.eval_batch_size,
         workers=work.config.data.workers,
+        logits=False,  # a head of this stage makes them
     )
