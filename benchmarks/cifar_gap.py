@@ -300,8 +300,9 @@ def write_table(path: Path, root: Path, budget: str, seeds: list[int]) -> str:
             markdown(rows),
         ]
     )
-    name = "cifar gap" if budget == "cpu" else f"cifar gap {budget}"
-    title = f"CIFAR-10-LT: below the published figures, {budget} budget"
+    name, title = "cifar gap", "CIFAR-10-LT: below the published figures"
+    if budget != "cpu":
+        name, title = f"{name} {budget}", f"{title}, budget {budget}"
     return write_section(name, title, body, path)
 
 
