@@ -11,11 +11,13 @@ from src.ensemble.combiners import COMBINERS
 from src.ensemble.mean import equal
 from src.metrics import Gain, chunks, paired_gain
 
+SINGLE = "single"  # the way of combining one member
+
 
 @dataclass(frozen=True)
 class Choice:
     """name: of the combiner that is used · final: its parameters · per_fold: those fitted without
-    that fold · method: the name, or `single` for one member · reason: why · gain: cross-fitted, of
+    that fold · method: the name, or SINGLE for one member · reason: why · gain: cross-fitted, of
     what was asked for over the mean, whether it is used or not"""
 
     name: str
@@ -30,7 +32,10 @@ class Choice:
         return COMBINERS[self.name].shares(self.final)
 
     def combine(self, members: Members, params: Params | None = None) -> np.ndarray:
-        """Log-probabilities [N, K], with `final` unless others are given; made in chunks."""
+        """Log-probabilities [N, K], with `final` unless others are given; made in chunks. Of one
+        member they are its own array."""
+        if self.method == SINGLE:
+            return members[0]
         out = np.empty(members[0].shape, np.float32)
         for rows in chunks(*out.shape):
             part = [m[rows] for m in members]
@@ -42,7 +47,10 @@ class Choice:
         return _outcome(pool, fold, self.name, self.per_fold)
 
     def cross_fitted(self, members: Members, fold: np.ndarray) -> np.ndarray:
-        """[N, K], each fold with the parameters that were fitted on the others."""
+        """[N, K], each fold with the parameters that were fitted on the others. Of one member they
+        are its own array."""
+        if self.method == SINGLE:
+            return members[0]
         out = np.empty(members[0].shape, np.float32)
         for k, params in self.per_fold.items():
             out[fold == k] = self.combine([m[fold == k] for m in members], params)
@@ -67,7 +75,7 @@ def choose(
     mean = equal(len(members))
     same = {k: mean for k in folds}
     if len(members) == 1:
-        return Choice("mean", "single", "there is one member", mean, same)
+        return Choice("mean", SINGLE, "there is one member", mean, same)
     combiner = COMBINERS[section.name](section)
     if section.name == "mean":
         return Choice("mean", "mean", "asked for", mean, same)

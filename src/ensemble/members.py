@@ -97,7 +97,8 @@ def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset, config:
     test = load_predictions(path, dataset.num_classes)
     check_same_ids(test.image_id, dataset.test["image_id"], str(path), "test.csv")
     named = {f"{experiment}/{p.relative_to(home).as_posix()}": p for p in [*files, path]}
-    pair, strength = [log_probabilities(found.logits) for found in (oof, test)], None
+    # in the logits' place, which nobody needs any more: they may be gigabytes
+    pair, strength = [log_probabilities(p.logits, out=p.logits) for p in (oof, test)], None
     if config.data.observation is not None:
         pair, strength = _shared(pair, (oof, test), dataset, scored, config)
     return Member(f"{experiment}/{head}", *pair, named, strength, manifest)
@@ -172,9 +173,10 @@ def _check_recipe(manifest: dict, posthoc: Path, origin: Path) -> None:
             )
 
 
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """log softmax, [N, K] float32: the one scale on which members can be averaged."""
-    out = np.empty(logits.shape, np.float32)
+def log_probabilities(logits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """log softmax, [N, K] float32: the one scale on which members can be averaged. out: written
+    there, which may be `logits`, instead of to a new array"""
+    out = np.empty(logits.shape, np.float32) if out is None else out
     for rows in chunks(*logits.shape):
         out[rows] = log_softmax(logits[rows].astype(np.float64), axis=1)
     return out
