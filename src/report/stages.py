@@ -213,7 +213,7 @@ def _scored(
     bins = data.classes["bin"].to_numpy()
     scores = found.summary(label, bins, *also, calibrated=calibrated)
     noise = standard_errors(found, label, bins, *also)
-    small = {name: array for name, array in found.more.items() if array.size <= CHUNK}
+    small = {name: array for name, array in found.more.items() if array.size <= 4 * CHUNK}
     found = replace(found, more=small)
     return Scored(ids, label, found, scores, calibrated, noise)
 
