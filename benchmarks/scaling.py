@@ -18,6 +18,7 @@ network's passes by the images/s of a real one, measured here on this machine's 
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -153,15 +154,28 @@ def busy() -> float:
 
 def resident(process: psutil.Process) -> int:
     """Bytes of a process and its children together. Linux says how much of each is its share of
-    what they have in common (PSS); elsewhere that counts for each."""
-    total = 0
+    what they have in common (PSS); the files that they map, mostly libraries, are counted once, as
+    those of the one that maps most: what else runs on the machine may map them, too. Elsewhere all
+    of each counts."""
+    total, files = 0, 0
     try:
         for one in (process, *process.children(recursive=True)):
-            about = one.memory_full_info()
-            total += getattr(about, "pss", about.rss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
+            about = Path(f"/proc/{one.pid}")
+            if (about / "smaps_rollup").is_file():
+                share, whole = kibibytes(about / "smaps_rollup"), kibibytes(about / "status")
+                total += 1024 * (share["Pss_Anon"] + share["Pss_Shmem"])
+                files = max(files, 1024 * whole["RssFile"])
+            else:
+                total += one.memory_info().rss
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError, KeyError):  # it has just ended
         pass
-    return total
+    return total + files
+
+
+def kibibytes(path: Path) -> dict[str, int]:
+    """The lines `name: number kB` of a file of Linux."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    return {name: int(number) for name, number in found}
 
 
 def size_of(directory: Path) -> int:

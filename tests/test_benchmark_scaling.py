@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from benchmarks import scaling
@@ -120,3 +121,29 @@ def test_the_table_says_what_grows_and_what_it_comes_to(tmp_path, monkeypatch):
     assert (
         "nothing is extrapolated" in said and "seconds, both" in said and "seconds, N" not in said
     )
+
+
+SHARED = """
+import os, time
+ones = b"1" * 60 * 2**20
+if os.fork() == 0:
+    time.sleep(20)
+print("ready", flush=True)
+time.sleep(20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory by /proc")
+def test_what_processes_have_in_common_counts_once():
+    """60 MiB that a child has from its parent, and what both have of the interpreter's files."""
+    process = psutil.Popen([sys.executable, "-c", SHARED], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        (child,) = process.children()
+        found = scaling.resident(process) / 2**20
+        assert 60 < found < 90 and child.memory_info().rss / 2**20 > 60
+    finally:
+        for one in (*process.children(), process):
+            one.kill()
+        process.wait()
+    assert scaling.resident(process) == 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-CHUNK = 2**20  # logits that are worked on at once, with copies in float64 some 50 MB
+CHUNK = 2**20  # logits that are worked on at once
 CLIP = 1e-15  # Kaggle keeps the probabilities of log-loss this far from 0 and 1
 
 
