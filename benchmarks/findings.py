@@ -2,9 +2,10 @@
 
     python benchmarks/findings.py      # nothing is trained
 
-Every number is computed from benchmarks/scores; the sentences say where each table stands. Gains
-are paired differences of balanced accuracy on held-out images, with 95 % intervals. What is too
-short to judge (benchmarks/judged.py) is not drawn, and called so.
+Every number is computed from benchmarks/scores, or read from the one table that has none there; the
+sentences say where each table stands. Gains are paired differences of balanced accuracy on held-out
+images, with 95 % intervals. What is too short to judge (benchmarks/judged.py) is not drawn, and
+called so.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from src.metrics import NORMAL
 from src.plots.style import BIN_COLORS, MUTED, legend_above, png
 
 FIGURE = "findings.png"
+ALIKE = "birds_lt like with like"  # the section's name
 COLORS = {"birds_lt": BIN_COLORS["many"], "digits": BIN_COLORS["medium"]}
 FOREST = (  # rows of the method tables, most alike beside each other
     "balanced_softmax", "ce/prior", "ce/cosine", "ce/ncm", "ce/lws", "ce/crt", "ce_drw", "ce_drs",
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     panels = [panel for panel in (forest(out), cost(out), published(out)) if panel is not None]
     png(panels, out.with_name(FIGURE))
     lines = [f"![gains of methods, their cost, and published figures]({FIGURE})", ""]
-    parts = (repeated, least_regret, with_time, starts, costs)
+    parts = (repeated, like_with_like, least_regret, with_time, starts, costs)
     lines += [f"- {text}" for said in parts for text in said(out)]
     lines += ["", "In brackets behind a difference: its 95 % interval, in points."]
     print(write_section("findings", "What the tables say", "\n".join(lines), out))
@@ -154,6 +156,23 @@ def repeated(out: Path) -> list[str]:
         f"{Section(CIFAR, 'published').epochs('ce')[0]} epochs): {(off >= -WITHIN).sum()} of "
         f"{len(off)} are met within {WITHIN} points; ours, and in brackets published: "
         f"{'; '.join(said)}."
+    ]
+
+
+def like_with_like(out: Path) -> list[str]:
+    """One network against one, then what the rest adds: the table of like_with_like.py."""
+    text = out.read_text(encoding="utf-8") if out.is_file() else ""
+    section = text.partition(f"<!-- {ALIKE} -->")[2].partition(f"<!-- /{ALIKE} -->")[0]
+    lines = [line for line in section.splitlines() if line[:2] == "| " and "---" not in line]
+    if not lines:
+        return []
+    names, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    whole, few = names.index("balanced_accuracy"), names.index("few")
+    told = "; ".join(f"{row[0]} {row[whole]} ({row[few]})" for row in rows)
+    return [
+        "**Like with like** (birds_lt, public test images: one network against one on the same "
+        "images, then each adds to the one before; balanced accuracy, and in brackets that of the "
+        f'few-shot classes): {told} (section "birds_lt, like with like").'
     ]
 
 

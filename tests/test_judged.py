@@ -11,7 +11,7 @@ from benchmarks.birds_methods import scores_of
 from benchmarks.cifar_methods import METHODS, PUBLISHED
 from benchmarks.cifar_table import Section, render
 from benchmarks.judged import TOO_SHORT, baseline, difference, is_short, judged
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, markdown, write_section
 from src.config.read import load_config
 from tests.benchmark_kit import row
 
@@ -123,6 +123,18 @@ def test_findings_tell_what_methods_gain_with_time(tmp_path):
     longer.scores_of("birds_lt").keep(lines, out)
     (said,) = findings.with_time(out)
     assert "): knowledge transfer (KT) -2.1 [-4.1, -0.1] (section" in said
+
+
+def test_findings_tell_what_one_network_is_and_what_the_rest_adds(tmp_path):
+    out = tmp_path / "RESULTS.md"
+    assert findings.like_with_like(out) == []
+    rows = [
+        {"test images": name, "accuracy": 0.9, "balanced_accuracy": share, "few": share - 0.1}
+        for name, share in (("timm's loop", 0.6), ("+ folds", 0.8))
+    ]
+    write_section(findings.ALIKE, "birds_lt, like with like", markdown(rows), out)
+    (said,) = findings.like_with_like(out)
+    assert "few-shot classes): timm's loop 0.600 (0.500); + folds 0.800 (0.700) (section" in said
 
 
 def test_findings_draw_no_loss_at_a_short_schedule(tmp_path):
