@@ -94,7 +94,8 @@ def test_the_head_with_the_best_cross_fitted_metric_wins(world):
 
 
 def test_oof_is_cross_fitted_and_the_recipe_is_fitted_on_all(world):
-    posthoc(config(posthoc={"heads": ["stage1"]}), "exp")
+    lenient = {"standard_errors": 0}  # something is kept, whatever a CPU makes of the last digits
+    posthoc(config(posthoc={"heads": ["stage1"]}, judge=lenient), "exp")
     found = read_json(HOME / "posthoc" / "posthoc.json")
     oof = load_predictions(HOME / "posthoc" / "oof.npz", world.num_classes)
     assert len(set(json.dumps(steps) for steps in found["per_fold"].values())) > 1
