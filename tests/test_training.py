@@ -449,6 +449,7 @@ def test_bf16_that_the_cpu_only_imitates_is_said(digits, known, capsys, monkeypa
         assert not emulated(SimpleNamespace(mixed_precision=precision, device=torch.device(device)))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_fp16_without_a_gpu_is_refused_in_words(digits):
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         stage1(digits_config("train.precision=fp16"), "exp", ["0"], False)

@@ -19,7 +19,6 @@ from src.artifacts.work import MANIFEST
 from src.config.schema import Config
 from src.fusion.observations import cross_fitted, observations_of
 from src.metrics import (
-    CHUNK,
     Gain,
     Outcomes,
     bin_names,
@@ -35,6 +34,7 @@ SUBMISSION = {  # what the page reads in the manifest of a submission
     **dict.fromkeys(("settings/members", "inputs", "metrics/oof", "members_oof"), dict),
     **dict.fromkeys(("settings/metric", "method", "reason"), str),
 }
+LARGEST = 2**22  # numbers of an outcome [N, K] that stays in memory after scoring
 UNTRAINED = "zero-shot"  # row of the stage table
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -213,7 +213,7 @@ def _scored(
     bins = data.classes["bin"].to_numpy()
     scores = found.summary(label, bins, *also, calibrated=calibrated)
     noise = standard_errors(found, label, bins, *also)
-    small = {name: array for name, array in found.more.items() if array.size <= 4 * CHUNK}
+    small = {name: array for name, array in found.more.items() if array.size <= LARGEST}
     found = replace(found, more=small)
     return Scored(ids, label, found, scores, calibrated, noise)
 
