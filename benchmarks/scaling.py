@@ -7,9 +7,11 @@
 Fabricated JPEGs of 32 x 32 pixels with a long tail, N / 5 of them for the test; a MobileNetV3 so
 small that what grows with N and K is seen, and not convolutions, with 1,024 features as real ones
 have. N and K grow together, then each alone. Each script is a process of its own, as a user starts
-it, with one thread: seconds that it and its children kept a core busy, which other work on the
-machine does not change; their most resident memory together; the bytes left below runs/, caches
-included. Points that are done are skipped: scores/scaling.csv has them.
+it, with one thread, and its arrays on the disk, as those of large data sets are
+(src/artifacts/mapped.py): seconds that it and its children kept a core busy, which other work on
+the machine does not change; their most resident memory together, without the pages of such arrays,
+which the system takes back when it needs them; the bytes left below runs/, caches included. Points
+that are done are skipped: scores/scaling.csv has them.
 
 Extrapolated are start + N a + K b + N K c (growth.py) fitted to all points, and beside them the
 network's passes by the images/s of a real one, measured here on this machine's device.
@@ -48,6 +50,11 @@ SWEEPS = {"both": "images", "N": "images", "K": "classes"}  # what grows → by 
 SIDE, RATIO, TEST_SHARE = 32, 50, 5
 NAME = "scaled"
 POLL = 0.05  # seconds; looking takes some milliseconds itself
+STARTED = f"""import runpy, sys
+sys.path[:1], sys.argv = [{str(ROOT)!r}], sys.argv[1:]
+from src.artifacts import mapped
+mapped.LARGE = 0
+runpy.run_path(sys.argv[0], run_name="__main__")"""  # a script, with arrays on the disk
 CONFIG = {
     "data": {"root": NAME, "workers": 2},
     "bins": {"mode": "terciles"},
@@ -94,7 +101,8 @@ def run_point(point: Point, args: argparse.Namespace) -> None:
         fabricate(home, point, args.folds)
     for stage, script in SCRIPTS.items():
         if stage not in done:
-            command = [sys.executable, str(script), "--config", "config.yaml", "--overwrite"]
+            command = [sys.executable, "-c", STARTED, str(script), "--config", "config.yaml"]
+            command.append("--overwrite")
             line = {"stage": stage, **key} | measure(command, home)
             SCORES.keep([line | {"device": machine(), "git": git_state()}], args.out)
             print(line, flush=True)
@@ -136,7 +144,7 @@ def measure(command: list[str], home: Path) -> dict[str, float]:
         process = psutil.Popen(command, cwd=home, stdout=log, stderr=log)
         most = 0
         while process.poll() is None:
-            most = max(most, resident(process))
+            most = max(most, resident(process, home))
             time.sleep(POLL)
     seconds = busy() - began
     if process.returncode:
@@ -152,11 +160,11 @@ def busy() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def resident(process: psutil.Process) -> int:
+def resident(process: psutil.Process, home: Path) -> int:
     """Bytes of a process and its children together. Linux says how much of each is its share of
-    what they have in common (PSS); the files that they map, mostly libraries, are counted once, as
-    those of the one that maps most: what else runs on the machine may map them, too. Elsewhere all
-    of each counts."""
+    what they have in common (PSS); the files that they map are counted once, as those of the one
+    that maps most: what else runs on the machine may map them, too. They are libraries: those below
+    `home` are left out. Elsewhere all of each counts."""
     total, files = 0, 0
     try:
         for one in (process, *process.children(recursive=True)):
@@ -164,12 +172,27 @@ def resident(process: psutil.Process) -> int:
             if (about / "smaps_rollup").is_file():
                 share, whole = kibibytes(about / "smaps_rollup"), kibibytes(about / "status")
                 total += 1024 * (share["Pss_Anon"] + share["Pss_Shmem"])
-                files = max(files, 1024 * whole["RssFile"])
+                files = max(files, 1024 * (whole["RssFile"] - below(home.resolve(), about)))
             else:
                 total += one.memory_info().rss
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError, KeyError):  # it has just ended
         pass
     return total + files
+
+
+def below(home: Path, about: Path) -> int:
+    """KiB of the files in a directory that a process maps and has read or filled; what it changed
+    for itself alone is memory."""
+    if f"{home}/" not in (about / "maps").read_text():  # smaps takes much longer
+        return 0
+    found, own = 0, False
+    for line in (about / "smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            own = f" {home}/" in line
+        elif own and line.startswith(("Rss:", "Anonymous:")):
+            size = int(line.split()[1])
+            found += size if line.startswith("Rss:") else -size
+    return found
 
 
 def kibibytes(path: Path) -> dict[str, int]:

@@ -78,7 +78,7 @@ def test_points_that_are_done_are_skipped_and_those_begun_go_on(tmp_path, monkey
     monkeypatch.setattr(scaling, "git_state", lambda: "abc")
 
     def measure(command, home):
-        started.append(command[1][-30:])
+        started.append(command[3][-30:])
         if len(started) == 3:
             raise KeyboardInterrupt
         (home / "config.yaml").touch()
@@ -134,16 +134,45 @@ time.sleep(20)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory by /proc")
-def test_what_processes_have_in_common_counts_once():
+def test_what_processes_have_in_common_counts_once(tmp_path):
     """60 MiB that a child has from its parent, and what both have of the interpreter's files."""
     process = psutil.Popen([sys.executable, "-c", SHARED], stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"ready\n"
         (child,) = process.children()
-        found = scaling.resident(process) / 2**20
+        found = scaling.resident(process, tmp_path) / 2**20
         assert 60 < found < 90 and child.memory_info().rss / 2**20 > 60
     finally:
         for one in (*process.children(), process):
             one.kill()
         process.wait()
-    assert scaling.resident(process) == 0
+    assert scaling.resident(process, tmp_path) == 0
+
+
+MAPS = """
+import mmap, sys, time
+import numpy as np
+ones = np.memmap(sys.argv[1], np.uint8, "c")
+ones.sum()
+ones[: 20 * 2**20] += 1
+print("ready", flush=True)
+time.sleep(20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory by /proc")
+def test_mapped_files_of_the_run_count_where_they_were_changed_alone(tmp_path):
+    """60 MiB are read, of which 20 are changed in memory."""
+    path = tmp_path / "of the run" / "x"
+    path.parent.mkdir()
+    path.write_bytes(bytes(60 * 2**20))
+    process = psutil.Popen([sys.executable, "-c", MAPS, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        mine, others = (
+            scaling.resident(process, tmp_path / n) / 2**20 for n in ("of the run", "x")
+        )
+        assert others - mine == pytest.approx(40, abs=0.5)
+    finally:
+        process.kill()
+        process.wait()

@@ -9,7 +9,7 @@ import pytest
 
 from src.artifacts.dataset import load_dataset
 from src.artifacts.files import read_arrays, read_table
-from src.artifacts.predictions import Predictions, concatenate, from_arrays, load_predictions, stack
+from src.artifacts.predictions import Predictions, from_arrays, load_predictions, stack
 from src.config.read import parse_config
 from src.ensemble.ensemble import ensemble
 from src.errors import UserError
@@ -257,6 +257,10 @@ def test_columns_follow_their_images(tmp_path):
 def test_folds_are_joined_with_their_columns():
     one, two = predictions(["d", "b"], month=["4", "2"]), predictions(["c"], month=["003"])
     assert stack([one, two]).columns["month"].tolist() == ["2", "003", "4"]
-    assert concatenate([one, two]).image_id.tolist() == ["d", "b", "c"]
+    found = stack([one, two])
+    assert found.image_id.tolist() == ["b", "c", "d"] and found.features.shape == (3, 2)
+    assert found.logits.tolist() == [[2, 3], [0, 1], [0, 1]]  # rows stay with their images
+    made = stack([one, two], (-part.logits for part in (one, two)))
+    assert made.logits.tolist() == [[-2, -3], [0, -1], [0, -1]] and made.features is None
     with pytest.raises(UserError, match=r"carry different columns: \['month'\], \[\]"):
         stack([one, predictions(["c"])])

@@ -216,8 +216,10 @@ def test_a_metric_of_yours_has_a_rule_where_it_judges_probabilities(tmp_path, mo
 def test_the_config_may_ask_for_the_most_probable_class():
     log_p, labels, fold = planted(1)
     f1 = {"metric": "macro_f1"}
-    assert decided(config(**f1), log_p, labels, fold).rule == "expected_utility"
-    assert not decided(config(**f1, ensemble={"decision": "plain"}), log_p, labels, fold).rule
+    assert decided(config(**f1), lambda: log_p, labels, fold).rule == "expected_utility"
+    nothing = lambda: pytest.fail("logits are not needed, and may be gigabytes")  # noqa: E731
+    assert not decided(config(**f1, ensemble={"decision": "plain"}), nothing, labels, fold).rule
+    assert not decided(config(metric="accuracy"), nothing, labels, fold).rule
 
 
 def test_for_a_target_prior_images_count_by_importance():

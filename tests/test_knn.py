@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from src import logits as room
 from src.artifacts.dataset import fold_name
 from src.artifacts.heads import load_head, save_head
-from src.artifacts.predictions import Predictions, concatenate, load_predictions
+from src.artifacts.predictions import Predictions, load_predictions, stack
 from src.config.heads import KNN, NCM
 from src.config.read import parse_config
 from src.config.tree import dump_config
@@ -183,9 +184,10 @@ def test_files_with_and_without_distances(tmp_path):
     found = load_predictions(tmp_path / "new.npz", 2)
     assert found.image_id.tolist() == ["a", "b"] and found.distance.tolist() == [0.5, 0.25]
     assert found.with_logits(z).distance is None  # of another head
-    assert concatenate([new, old]).distance is None
-    assert concatenate([old, new]).distance is None
-    assert concatenate([new, new]).distance.tolist() == [0.25, 0.5, 0.25, 0.5]
+    others = np.array(["d", "c"])
+    assert stack([new, replace(old, image_id=others)]).distance is None
+    assert stack([old, replace(new, image_id=others)]).distance is None
+    assert stack([new, replace(new, image_id=others)]).distance.tolist() == [0.5, 0.25, 0.5, 0.25]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from types import UnionType
 import numpy as np
 import pandas as pd
 
+from src.artifacts.mapped import read_npz, write_npz
 from src.errors import MORE_ROOM, UserError, no_room, read_text, shortened
 
 BINARY = (".parquet", ".feather")  # tables that pandas reads with pyarrow alone, which is not here
@@ -182,16 +183,15 @@ def read_table(
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
     """An `.npz` of plain arrays, the same bytes for the same arrays; text is stored as unicode."""
-    return write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    return write_atomic(path, lambda file: write_npz(file, arrays))
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Errors: UserError when the file is missing, damaged, or holds other than plain arrays."""
+    """Large ones are mapped (src/artifacts/mapped.py). Errors: UserError when the file is missing,
+    damaged, or holds other than plain arrays."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return {
-                name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()
-            }
+            return read_npz(archive)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged files
@@ -200,15 +200,6 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: not a readable .npz file of plain arrays ({reason}); it is damaged or not "
             "one of ours. Delete it and run the script that writes it again."
         ) from error
-
-
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """As `np.load` does it, and to the end of the data, where the checksum is compared."""
-    with archive.open(name) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):
-            raise ValueError(f"{name} has more data than its header says")
-    return array
 
 
 _digests: dict[tuple[int, ...], str] = {}  # of this process

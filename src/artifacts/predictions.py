@@ -10,6 +10,7 @@ has the mean over the networks. A threshold that all but a few percent of the ou
 keep below finds test images that are of no known class.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import numpy as np
 
 from src.artifacts.files import read_arrays, write_arrays
 from src.artifacts.ids import check_same_ids, check_unique
+from src.artifacts.space import space
 from src.artifacts.work import checked
 from src.errors import UserError, some
+from src.metrics.outcomes import chunks
 
 ZERO_SHOT = "zero_shot.npz"  # of held-out images, by a network of captions before its training
 UNKNOWN = -1
@@ -107,7 +110,7 @@ def load_predictions(path: Path, num_classes: int) -> Predictions:
             f"{path}: logits have shape {shape}, expected [{len(arrays['image_id'])}, "
             f"{num_classes}] (classes.csv has {num_classes} classes)"
         )
-    if not np.isfinite(arrays["logits"]).all():
+    if not all(np.isfinite(arrays["logits"][part]).all() for part in chunks(*shape)):
         raise UserError(f"{path}: logits hold NaN or infinity; the training has diverged")
     loaded = from_arrays(arrays)
     ids = loaded.image_id
@@ -139,18 +142,13 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def stack(parts: list[Predictions]) -> Predictions:
-    """Out-of-fold predictions of all folds as one. Errors: UserError when an image is in two."""
-    rows = concatenate(parts)
-    check_unique(rows.image_id, "out-of-fold predictions")
-    return rows.take(np.sort(rows.image_id))
-
-
-def concatenate(parts: list[Predictions]) -> Predictions:
-    """The rows of all parts, in this order; features where all have them, equally wide, and
+def stack(parts: list[Predictions], logits: Iterable[np.ndarray] | None = None) -> Predictions:
+    """The rows of all parts, sorted by image_id; features where all have them, equally wide, and
     distances where all have them.
 
-    Errors: UserError when they do not carry the same columns.
+    logits: of each part [n, K], one after the other as they are made, in the place of its own;
+    features are then left out. Errors: UserError when an image is in two parts, or they do not
+    carry the same columns.
     """
     carried = [sorted(p.columns) for p in parts]
     if any(names != carried[0] for names in carried):
@@ -158,12 +156,31 @@ def concatenate(parts: list[Predictions]) -> Predictions:
             f"predictions to be joined carry different columns: {some(carried)}. Run 02 and 03 "
             "again with --overwrite, so that all are made from the folds.csv there is now."
         )
-    if len({None if p.features is None else p.features.shape[1] for p in parts}) > 1:
+    widths = {None if p.features is None else p.features.shape[1] for p in parts}
+    if logits is not None or len(widths) > 1:
         parts = [replace(p, features=None) for p in parts]
     if any(p.distance is None for p in parts):
         parts = [replace(p, distance=None) for p in parts]
     arrays = [p.arrays() for p in parts]
-    return from_arrays({name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
+    large = {"logits": (p.logits for p in parts) if logits is None else logits}
+    if parts[0].features is not None:
+        large["features"] = (p.features for p in parts)
+    small = {n: np.concatenate([a[n] for a in arrays]) for n in arrays[0].keys() - large.keys()}
+    check_unique(small["image_id"], "out-of-fold predictions")
+    order = np.argsort(small["image_id"], kind="stable")
+    place = np.argsort(order)
+    joined = {name: array[order] for name, array in small.items()}
+    return from_arrays(joined | {name: _placed(rows, place) for name, rows in large.items()})
+
+
+def _placed(parts: Iterable[np.ndarray], place: np.ndarray) -> np.ndarray:
+    """[N, C] of parts [n, C]; place: [N] numbers of their rows in it, one part after the other."""
+    out, first = None, 0
+    for part in parts:
+        out = space((len(place), part.shape[1]), part.dtype) if out is None else out
+        out[place[first : first + len(part)]] = part
+        first += len(part)
+    return out
 
 
 def save_features(path: Path, image_id: np.ndarray, features: np.ndarray) -> Path:

@@ -16,12 +16,13 @@ from src.submission.write import COLUMNS
 @dataclass(frozen=True)
 class AskedFor:
     """dataset: its `test` has a row for each thing asked for, named by `image_id` · ids: of these
-    [R] · rows: [R], of the test images sorted by image_id, which one stands for each · of: [M], the
-    observation of each test image; None: each stands alone"""
+    [R] · rows: [R], of the test images sorted by image_id, which one stands for each; all of them,
+    as a slice, so that nothing is copied · of: [M], the observation of each test image; None: each
+    stands alone"""
 
     dataset: Dataset
     ids: np.ndarray
-    rows: np.ndarray
+    rows: np.ndarray | slice
     of: np.ndarray | None = None
 
     def agreed(self, flags: Flags | None) -> Flags | None:
@@ -37,7 +38,7 @@ def asked_for(config: Config, dataset: Dataset) -> AskedFor:
     ids = np.sort(dataset.test["image_id"].to_numpy(str))
     test, origin = dataset.test.set_index("image_id").loc[ids], dataset.directory / "test.csv"
     observed = observations_of(config, dataset.test, ids, origin)
-    every = np.arange(len(ids))
+    every = slice(None)
     if observed is None:
         return AskedFor(dataset, ids, every)
     facts = read_json(dataset.directory / MANIFEST, COLUMNS)["submission"]

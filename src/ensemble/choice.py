@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from src.artifacts.space import space
 from src.config.judge import Judge
 from src.config.section import Section
 from src.ensemble.combiner import Members, Params, Pool
 from src.ensemble.combiners import COMBINERS
 from src.ensemble.mean import equal
-from src.metrics import Gain, chunks, paired_gain
+from src.metrics import OUTCOMES, Gain, chunks, paired_gain
 
 SINGLE = "single"  # the way of combining one member
 
@@ -31,15 +32,15 @@ class Choice:
     def shares(self) -> list[float] | None:
         return COMBINERS[self.name].shares(self.final)
 
-    def combine(self, members: Members, params: Params | None = None) -> np.ndarray:
-        """Log-probabilities [N, K], with `final` unless others are given; made in chunks. Of one
-        member they are its own array."""
+    def combine(self, members: Members) -> np.ndarray:
+        """Log-probabilities [N, K] with `final`; made in chunks. Of one member they are its own
+        array."""
         if self.method == SINGLE:
             return members[0]
-        out = np.empty(members[0].shape, np.float32)
+        out = space(members[0].shape)
         for rows in chunks(*out.shape):
             part = [m[rows] for m in members]
-            out[rows] = COMBINERS[self.name].combine(part, self.final if params is None else params)
+            out[rows] = COMBINERS[self.name].combine(part, self.final)
         return out
 
     def outcome(self, pool: Pool, fold: np.ndarray) -> np.ndarray:
@@ -51,9 +52,10 @@ class Choice:
         are its own array."""
         if self.method == SINGLE:
             return members[0]
-        out = np.empty(members[0].shape, np.float32)
-        for k, params in self.per_fold.items():
-            out[fold == k] = self.combine([m[fold == k] for m in members], params)
+        out = space(members[0].shape)
+        for rows in chunks(*out.shape):
+            part = [m[rows] for m in members]
+            out[rows] = _by_fold(part, fold[rows], self.name, self.per_fold)
         return out
 
 
@@ -98,12 +100,19 @@ def choose(
 
 def _outcome(pool: Pool, fold: np.ndarray, name: str, per_fold: dict[int, Params]) -> np.ndarray:
     """Outcomes [N] of a combiner, each fold with its own parameters."""
-    found = {
-        k: pool.part(fold == k).outcome(lambda m, p=p: COMBINERS[name].combine(m, p))
-        for k, p in per_fold.items()
-    }
-    first = next(iter(found.values()))
-    out = np.empty((len(fold), *first.shape[1:]), first.dtype)
-    for k, part in found.items():
-        out[fold == k] = part
+    found = []
+    for rows in chunks(*pool.members[0].shape):
+        part = _by_fold([m[rows] for m in pool.members], fold[rows], name, per_fold)
+        found.append(OUTCOMES[pool.metric](part, pool.labels[rows]))
+    return np.concatenate(found)
+
+
+def _by_fold(
+    members: Members, fold: np.ndarray, name: str, per_fold: dict[int, Params]
+) -> np.ndarray:
+    """[n, K] of a few rows, each with the parameters of its fold."""
+    out = np.empty(members[0].shape, np.float32)
+    for k in np.unique(fold).tolist():
+        own = fold == k
+        out[own] = COMBINERS[name].combine([m[own] for m in members], per_fold[k])
     return out

@@ -119,7 +119,7 @@ def _made(found: Gathered) -> Made:
     choice, review = combined([m.name for m in members], pool, fold, config)
     oof = choice.cross_fitted(pool.members, fold)
     test = choice.combine([m.test for m in members])
-    decision = decided(config, oof, pool.labels, fold, pool.target)
+    decision = decided(config, lambda: oof, pool.labels, fold, pool.target)
     table = oof_table(members, choice, oof, pool.labels, fold, found.dataset, decision)
     unknown = config.submission.unknown and flags(
         config.submission.unknown,

@@ -12,6 +12,7 @@ from src.artifacts.ids import check_same_ids
 from src.artifacts.oof import check_finished, check_held_out, head_dir, load_oof, script_of
 from src.artifacts.parts import check_posthoc, parts_of
 from src.artifacts.predictions import Predictions, load_predictions
+from src.artifacts.space import space
 from src.artifacts.work import MANIFEST, RUNS, checked, made
 from src.config.names import STAGE1, of_stage1
 from src.config.schema import Config
@@ -97,8 +98,7 @@ def _load(experiment: str, head: str, dataset: Dataset, scored: Dataset, config:
     test = load_predictions(path, dataset.num_classes)
     check_same_ids(test.image_id, dataset.test["image_id"], str(path), "test.csv")
     named = {f"{experiment}/{p.relative_to(home).as_posix()}": p for p in [*files, path]}
-    # in the logits' place, which nobody needs any more: they may be gigabytes
-    pair, strength = [log_probabilities(p.logits, out=p.logits) for p in (oof, test)], None
+    pair, strength = [log_probabilities(p.logits) for p in (oof, test)], None
     if config.data.observation is not None:
         pair, strength = _shared(pair, (oof, test), dataset, scored, config)
     return Member(f"{experiment}/{head}", *pair, named, strength, manifest)
@@ -173,10 +173,9 @@ def _check_recipe(manifest: dict, posthoc: Path, origin: Path) -> None:
             )
 
 
-def log_probabilities(logits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """log softmax, [N, K] float32: the one scale on which members can be averaged. out: written
-    there, which may be `logits`, instead of to a new array"""
-    out = np.empty(logits.shape, np.float32) if out is None else out
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """log softmax, [N, K] float32: the one scale on which members can be averaged."""
+    out = space(logits.shape)
     for rows in chunks(*logits.shape):
         out[rows] = log_softmax(logits[rows].astype(np.float64), axis=1)
     return out

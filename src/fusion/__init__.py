@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.artifacts.space import space
 from src.config.schema import Config
 from src.errors import UserError
 from src.fusion.asm import ASM
@@ -93,7 +94,7 @@ def apply_recipe(
     blank, target = np.empty((images, 0), np.float32), recipe.get("target")
     columns = columns or {}
     whole = State(blank, features, start, heads, counts, given, columns, target=target)
-    out = np.empty((images, len(counts)), np.float32)
+    out = space((images, len(counts)))
     for rows in chunks(*out.shape):
         state = whole.rows(rows)
         out[rows] = apply_steps(state.with_logits(state.logits_of(start)), steps).logits

@@ -11,12 +11,14 @@ scores [N, K] of which the largest is the decision; the logits for further ensem
 are. Kept is what passes the section `judge`, cross-fitted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from src.artifacts.space import space
 from src.config.judge import Judge
 from src.config.metric import parse
 from src.config.schema import Config
@@ -91,9 +93,11 @@ class Decision:
         """The same of out-of-fold logits, each fold with what was fitted on the others."""
         if not self.rule:
             return logits
-        out = np.empty(logits.shape, np.float32)
-        for k, params in self.per_fold.items():
-            out[fold == k] = self.apply(logits[fold == k], params)
+        out = space(logits.shape)
+        for rows in chunks(*out.shape):
+            for k in np.unique(fold[rows]).tolist():
+                own = np.flatnonzero(fold[rows] == k) + rows.start
+                out[own] = self.apply(logits[own], self.per_fold[k])
         return out
 
     def summary(
@@ -110,15 +114,18 @@ class Decision:
 
 def decided(
     config: Config,
-    logits: np.ndarray,
+    logits: Callable[[], np.ndarray],
     labels: np.ndarray,
     fold: np.ndarray,
     target: np.ndarray | None = None,
 ) -> Decision:
-    """How labels are made of cross-fitted logits, as the config asks; see `decide`."""
+    """How labels are made of cross-fitted logits, as the config asks; see `decide`. logits: gives
+    them, and is not asked where there is nothing to decide"""
     if config.ensemble.decision == "plain":
         return Decision(config.metric, "", "asked for")
-    return decide(logits, labels, fold, config.metric, config.judge, target)
+    if (found := _no_rule(config.metric, fold)) is not None:
+        return found
+    return decide(logits(), labels, fold, config.metric, config.judge, target)
 
 
 def decide(
@@ -135,11 +142,9 @@ def decide(
     importance, as they do in scores; None: that of the images. The logits count as given: that they
     were chosen on the same images is the matter of those who chose them.
     """
+    if (found := _no_rule(metric, fold)) is not None:
+        return found
     name, folds = rule_of(metric), np.unique(fold).tolist()
-    if name is None:
-        return Decision(metric, "", f"nothing else is better for {short_name(metric)}")
-    if len(folds) < 2:
-        return Decision(metric, "", f"{name} needs two folds or more to be judged, found one")
     of, num_classes = metric_of(metric), logits.shape[1]
     log_prior = np.log(np.maximum(np.bincount(labels, minlength=num_classes), 1))
     log_prior = (log_prior - log_prior.mean()).astype(np.float32)
@@ -148,7 +153,7 @@ def decide(
     for k in folds:
         out = fold == k
         per_fold[k] = _fit(name, logits, labels, ~out, log_prior, metric, target)
-        after[out] = _outcomes(metric, logits[out], labels[out], name, per_fold[k])
+        after[out] = _outcomes(metric, logits, labels, name, per_fold[k], out)
     gain = paired_gain(before, after, labels, num_classes, metric, target)
     weights = importance(labels, target)
     scores = [of.score(x, labels, num_classes, weights) for x in (before, after)]
@@ -160,6 +165,16 @@ def decide(
     return Decision(metric, name, told + lacking, *scores, gain, final, per_fold)
 
 
+def _no_rule(metric: str, fold: np.ndarray) -> Decision | None:
+    """The largest logit, where no rule is known or none can be judged; None: there is a rule."""
+    name = rule_of(metric)
+    if name is None:
+        return Decision(metric, "", f"nothing else is better for {short_name(metric)}")
+    if len(np.unique(fold)) < 2:
+        return Decision(metric, "", f"{name} needs two folds or more to be judged, found one")
+    return None
+
+
 def _fit(
     name: str,
     logits: np.ndarray,
@@ -169,8 +184,11 @@ def _fit(
     metric: str,
     target: np.ndarray | None,
 ) -> Params:
-    """Of the images `among` (a mask, [N]): a copy of theirs, in which p takes the place of z."""
-    p, labels = logits[among].astype(np.float32, copy=False), labels[among]
+    """Of the images `among` (a mask, [N])."""
+    where, labels = np.flatnonzero(among), labels[among]
+    p = space((len(where), logits.shape[1]))  # z at first
+    for rows in chunks(*p.shape):
+        p[rows] = logits[where[rows]]
     weights = importance(labels, target)
     weights = np.ones(len(labels)) if weights is None else weights
     some = slice(None, None, max(1, p.size // ENOUGH))  # two numbers need no more
@@ -182,20 +200,21 @@ def _fit(
 
 
 def _scores(name: str, logits: np.ndarray, params: Params) -> np.ndarray:
-    out = np.empty(logits.shape, np.float32)
+    out = space(logits.shape)
     for rows in chunks(*out.shape):
         out[rows] = RULES[name].scores(_log_posterior(logits[rows], params), params)
     return out
 
 
 def _outcomes(
-    metric: str, logits: np.ndarray, labels: np.ndarray, name: str = "", params=None
+    metric: str, logits: np.ndarray, labels: np.ndarray, name: str = "", params=None, among=...
 ) -> np.ndarray:
-    """Of logits, or of what a rule makes of them; in chunks."""
-    of, parts = metric_of(metric), []
-    for rows in chunks(*logits.shape):
-        part = _scores(name, logits[rows], params) if name else logits[rows]
-        parts.append(of.outcome(part, labels[rows]))
+    """Of logits, or of what a rule makes of them, of all images or `among` (a mask, [N])."""
+    of, parts, where = metric_of(metric), [], np.arange(len(labels))[among]
+    for rows in chunks(len(where), logits.shape[1]):
+        part = logits[where[rows]]
+        part = _scores(name, part, params) if name else part
+        parts.append(of.outcome(part, labels[where[rows]]))
     return np.concatenate(parts)
 
 

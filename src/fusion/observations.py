@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
+from src.artifacts.space import space
 from src.config.judge import Judge
 from src.config.observations import Observations as Keys
 from src.config.schema import Config
@@ -223,7 +224,7 @@ def cross_fitted(
     by_fold = ({k: array[mask] for k, mask in rows.items()} for array in (logits, label))
     strength = fitted_strength(*by_fold, parts, metric, rule)
     of_fold = fold[observed.first]  # [U]
-    out = np.empty((len(of_fold), logits.shape[1]), np.float32)
+    out = space((len(of_fold), logits.shape[1]))
     for k, part in parts.items():
         out[of_fold == k] = part.with_strength(strength.per_fold[k]).pool(logits[rows[k]])
     return out, strength

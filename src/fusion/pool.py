@@ -42,11 +42,6 @@ class Pool:
         ]
         return np.concatenate(parts)
 
-    def part(self, rows: np.ndarray) -> "Pool":
-        """The images `rows` alone, copied."""
-        members = [m[rows] for m in self.members]
-        return Pool(members, self.labels[rows], self.metric, self.bins, self.target)
-
     def score(self, outcome: np.ndarray, rows: np.ndarray) -> float:
         """Of an outcome of all images, on `rows`; higher is better, whatever the metric."""
         labels = self.labels[rows]

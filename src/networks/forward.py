@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from src.artifacts.dataset import own_columns
 from src.artifacts.predictions import UNKNOWN, Predictions, from_arrays, is_sorted
+from src.artifacts.space import space
 from src.config.schema import Config
 from src.data.dataset import eval_loader
 from src.data.transforms import EvalTransform, Preprocessing
@@ -99,7 +100,7 @@ class _Rows:
         for name, part in parts.items():
             found = part.float().cpu().numpy()
             if name not in self.arrays:
-                self.arrays[name] = np.empty((self.count, *found.shape[1:]), np.float32)
+                self.arrays[name] = space((self.count, *found.shape[1:]))
             self.arrays[name][self.done : self.done + len(found)] = found
         self.done += len(part)
 

@@ -20,7 +20,8 @@ from src.artifacts.files import write_table
 from src.artifacts.marks import marks
 from src.artifacts.oof import head_dir, load_head_folds, optimism
 from src.artifacts.parts import caveat, in_parts
-from src.artifacts.predictions import Predictions, concatenate
+from src.artifacts.predictions import stack
+from src.artifacts.space import space
 from src.artifacts.target_prior import load_target_prior
 from src.artifacts.trained import trained_config
 from src.artifacts.work import RUNS, Work
@@ -107,7 +108,8 @@ def posthoc(
     if config.target_prior is not None:
         tree["target"] = load_target_prior(config, dataset)
     start = load_start(best.name, steps, stage1, home, dataset, config)
-    _pooled(start, best.recipes, stage1, dataset.num_classes).save(work.directory / "oof.npz")
+    made = (logits for _, logits in cross_fitted(start, best.recipes))
+    stack([stage1[k] for k in start.states], made).save(work.directory / "oof.npz")
     tree["decision"] = _decision(start, best.recipes, config)
     tree |= only(dataset)
     outputs = save_recipe(work.directory, tree)
@@ -175,11 +177,18 @@ def _scores(start: Start, recipes: Recipes, bins: np.ndarray, metric: str) -> di
 
 def _decision(start: Start, recipes: Recipes, config: Config) -> dict:
     """What 06 would do with these logits alone to make labels of them, without the parameters."""
-    found = [(k, start.shared(k, logits)) for k, logits in cross_fitted(start, recipes)]
-    fold = np.concatenate([np.full(len(logits), k) for k, logits in found])
-    logits, target = np.concatenate([logits for _, logits in found]), start.target
-    del found
-    facts = decided(config, logits, start.scored(start.states), fold, target).facts()
+    sizes = [len(start.scored([k])) for k in start.states]
+    fold, labels = np.repeat(list(start.states), sizes), start.scored(start.states)
+
+    def logits() -> np.ndarray:
+        out, first = space((len(labels), start.num_classes)), 0
+        for k, part in cross_fitted(start, recipes):
+            part = start.shared(k, part)
+            out[first : first + len(part)] = part
+            first += len(part)
+        return out
+
+    facts = decided(config, logits, labels, fold, start.target).facts()
     return {key: value for key, value in facts.items() if key != "params"}
 
 
@@ -190,19 +199,3 @@ def only(dataset: Dataset) -> dict:
         return {}
     alone = len(dataset.folds) == 1
     return {"caveat": note} | ({"per_fold": {str(dataset.folds[0]): []}} if alone else {})
-
-
-def _pooled(
-    start: Start, recipes: Recipes, stage1: dict[int, Predictions], num_classes: int
-) -> Predictions:
-    """The cross-fitted logits: what 06 selects on, so that its selection stays honest. They are
-    sorted by image_id as they are made: sorted later, all of them would be there twice."""
-    folds = [stage1[k] for k in start.states]
-    rows = concatenate([part.with_logits(part.logits[:, :0]) for part in folds])
-    order = np.argsort(rows.image_id, kind="stable")
-    place, first = np.argsort(order), 0
-    logits = np.empty((len(order), num_classes), np.float32)
-    for _, part in cross_fitted(start, recipes):
-        logits[place[first : first + len(part)]] = part
-        first += len(part)
-    return rows.take(rows.image_id[order]).with_logits(logits)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from src.artifacts.space import space
 from src.config.schema import Config
 from src.fusion import apply_steps
 from src.fusion.step import Params, State, Step, Unfit
@@ -194,7 +195,7 @@ def transformed(state: State, recipe: Recipe) -> State:
     """The state after the recipe's steps, made in chunks."""
     if not recipe:
         return state
-    out = np.empty(state.logits.shape, np.float32)
+    out = space(state.logits.shape)
     for rows in chunks(*state.logits.shape):
         out[rows] = apply_steps(state.rows(rows), recipe).logits
     return state.with_logits(out)
