@@ -46,10 +46,10 @@ demo: OUT := submission.csv
 demo: run
 
 test: $(VENV)/.text
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 cover: $(VENV)/.text
-	$(RUN) -m pytest -n 2 --cov=src --cov-report=term:skip-covered
+	$(RUN) -m pytest -n 2 --dist worksteal --cov=src --cov-report=term:skip-covered
 
 lint: install
 	$(VENV)/bin/ruff check .

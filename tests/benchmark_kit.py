@@ -20,7 +20,6 @@ def tiny(directory: Path, monkeypatch) -> Path:
     returns a RESULTS.md that somebody wrote into."""
     monkeypatch.chdir(directory)
     monkeypatch.setattr(module, "draw_figures", lambda *args: [])
-    monkeypatch.setattr("src.plots.curves.draw_curves", lambda *args: None)
     for part, count in (("train", 12), ("test", 3)):
         for c, name in enumerate(("0_a", "1_b", "2_c")):
             Path("raw/tiny", part, name).mkdir(parents=True)

@@ -1,5 +1,6 @@
 """A small real competition that 01 prepared once, for the tests of the stages after it."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,17 @@ QUICK = [
 ]
 
 
+def pytest_collection_finish():
+    """Every network that is let go runs the garbage collector; what is imported need not be looked
+    at each time, which takes as long as training one here."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # libraries look for what they leaked
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
     """A directory with data/raw/digits and runs/digits/folds of three folds."""
@@ -42,6 +54,19 @@ def prepared(tmp_path_factory) -> Path:
 def whole_lines(monkeypatch):
     """What is printed is compared as it was written; tests/test_progress.py is about lines."""
     monkeypatch.setattr(cli, "WIDTH", 10**6)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Drawing them takes longer than training on so few images; a test with the fixture `curves`
+    has them."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr("src.training.stage1._draw", lambda stage1: None)
+
+
+@pytest.fixture
+def curves() -> None:
+    """Stage 1 draws its learning curves."""
 
 
 @pytest.fixture(autouse=True)

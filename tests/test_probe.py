@@ -52,7 +52,7 @@ def probe(model: dict | None = None, **train):
     return tiny_config(MEANS | (model or {}), {"epochs": 0} | train)
 
 
-def test_a_probe_goes_through_all_stages(body, capsys):
+def test_a_probe_goes_through_all_stages(body, capsys, curves):
     config = with_values(probe(ema=0.9), {"stage2": HEADS, "predict.evidence": 0}, "")
     rows = stage1(config, "probe", [], False)
     said = capsys.readouterr().out  # of two folds

@@ -1,6 +1,7 @@
 """Stage 1: folds.csv → a network per fold (and one on every image), with out-of-fold logits."""
 
 import importlib.util
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from src.training.decide import decided
 from src.training.fold import Fold
 from src.training.pseudo import pseudo_files
 from src.training.teachers import Teachers, teachers_of
+
+DRAW_EVERY = 60  # seconds between two drawings of the curves; the last fold draws them at any rate
 
 
 def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -> pd.DataFrame:
@@ -56,7 +59,7 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         teachers_of(config, experiment, data, fold)
         pseudo_files(config, experiment, data, fold)
     check_other_folds(config, home / "stage1", set(names))  # when all that it names is there
-    rows = []
+    rows, drawn = [], time.monotonic()
     for fold in each(wanted, "training", "folds"):
         name = fold_name(fold)
         job = Fold(
@@ -65,8 +68,10 @@ def stage1(config: Config, experiment: str, folds: list[str], overwrite: bool) -
         )  # fmt: skip
         rows.append({"fold": name} | train_fold(job, overwrite))
         accelerator.free_memory()  # it holds on to network and moments of every fold
-        if accelerator.is_main_process:
+        late = time.monotonic() - drawn > DRAW_EVERY
+        if accelerator.is_main_process and (late or fold == wanted[-1]):
             _draw(home / "stage1")
+            drawn = time.monotonic()
     accelerator.end_training()
     return pd.DataFrame(rows)
 
