@@ -138,8 +138,9 @@ def test_where_a_section_is_written_is_no_part_of_the_command(monkeypatch):
     assert results.provenance().startswith("`python benchmarks/some.py --fold 1` · commit ")
 
 
-def test_timms_loop_trains_on_the_same_images(prepared):
-    assert throughput.arm("timm", "tiny.yaml", [*SETTINGS, "data.workers=0"], 2) > 0
+@pytest.mark.parametrize("name", ["shipped", "bare", "plain", "timm"])  # "compiled" takes minutes
+def test_each_loop_trains_on_the_same_images(prepared, name):
+    assert throughput.arm(name, "tiny.yaml", [*SETTINGS, "data.workers=0"], 2) > 0
 
 
 def test_the_scan_and_the_bare_work_in_it_find_the_same(prepared, tmp_path):
