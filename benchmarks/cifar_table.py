@@ -121,7 +121,22 @@ def render(section: Section, table: pd.DataFrame, missing: dict[str, str]) -> st
         lines += _chosen(table)
     if missing:
         lines += ["Not run:", "", *(f"- {title}: {why}" for title, why in missing.items()), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, *_not_run(section, table)]).rstrip()
+
+
+def _not_run(section: Section, table: pd.DataFrame) -> list[str]:
+    """Rows with a published figure that have none of ours at the published schedule."""
+    figures = PUBLISHED.get(Path(section.base).stem, {})
+    if section.budget != "published" or not figures:
+        return []
+    there, lacking = set(zip(table["split"], table["row"], strict=True)), []
+    for split in dict.fromkeys(split for row in figures.values() for split in row):
+        rows = [row for row in figures if split in figures[row]]
+        left = [row_title(row) for row in rows if (split, row) not in there]
+        if left:
+            lacking.append(f"{split}: {'every row' if len(left) == len(rows) else ', '.join(left)}")
+    why = "Published, and not run (a GPU, or some hours of a CPU with bf16 for each row)"
+    return [f"{why}: {'; '.join(lacking)}."] if lacking else []
 
 
 def _how(section: Section, table: pd.DataFrame) -> list[str]:

@@ -233,6 +233,8 @@ def main() -> None:
     body += (
         "No loop over this network is further ahead of timm's than a bare step, compiled or not."
     )
+    if not torch.cuda.is_available():
+        body += "\n\nOn a GPU (ResNet-50, ViT-B/16): not run."
     with_ = f", {' '.join(args.set)}" if args.set else ""
     print(write_section(f"throughput{with_}", f"Stage-1 throughput{with_}", body))
 

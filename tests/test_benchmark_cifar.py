@@ -1,13 +1,16 @@
 """benchmarks/cifar_lt.py on twenty-odd images: it trains, tabulates, skips, lists failures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import cifar_lt, cifar_methods, label_text
+from benchmarks import cifar_lt, cifar_methods, cifar_table, label_text
 from benchmarks.cifar_jobs import Job, job_config
 from benchmarks.cifar_methods import ABLATIONS, BUDGETS, HEADS, METHODS, POSTHOC, PUBLISHED, Method
+from benchmarks.cifar_table import Section
 from benchmarks.label_text import others, text_settings, write_shuffled
 from src.artifacts.files import read_arrays, read_json
 from src.config.read import parse_config
@@ -156,6 +159,15 @@ def test_some_methods_have_a_schedule_of_their_own():
     others = job_config(Job(str(CIFAR), "cpu", "ce", "exp100", 0))
     assert short.train.milestones == others.train.milestones
     assert long.train.milestones == (0.6, 0.8)  # of the authors' 200 epochs
+
+
+def test_what_is_published_and_was_not_run_is_said():
+    section = Section("configs/cifar10_lt.yaml", "published")
+    rows = [row for row in PUBLISHED["cifar10_lt"] if row != "bbn"]
+    table = pd.DataFrame({"split": "exp100", "row": rows})
+    (said,) = cifar_table._not_run(section, table)
+    assert said.endswith("exp100: BBN; exp50: every row; exp10: every row.")
+    assert not cifar_table._not_run(replace(section, budget="cpu"), table)
 
 
 def test_every_row_that_is_named_exists():

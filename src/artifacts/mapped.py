@@ -63,13 +63,13 @@ def _mapped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray | Non
             return None
         while file.read(BLOCK):  # to the end, where the checksum is compared
             pass
-    with open(archive.filename, "rb") as file:
-        file.seek(info.header_offset)
-        name, extra = struct.unpack("<HH", file.read(30)[26:])
-        offset += info.header_offset + 30 + name + extra
-        if offset % dtype.alignment:
-            return None
-        try:
-            return np.asarray(np.memmap(file, dtype, "c", offset, shape))
-        except OSError:  # a file system without maps, or no address space left
-            return None
+    file = archive.fp  # and not one opened by name, which may be another by now
+    file.seek(info.header_offset)
+    name, extra = struct.unpack("<HH", file.read(30)[26:])
+    offset += info.header_offset + 30 + name + extra
+    if offset % dtype.alignment:
+        return None
+    try:
+        return np.asarray(np.memmap(file, dtype, "c", offset, shape))
+    except OSError:  # a file system without maps, or no address space left
+        return None
