@@ -26,15 +26,20 @@ QUICK = [
 ]
 
 
-def pytest_collection_finish():
+MANY = 100  # tests from which it pays
+
+
+def pytest_collection_finish(session):
     """Every network that is let go runs the garbage collector; what is imported need not be looked
     at each time, which takes as long as training one here."""
-    gc.collect()
-    gc.freeze()
+    if len(session.items) >= MANY:
+        gc.collect()
+        gc.freeze()
 
 
-def pytest_sessionfinish():
-    gc.unfreeze()  # libraries look for what they leaked
+def pytest_sessionfinish(session):
+    if getattr(session, "testscollected", 0) >= MANY:
+        gc.unfreeze()  # libraries look for what they leaked
 
 
 @pytest.fixture(scope="session")
