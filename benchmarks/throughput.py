@@ -14,8 +14,8 @@ Five arms take turns, each in a process of its own, so that none inherits anothe
             machine: channels_last, prefetcher, workers that live on; its augmentation is the
             config's crop, mirroring and jitter, without the rest
 Images per second are medians over the rounds; the ratios are what counts. No loop over the same
-network can be further ahead of timm's than a bare step is. Each precision and other
-override has a section of its own.
+network can be further ahead of timm's than a bare step is. Each precision and other override has a
+section of its own.
 """
 
 import argparse

@@ -520,7 +520,6 @@ def test_the_search_never_holds_the_logits_of_many_candidates(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(recipes[None]) >= 2
-    print(peak / (n * k * 4))
     assert peak < arrays * n * k * 4
 
 
